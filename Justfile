@@ -1,0 +1,29 @@
+# Everything a contributor runs. `uv run just RECIPE` needs nothing but uv.
+
+default: lint test
+
+# mitmdump with the access log on, e.g. `just run -p 8081`
+run *arguments:
+    mitmdump -s addon/artifactapi.py {{arguments}}
+
+# origin, proxy, real clients and the rows they leave, on this machine alone
+demo:
+    python tests/demo.py
+
+test *options:
+    python -m pytest {{options}}
+
+lint:
+    ruff check .
+    ruff format --check .
+    mypy
+
+fix:
+    ruff check --fix .
+    ruff format .
+
+# build the wheel and run it where no source tree is near
+package:
+    rm -rf dist
+    uv build
+    python tests/wheel_check.py dist/*.whl

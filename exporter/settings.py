@@ -1,0 +1,148 @@
+"""Every setting: its default, unit, bound and reason, declared once; reads nothing but one YAML file."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import platformdirs
+import yaml
+from msgspec import Meta
+
+Count = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0, le=3600)]
+
+
+class SettingsError(Exception):
+    """A setting is wrong. The text is one sentence: file, key, value, what was expected."""
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all sections share: unknown keys are refused, nothing changes after loading."""
+
+
+class DatabaseSettings(_Section, frozen=True):
+    """Where the rows go, and how long a call to the server may take."""
+
+    dsn: str = ""  # libpq connection string or URI; empty: the embedded server
+    connect_seconds: Seconds = 5.0  # longest one attempt to connect may take
+    call_seconds: Seconds = 8.0  # longest one statement or COPY may take, whatever the peer does
+    retry_min_seconds: Seconds = 0.1  # pause after the first failure; doubles from there
+    retry_max_seconds: Seconds = 30.0  # longest pause between two attempts
+
+
+class BufferSettings(_Section, frozen=True):
+    """What may wait in memory. Whichever bound is met first, the newest entry is dropped."""
+
+    max_entries: Count = 65_536
+    max_bytes: Annotated[int, Meta(ge=65_536)] = 64 * 1024 * 1024
+
+
+class BatchSettings(_Section, frozen=True):
+    """When waiting entries are written: whichever comes first."""
+
+    max_entries: Annotated[int, Meta(ge=1, le=10_000)] = 128
+    max_seconds: Seconds = 2.0
+
+
+class ShutdownSettings(_Section, frozen=True):
+    """What a stop may cost: mitmproxy's event loop stands still meanwhile."""
+
+    drain_seconds: Annotated[float, Meta(ge=0, le=60)] = 5.0
+
+
+class RedactSettings(_Section, frozen=True):
+    """What of a query reaches the table."""
+
+    query: Literal["keys", "signed", "drop", "full"] = "keys"
+
+
+class Settings(_Section, frozen=True):
+    """All settings. `Settings()` equals `configs/artifactapi.yaml`; a test holds it to that."""
+
+    node: str = ""  # written into each row; empty: this machine's host name
+    database: DatabaseSettings = DatabaseSettings()
+    buffer: BufferSettings = BufferSettings()
+    batch: BatchSettings = BatchSettings()
+    shutdown: ShutdownSettings = ShutdownSettings()
+    redact: RedactSettings = RedactSettings()
+
+    @property
+    def node_name(self) -> str:
+        """Which proxy writes: `node`, or this machine's host name."""
+        return self.node or platform.node()
+
+    def with_dsn(self, dsn: str) -> Settings:
+        """These settings with another database; an empty `dsn` changes nothing."""
+        if not dsn:
+            return self
+        return msgspec.structs.replace(
+            self, database=msgspec.structs.replace(self.database, dsn=dsn)
+        )
+
+
+def load_settings(path: Path | None) -> Settings:
+    """Read settings from a YAML file; None gives the defaults.
+
+    Raises:
+        SettingsError: the file can't be read, is no YAML, or holds an unknown key or a wrong value.
+    """
+    if path is None:
+        return Settings()
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise SettingsError(f"{path}: can't be read ({e.strerror}).") from e
+    except UnicodeDecodeError as e:
+        raise SettingsError(f"{path}: is not UTF-8 text.") from e
+    except yaml.YAMLError as e:
+        raise SettingsError(f"{path}: is no YAML: {_yaml_problem(e)}.") from e
+    try:
+        settings = msgspec.convert({} if document is None else document, Settings)
+    except msgspec.ValidationError as e:
+        raise SettingsError(f"{path}: {_sentence(str(e), document)}") from e
+    if settings.database.retry_max_seconds < settings.database.retry_min_seconds:
+        raise SettingsError(
+            f"{path}: database.retry_max_seconds is {settings.database.retry_max_seconds}, "
+            f"expected at least retry_min_seconds ({settings.database.retry_min_seconds})."
+        )
+    return settings
+
+
+def resolve_dsn(option: str, settings: Settings) -> str:
+    """Where the database is; first hit wins: option, ARTIFACTAPI_DSN, `database.dsn`, "" (embedded)."""
+    return option or os.environ.get("ARTIFACTAPI_DSN", "") or settings.database.dsn
+
+
+def data_folder() -> Path:
+    """Where the embedded server and the spool keep their files; created by whoever writes there.
+
+    `ARTIFACTAPI_HOME`, else the platform's user data folder.
+    """
+    home = os.environ.get("ARTIFACTAPI_HOME")
+    path = Path(home) if home else platformdirs.user_data_path("artifactapi", appauthor=False)
+    return path.expanduser().absolute()
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem}, line {error.problem_mark.line + 1}"
+    return str(error).replace("\n", " ")
+
+
+def _sentence(problem: str, document: Any) -> str:
+    """msgspec's "Expected `int` >= 1 - at `$.buffer.max_entries`" with the key first and the value."""
+    expected, _, place = problem.partition(" - at `$")
+    key = place.rstrip("`").lstrip(".")
+    if expected.startswith("Object contains unknown field"):
+        unknown = expected.split("`")[1]
+        return f"{key + '.' if key else ''}{unknown} is not a setting; remove it or correct its name."
+    value = document
+    for part in key.split(".") if key else ():
+        value = value[part]
+    shown = "***" if key.endswith("dsn") else repr(value)
+    wanted = expected.removeprefix("Expected ").replace("`", "").partition(", got ")[0]
+    return f"{key or 'the file'} is {shown}, expected {wanted}."
