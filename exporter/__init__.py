@@ -1,0 +1,111 @@
+"""The access log, from an exchange to its row in Postgres; knows nothing of mitmproxy."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+from .buffer import Buffer
+from .database import insert_access_log_batch, public_name
+from .entry import AccessLogEntry
+from .exchange import RESPONSE_FIELDS, Exchange
+from .settings import Settings, SettingsError, data_folder, load_settings, resolve_dsn
+from .writer import Writer
+
+__all__ = [
+    "RESPONSE_FIELDS",
+    "AccessLogEntry",
+    "Exchange",
+    "Exporter",
+    "Settings",
+    "SettingsError",
+    "data_folder",
+    "insert_access_log_batch",
+    "load_settings",
+    "resolve_dsn",
+]
+
+_ROOM_TICK_SECONDS = 0.01
+_STANDSTILL_SECONDS = (
+    60.0  # then the database is taken for gone, and entries are dropped and counted
+)
+
+# psycopg reports what we handle; mitmproxy would show every record of it.
+logging.getLogger("psycopg").setLevel(logging.ERROR)
+
+
+class Exporter:
+    """The log of one proxy: existing means running, `stop` ends it.
+
+    One thread calls `log_access`; everything else may be called from any.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._buffer = Buffer(settings.buffer, settings.batch.max_entries)
+        self._writer = Writer(settings, self._buffer)
+
+    def log_access(self, exchange: Exchange) -> bool:
+        """Take in one exchange; False if it was dropped because the buffer is full. Never blocks."""
+        return self._buffer.put(exchange)
+
+    def wait_for_room(self, size: int) -> bool:
+        """Wait until an exchange of this size would be taken in; False if nothing moves any more.
+
+        For whoever can afford it: reading old flows from a file. A proxied request never can.
+        """
+        pause = threading.Event()
+        taken, since = self._buffer.bytes_out, time.monotonic()
+        while not self._buffer.has_room(size):
+            if self._buffer.bytes_out != taken:
+                taken, since = self._buffer.bytes_out, time.monotonic()
+            elif time.monotonic() - since > _STANDSTILL_SECONDS:
+                return False
+            pause.wait(_ROOM_TICK_SECONDS)
+        return True
+
+    def use(self, settings: Settings) -> None:
+        """Go on with other settings; what waits stays in line and goes where they say."""
+        self._settings = settings
+        self._buffer.bounds = settings.buffer
+        self._buffer.wake_entries = settings.batch.max_entries
+        self._writer.use(settings)
+
+    def stop(self) -> bool:
+        """Write what is left within `shutdown.drain_seconds` and one more; True if nothing was lost.
+
+        Idempotent.
+        """
+        return self._writer.stop(self._settings.shutdown.drain_seconds)
+
+    def status(self) -> dict[str, Any]:
+        """Counters that never go down, and gauges.
+
+        At every moment seen = written + dropped + rejected + waiting + spooled.
+        """
+        progress = self._writer.progress
+        # What only grows is read before what it is a part of, so that `waiting` is never negative.
+        written, rejected, lost = progress.written, progress.rejected, progress.lost
+        dropped = self._buffer.dropped + lost
+        seen = self._buffer.seen
+        return {
+            "seen": seen,
+            "written": written,
+            "dropped": dropped,
+            "rejected": rejected,
+            "waiting": seen - written - dropped - rejected,
+            "spooled": 0,
+            "retries": progress.retries,
+            "failures": progress.failures,
+            "last_error": progress.last_error,
+            "last_written_at": progress.last_written_at,
+            "database": self.database_name,
+        }
+
+    @property
+    def database_name(self) -> str:
+        """Where the rows go, fit to be shown: no password."""
+        dsn = self._settings.database.dsn
+        return public_name(dsn) if dsn else f"embedded PostgreSQL in {data_folder()}"

@@ -134,12 +134,14 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
 
 
 def _sentence(problem: str, document: Any) -> str:
-    """msgspec's "Expected `int` >= 1 - at `$.buffer.max_entries`" with the key first and the value."""
+    """Turn "Expected `int` >= 1 - at `$.buffer.max_entries`" round: key, value, what was expected."""
     expected, _, place = problem.partition(" - at `$")
     key = place.rstrip("`").lstrip(".")
     if expected.startswith("Object contains unknown field"):
         unknown = expected.split("`")[1]
-        return f"{key + '.' if key else ''}{unknown} is not a setting; remove it or correct its name."
+        return (
+            f"{key + '.' if key else ''}{unknown} is not a setting; remove it or correct its name."
+        )
     value = document
     for part in key.split(".") if key else ():
         value = value[part]

@@ -1,0 +1,130 @@
+"""The script mitmproxy loads: options, life cycle and the status command; reading flows is flows.py's job."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+# mitmproxy runs this file by its path, with no package around it: the folder above holds both packages.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mitmproxy import command, ctx, exceptions, flowfilter
+
+from addon import handover
+from addon.flows import FlowLog, streams_late
+from exporter import Exporter, Settings, SettingsError, load_settings, resolve_dsn
+
+logger = logging.getLogger(__name__)
+
+_PREFIX = "artifactapi_"
+_OPTIONS = {
+    "artifactapi_config": "YAML file with all settings of the access log. Empty: the defaults.",
+    "artifactapi_dsn": (
+        "Where the access log goes: a libpq connection string or URI, without a password (use ~/.pgpass, "
+        "PGPASSWORD or a service file). Empty: ARTIFACTAPI_DSN, then database.dsn in the settings file, "
+        "then an embedded PostgreSQL."
+    ),
+    "artifactapi_filter": "Filter expression: only flows that match are logged. Empty: all.",
+}
+
+
+class ArtifactApi:
+    """Owns the exporter from `running` to `done`."""
+
+    name = "artifactapi"
+
+    def __init__(self) -> None:
+        self.flows = FlowLog()
+        self.addons = [self.flows]
+        self._settings: Settings | None = None
+        self._exporter: Exporter | None = None
+
+    def load(self, loader) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001 - as mitmproxy's own
+        """Declare our options. All are text: a script's bad number is refused in silence (#8013)."""
+        for name, text in _OPTIONS.items():
+            loader.add_option(name, str, "", text)
+
+    def configure(self, updated: set[str]) -> None:
+        """Take over changed options; a wrong one is refused with one sentence."""
+        try:
+            if "artifactapi_filter" in updated:
+                self.flows.filter = _filter(ctx.options.artifactapi_filter)
+            if updated & {"artifactapi_config", "artifactapi_dsn"}:
+                self._take(_settings(ctx.options.artifactapi_config, ctx.options.artifactapi_dsn))
+        except (SettingsError, ValueError) as e:
+            if self._exporter is not None:
+                raise exceptions.OptionsError(str(e)) from e  # type: ignore[no-untyped-call]
+            # An ERROR before mitmproxy runs stops it; an exception would show a traceback too.
+            logger.error("%s", e)  # noqa: TRY400
+        if "stream_large_bodies" in updated:
+            self.flows.may_stream_late = streams_late()
+
+    def running(self) -> None:
+        """Start writing, and say where to. Here and not in `load`: only now will `done` be called."""
+        if self._settings is None:
+            return
+        for name in ctx.options.deferred:
+            if name.startswith(_PREFIX):
+                logger.warning("There is no option %s; there are %s.", name, ", ".join(_OPTIONS))
+        self._exporter = Exporter(self._settings)
+        self.flows.log_access = self._exporter.log_access
+        self.flows.wait_for_room = self._exporter.wait_for_room
+        self.flows.take_over(handover.take())
+        logger.info(
+            "Access log: rows go to %s. See them with: artifactapi tail -f",
+            self._exporter.database_name,
+        )
+
+    def done(self) -> None:
+        """Write what is left, within shutdown.drain_seconds, flows still under way included."""
+        exporter, self._exporter = self._exporter, None
+        if exporter is None:
+            return
+        if ctx.master.should_exit.is_set():
+            self.flows.end_all()
+        else:
+            handover.give(self.flows.hand_over())  # the script is being edited
+        self.flows.log_access = None
+        exporter.stop()
+        _say_goodbye(exporter)
+
+    @command.command("artifactapi.status")  # type: ignore[untyped-decorator]
+    def status(self) -> str:
+        """Counters of the access log as one JSON object: what was seen, written, dropped, rejected, waits."""
+        if self._exporter is None:
+            raise exceptions.CommandError("The access log is not running.")
+        return json.dumps({**self._exporter.status(), "unreadable": self.flows.failures})
+
+    def _take(self, settings: Settings) -> None:
+        self._settings = settings
+        if self._exporter is not None:
+            self._exporter.use(settings)
+            logger.info("Access log: rows now go to %s.", self._exporter.database_name)
+
+
+def _settings(config: str, dsn: str) -> Settings:
+    settings = load_settings(Path(config).expanduser() if config else None)
+    return settings.with_dsn(resolve_dsn(dsn, settings))
+
+
+def _filter(expression: str) -> flowfilter.TFilter | None:
+    return flowfilter.parse(expression) if expression else None
+
+
+def _say_goodbye(exporter: Exporter) -> None:
+    status = exporter.status()
+    lost = status["dropped"] + status["rejected"] + status["waiting"]
+    if lost:
+        logger.warning(
+            "Access log: %d entries written, %d lost (%s).",
+            status["written"],
+            lost,
+            status["last_error"] or "no time was left to write them",
+        )
+    else:
+        logger.info("Access log: %d entries written, none lost.", status["written"])
+
+
+addons = [ArtifactApi()]

@@ -1,0 +1,167 @@
+"""The command `artifactapi`: run mitmproxy with the log on, and reach the database; writes no rows."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import psycopg
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from exporter import Settings, SettingsError, load_settings, resolve_dsn
+from exporter.database import DeadlineExceededError, connect, describe, reachable, without_password
+from exporter.embedded import EmbeddedServer, programs
+from exporter.schema import SchemaError, ensure_schema, grants, schema_name
+from exporter.tail import follow, header, line, newest
+
+SCRIPT = Path(__file__).resolve().with_name("artifactapi.py")
+_TOOLS = ("mitmdump", "mitmproxy", "mitmweb")
+_TROUBLE = (psycopg.Error, DeadlineExceededError, SchemaError, OSError)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="artifactapi")
+@click.option("--dsn", default="", help="Connection string or URI of the database.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="Settings file, as for the option artifactapi_config.",
+)
+@click.pass_context
+def main(context: click.Context, dsn: str, config: Path | None) -> None:
+    """Access log of mitmproxy in Postgres.
+
+    The database is the one that --dsn, ARTIFACTAPI_DSN or the settings file names, else the
+    embedded server, which is started while a command needs it.
+    """
+    try:
+        settings = load_settings(config)
+    except SettingsError as e:
+        raise click.ClickException(str(e)) from None
+    context.obj = settings.with_dsn(resolve_dsn(dsn, settings))
+
+
+@main.command()
+def path() -> None:
+    """Print the script's path: mitmdump -s "$(artifactapi path)"."""
+    click.echo(SCRIPT)
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--web", "tool", flag_value="mitmweb", help="Run mitmweb instead of mitmdump.")
+@click.option("--console", "tool", flag_value="mitmproxy", help="Run mitmproxy's console instead.")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run(tool: str | None, arguments: tuple[str, ...]) -> None:
+    """Run mitmdump with the access log on. ARGUMENTS are mitmproxy's own."""
+    from mitmproxy.tools import main as mitmproxy  # noqa: PLC0415 - takes half a second
+
+    sys.argv = [tool or "mitmdump", "-s", str(SCRIPT), *arguments]
+    sys.exit(getattr(mitmproxy, sys.argv[0])(sys.argv[1:]))
+
+
+@main.command()
+@click.pass_obj
+def dsn(settings: Settings) -> None:
+    """Print a connection string without a password, for psql and friends.
+
+    The embedded server answers to it while a proxy or another command keeps it running.
+    """
+    click.echo(without_password(settings.database.dsn or EmbeddedServer().dsn))
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def psql(settings: Settings, arguments: tuple[str, ...]) -> None:
+    """Open psql on the database. ARGUMENTS are psql's own."""
+    program = shutil.which("psql") or str(programs() / "psql")
+    try:
+        with reachable(settings.database) as target:
+            # In the environment no password shows in the list of processes.
+            done = subprocess.run(
+                [program, without_password(target), *arguments],
+                check=False,
+                env=_with_password(target),
+            )
+    except _TROUBLE as e:
+        raise click.ClickException(describe(e)) from None
+    sys.exit(done.returncode)
+
+
+@main.command()
+@click.option(
+    "--proxy-role",
+    default="artifactapi_proxy",
+    show_default=True,
+    help="Role the proxies log in as.",
+)
+@click.option(
+    "--reader-role", default="artifactapi_reader", show_default=True, help="Role that reads."
+)
+@click.pass_obj
+def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
+    """Create the schema, or bring it to this version, and print the grants for two roles.
+
+    The first may write rows and neither read nor change them, the second may read.
+    """
+    try:
+        with (
+            reachable(settings.database) as target,
+            connect(target, settings.database) as connection,
+        ):
+            ensure_schema(connection)
+            schema = schema_name(connection)
+    except _TROUBLE as e:
+        raise click.ClickException(describe(e)) from None
+    click.echo(
+        f"-- The schema is in place ({schema}.access_log). For roles with no more rights than they need:"
+    )
+    click.echo(f"-- CREATE ROLE {proxy_role} LOGIN; CREATE ROLE {reader_role} LOGIN;")
+    click.echo(grants(schema, proxy_role, reader_role), nl=False)
+
+
+@main.command()
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(0, 100_000),
+    default=20,
+    show_default=True,
+    help="How many rows.",
+)
+@click.option("-f", "--follow", "following", is_flag=True, help="Go on with rows as they arrive.")
+@click.pass_obj
+def tail(settings: Settings, lines: int, *, following: bool) -> None:
+    """Show the newest rows."""
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        with (
+            reachable(settings.database) as target,
+            connect(target, settings.database) as connection,
+        ):
+            ensure_schema(connection)
+            rows = newest(connection, lines)
+            console.print(header())
+            for row in rows:
+                console.print(line(row))
+            if following:
+                for row in follow(connection, rows):
+                    console.print(line(row))
+    except KeyboardInterrupt:
+        pass
+    except BrokenPipeError:
+        # Whoever read us has gone; let no flush at exit fail over it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except _TROUBLE as e:
+        raise click.ClickException(describe(e)) from None
+
+
+def _with_password(target: str) -> dict[str, str]:
+    password = psycopg.conninfo.conninfo_to_dict(target).get("password")
+    return {**os.environ, "PGPASSWORD": str(password)} if password else dict(os.environ)

@@ -1,0 +1,245 @@
+"""Turn each wire flow into exactly one exchange, however it ends; one short method a hook.
+
+mitmproxy has no hook that means "this flow is over and the client has what it gets". A flow is
+marked when its last hook comes, and captured in the `update` that follows: that one runs after
+all other addons had their say, also those that come later in the chain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from mitmproxy import ctx, http
+from mitmproxy.flow import Error, Flow
+
+from addon.capture import capture, capture_tls_failure
+from addon.streamed import count_stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mitmproxy import flowfilter
+    from mitmproxy.connection import Client
+    from mitmproxy.proxy.server_hooks import ServerConnectionHookData
+    from mitmproxy.tls import TlsData
+
+    from exporter import Exchange
+
+logger = logging.getLogger(__name__)
+
+# How long a flow may outlive its client before it is taken for one that no hook will end.
+_ORPHAN_SECONDS = 2.0
+
+
+class Note:
+    """What is remembered of a flow while it runs."""
+
+    __slots__ = (
+        "answered_by_addon",
+        "connected_anew",
+        "cut_by_shutdown",
+        "ended",
+        "head_came",
+        "is_connect",
+        "is_import",
+        "is_tunnel",
+        "last_message",
+        "response_came",
+        "websocket_received",
+        "websocket_sent",
+    )
+
+    def __init__(self, *, is_import: bool = False, is_connect: bool = False) -> None:
+        self.is_import = is_import
+        self.is_connect = is_connect
+        self.is_tunnel = False  # a CONNECT that was granted
+        self.head_came = False  # the response head, from upstream or from an addon
+        self.answered_by_addon = False
+        self.response_came = False  # all of it
+        self.connected_anew = False  # first exchange on its upstream connection
+        self.ended = False
+        self.cut_by_shutdown = False
+        self.websocket_sent = 0
+        self.websocket_received = 0
+        self.last_message: object = None
+
+
+class FlowLog:
+    """Follows flows on mitmproxy's event loop and hands each that ended to `log_access`, once."""
+
+    name = "artifactapi-flows"
+
+    def __init__(self) -> None:
+        self.log_access: Callable[[Exchange], bool] | None = None
+        self.wait_for_room: Callable[[int], bool] | None = None
+        self.filter: flowfilter.TFilter | None = None
+        self.failures = 0
+        self.may_stream_late = False
+        self._open: dict[Flow, Note] = {}
+        self._fresh_servers: set[str] = set()  # connections no exchange has used yet
+        self._tunnels: dict[str, http.HTTPFlow] = {}  # nothing was asked through them yet
+
+    def requestheaders(self, flow: http.HTTPFlow) -> None:
+        """A flow begins; one that is not live and has no client comes from a file."""
+        live = flow.live or flow.client_conn.connected
+        self._open[flow] = Note(is_import=not live)
+        if self._tunnels:
+            self._tunnels.pop(flow.client_conn.id, None)
+
+    def request(self, flow: http.HTTPFlow) -> None:
+        """The request is complete; for one saved without an answer that is the end."""
+        note = self._open.get(flow)
+        if note is not None and note.is_import and flow.response is None and flow.error is None:
+            note.ended = True
+
+    def responseheaders(self, flow: http.HTTPFlow) -> None:
+        """The response head came, from upstream or made by an addon."""
+        note = self._open.get(flow)
+        if note is not None:
+            note.head_came = True
+
+    def response(self, flow: http.HTTPFlow) -> None:
+        """The response is complete; a websocket goes on, and a saved error has its own hook."""
+        note = self._open.get(flow)
+        if note is not None:
+            note.response_came = True
+            note.ended = flow.websocket is None and not (note.is_import and flow.error)
+
+    def error(self, flow: http.HTTPFlow) -> None:
+        """The flow failed."""
+        self._end(flow)
+
+    def websocket_end(self, flow: http.HTTPFlow) -> None:
+        """The websocket was closed, by whomever."""
+        self._end(flow)
+
+    def http_connect(self, flow: http.HTTPFlow) -> None:
+        """A client asks for a tunnel."""
+        self._open[flow] = Note(is_connect=True)
+
+    def http_connected(self, flow: http.HTTPFlow) -> None:
+        """The tunnel is there; what is asked through it are flows of their own."""
+        if self._open.pop(flow, None) is not None:
+            self._tunnels[flow.client_conn.id] = flow
+
+    def http_connect_error(self, flow: http.HTTPFlow) -> None:
+        """The tunnel was refused, by upstream, mitmproxy or an addon."""
+        self._end(flow)
+
+    def server_connected(self, data: ServerConnectionHookData) -> None:
+        """A new upstream connection: the first exchange on it paid for it."""
+        self._fresh_servers.add(data.server.id)
+
+    def server_disconnected(self, data: ServerConnectionHookData) -> None:
+        """An upstream connection is gone."""
+        self._fresh_servers.discard(data.server.id)
+
+    def tls_failed_client(self, data: TlsData) -> None:
+        """A client does not trust our certificate; there will be no flow."""
+        self._tunnels.pop(data.context.client.id, None)
+        if self.log_access is not None and self.filter is None:
+            self.log_access(capture_tls_failure(data))
+
+    def client_disconnected(self, client: Client) -> None:
+        """What no hook has ended ends here, after a grace for hooks that are still on their way."""
+        tunnel = self._tunnels.pop(client.id, None)
+        if tunnel is not None:
+            note = Note(is_connect=True)
+            note.is_tunnel = True
+            self._record(tunnel, note)
+        left = [flow for flow in self._open if flow.client_conn is client]
+        if left:
+            asyncio.get_running_loop().call_later(_ORPHAN_SECONDS, self._end_orphans, left)
+
+    def update(self, flows: Sequence[Flow]) -> None:
+        """Runs after each hook, when every addon has had its say."""
+        for flow in flows:
+            note = self._open.get(flow)
+            if note is None:
+                continue
+            if note.ended:
+                del self._open[flow]
+                self._record(flow, note)  # type: ignore[arg-type] # only HTTP flows are open
+            else:
+                self._look(flow, note)  # type: ignore[arg-type]
+
+    def end_all(self) -> None:
+        """The proxy stops: record what is still under way."""
+        for flow, note in self._open.items():
+            note.cut_by_shutdown = not note.is_import
+            self._record(flow, note)  # type: ignore[arg-type]
+        self._open.clear()
+
+    def hand_over(self) -> dict[Flow, Note]:
+        """What is under way, for the next instance of a script that is loaded anew."""
+        flows, self._open = self._open, {}
+        return flows
+
+    def take_over(self, flows: dict[Flow, Note]) -> None:
+        """Go on with the flows of the instance before."""
+        self._open.update(flows)
+
+    def _end(self, flow: http.HTTPFlow) -> None:
+        note = self._open.get(flow)
+        if note is not None:
+            note.ended = True
+
+    def _look(self, flow: http.HTTPFlow, note: Note) -> None:
+        """A flow goes on: count what it streams, and see who answered."""
+        if flow.websocket is not None:
+            self._count_message(flow, note)
+        elif note.is_connect:
+            if flow.error is not None and flow.error.msg == Error.KILLED_MESSAGE:
+                del self._open[flow]  # no hook follows
+                self._record(flow, note)
+        elif flow.response is None:
+            if not note.is_import:
+                count_stream(flow.request, may_stream_late=self.may_stream_late)
+        elif note.head_came:
+            if not note.is_import:
+                count_stream(flow.response, may_stream_late=self.may_stream_late)
+        else:
+            note.answered_by_addon = not note.is_import
+
+    def _count_message(self, flow: http.HTTPFlow, note: Note) -> None:
+        messages = flow.websocket.messages if flow.websocket is not None else ()
+        message = messages[-1] if messages else None
+        if message is None or message is note.last_message:
+            return
+        note.last_message = message
+        if not message.dropped:
+            if message.from_client:
+                note.websocket_sent += len(message.content)
+            else:
+                note.websocket_received += len(message.content)
+
+    def _end_orphans(self, flows: Sequence[Flow]) -> None:
+        for flow in flows:
+            note = self._open.pop(flow, None)
+            if note is not None:
+                self._record(flow, note)  # type: ignore[arg-type]
+
+    def _record(self, flow: http.HTTPFlow, note: Note) -> None:
+        """Capture and hand over. Nothing of ours may reach the proxied request, whatever happens."""
+        server_id = flow.server_conn.id
+        if server_id in self._fresh_servers:
+            self._fresh_servers.discard(server_id)
+            note.connected_anew = True
+        try:
+            if self.log_access is not None and (self.filter is None or self.filter(flow)):
+                exchange = capture(flow, note)
+                if note.is_import and self.wait_for_room is not None:
+                    # mitmproxy reads a file with its loop blocked: only here nobody is held up.
+                    self.wait_for_room(exchange.size)
+                self.log_access(exchange)
+        except Exception:
+            self.failures += 1
+            if self.failures == 1:
+                logger.warning("A flow could not be read for the access log.", exc_info=True)
+
+
+def streams_late() -> bool:
+    """Whether mitmproxy may begin to stream a body in its middle."""
+    return bool(ctx.options.stream_large_bodies)

@@ -1,0 +1,151 @@
+"""What the client got, and why: status and kind of error of a flow that has ended; pure functions.
+
+mitmproxy answers some failures itself without a trace on the flow, and says most of what went
+wrong in a message alone. The table below is of mitmproxy 12 (proxy/layers/http and
+proxy/layers/tls), each line provoked on the wire by a test. What can't be known is None.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from mitmproxy import ctx
+from mitmproxy.connection import ConnectionState
+from mitmproxy.flow import Error
+
+if TYPE_CHECKING:
+    from mitmproxy import http
+
+    from addon.flows import Note
+
+_BAD_GATEWAY = 502
+_TOO_LARGE = 413
+_BAD_REQUEST = 400
+_PROXY_AUTH = 407
+# RFC 6455 7.4.1: normal closure, going away, no status given.
+_NORMAL_CLOSE_CODES = frozenset({None, 1000, 1001, 1005})
+
+# (pattern, error_type, status mitmproxy makes of it while the client listens)
+_MESSAGES: tuple[tuple[re.Pattern[str], str, int | None], ...] = tuple(
+    (re.compile(pattern), error_type, status)
+    for pattern, error_type, status in (
+        (r"Request body exceeds mitmproxy's body_size_limit", "too_large", _TOO_LARGE),
+        (r"Response body exceeds mitmproxy's body_size_limit", "too_large", _BAD_GATEWAY),
+        (
+            r"from client, refusing|Invalid request scheme|HTTP CONNECT request",
+            "protocol",
+            _BAD_REQUEST,
+        ),
+        (r"from server, refusing|Cannot parse HTTP response", "protocol", _BAD_GATEWAY),
+        (r"unexpected server response", "protocol", _BAD_GATEWAY),
+        (r"Connection killed", "killed", _BAD_GATEWAY),
+        (
+            (
+                r"\[Errno -\d+\]|Name or service not known|nodename nor servname|getaddrinfo failed"
+                r"|No address associated|name resolution"
+            ),
+            "dns",
+            _BAD_GATEWAY,
+        ),
+        (r"\[Errno (?:110|60)\]|timed out|[Tt]imeout", "connect_timeout", _BAD_GATEWAY),
+        (r"Connect call failed|\[Errno|Multiple exceptions|[Rr]efused", "connect", _BAD_GATEWAY),
+        (
+            r"[Cc]ertificate|does not speak TLS|OpenSSL|TLS|SSL|QUIC handshake|handshake",
+            "tls_upstream",
+            _BAD_GATEWAY,
+        ),
+        (r"stream (?:reset|closed) by client \((?:H3_REQUEST_)?CANCEL", "upstream_closed", None),
+        (r"stream (?:reset|closed) by client", "upstream_closed", _BAD_GATEWAY),
+        (r"closed|peer unexpectedly|EOF|NO_ERROR", "upstream_closed", _BAD_GATEWAY),
+        (r"protocol error|Received|invalid|Invalid", "protocol", _BAD_GATEWAY),
+    )
+)
+# HTTP/1 heads that mitmproxy answers with 400 by itself leave these alone.
+_CLIENT_GONE = re.compile(r"Client disconnected|HTTP/1 protocol error|peer closed|NO_ERROR|stream ")
+_AMBIGUOUS_RESET = re.compile(r"stream (?:reset|closed) by client \((?!(?:H3_REQUEST_)?CANCEL)")
+
+
+class Outcome(NamedTuple):
+    """How an exchange ended: None everywhere means well, but for the status."""
+
+    status_code: int | None
+    error_type: str | None
+    error: str | None
+
+
+def outcome(flow: http.HTTPFlow, note: Note) -> Outcome:
+    """How this flow ended, as far as mitmproxy lets anyone know. Call it once it has."""
+    response = flow.response
+    head_sent = response is not None and note.head_came and bool(response.stream)
+    if note.cut_by_shutdown:
+        status = response.status_code if response and (head_sent or flow.websocket) else None
+        return Outcome(status, "shutdown", "The proxy was stopped.")
+    if note.is_connect:
+        return _connect_outcome(flow)
+    if flow.error is None:
+        return _answered(flow, note)
+    message = flow.error.msg
+    if message == Error.KILLED_MESSAGE:
+        sent = response is not None and note.response_came and head_sent
+        return Outcome(response.status_code if sent and response else None, "killed", message)
+    if response is not None and (head_sent or (note.is_import and response.timestamp_end)):
+        return Outcome(response.status_code, _kind(flow, message)[0], message)
+    error_type, status = _kind(flow, message)
+    return Outcome(None if note.is_import else status, error_type, message)
+
+
+def _answered(flow: http.HTTPFlow, note: Note) -> Outcome:
+    response = flow.response
+    if response is None:
+        return Outcome(None, None, None)
+    status = response.status_code
+    websocket = flow.websocket
+    if websocket is not None and websocket.close_code not in _NORMAL_CLOSE_CODES:
+        text = f"WebSocket closed with code {websocket.close_code}."
+        side = "client_disconnected" if websocket.closed_by_client else "upstream_closed"
+        return Outcome(status, side, text)
+    if note.answered_by_addon and status == _PROXY_AUTH:
+        return Outcome(status, "proxy_auth", None)
+    return Outcome(status, None, None)
+
+
+def _connect_outcome(flow: http.HTTPFlow) -> Outcome:
+    """A CONNECT that made no tunnel, or one that nothing was ever asked through."""
+    if flow.error is not None:
+        return Outcome(None, "killed", flow.error.msg)
+    status = flow.response.status_code if flow.response else None
+    text = flow.server_conn.error
+    if text:
+        return Outcome(status, _kind(flow, text)[0], text)
+    return Outcome(status, "proxy_auth" if status == _PROXY_AUTH else None, None)
+
+
+def _kind(flow: http.HTTPFlow, message: str) -> tuple[str, int | None]:
+    """Kind of error, and the status the client got of mitmproxy's own making."""
+    if message.startswith("Client disconnected"):
+        return ("upstream_timeout" if _timed_out(flow) else "client_disconnected"), None
+    listening = bool(flow.client_conn.state & ConnectionState.CAN_WRITE)
+    if not listening:
+        if flow.request.timestamp_end is None and not _CLIENT_GONE.match(message):
+            return "protocol", _BAD_REQUEST  # mitmproxy sends 400 and closes before any hook
+        return "client_disconnected", None
+    if "stream " in message and flow.server_conn.alpn not in (b"h2", b"h3"):
+        return "client_disconnected", None  # only a client can have reset it
+    for pattern, error_type, status in _MESSAGES:
+        if pattern.search(message):
+            # With multiplexing on both sides the message does not say which of them reset.
+            return error_type, None if _AMBIGUOUS_RESET.match(message) else status
+    return "_OTHER", _BAD_GATEWAY
+
+
+def _timed_out(flow: http.HTTPFlow) -> bool:
+    """The inactivity time-out says "Client disconnected." too; the idle time tells them apart.
+
+    Only where the connection carries one exchange at a time: others would have kept it alive.
+    """
+    if flow.error is None or flow.client_conn.alpn in (b"h2", b"h3"):
+        return False
+    asked = flow.request.timestamp_end or flow.request.timestamp_start
+    last_sign = max(asked, flow.server_conn.timestamp_tcp_setup or 0.0)
+    return bool(flow.error.timestamp - last_sign >= ctx.options.tcp_timeout)

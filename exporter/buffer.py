@@ -1,0 +1,76 @@
+"""What waits between the proxy's thread and the writer's, bounded in entries and bytes; no locks, no I/O."""
+
+from __future__ import annotations
+
+from collections import deque
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .exchange import Exchange
+    from .settings import BufferSettings
+
+
+class Buffer:
+    """One thread puts, one takes; neither waits for the other.
+
+    Each counter is written by one thread only and never goes down, so that no lock is needed:
+    `seen`, `dropped` and `bytes_in` belong to the thread that puts, `taken` and `bytes_out` to the
+    one that takes.
+    """
+
+    def __init__(self, bounds: BufferSettings, wake_entries: int) -> None:
+        """`wake_entries` waiting entries wake a taker at once."""
+        self.bounds = bounds
+        self.wake_entries = wake_entries
+        self.seen = 0
+        self.dropped = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self._entries: deque[Exchange] = deque()
+        # SimpleQueue.put neither blocks nor takes a lock that a taker holds (Python docs, queue).
+        self._wake: SimpleQueue[None] = SimpleQueue()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def put(self, exchange: Exchange) -> bool:
+        """Append, or drop and count when full; False if dropped. Never blocks, never raises."""
+        self.seen += 1
+        entries = self._entries
+        if not self.has_room(exchange.size):
+            # The newest goes, not the oldest: what is already in line keeps its place.
+            self.dropped += 1
+            return False
+        self.bytes_in += exchange.size
+        entries.append(exchange)
+        if len(entries) >= self.wake_entries and self._wake.empty():
+            self._wake.put(None)
+        return True
+
+    def has_room(self, size: int) -> bool:
+        """Whether one more entry of this size would be taken in."""
+        return (
+            len(self._entries) < self.bounds.max_entries
+            and self.bytes_in - self.bytes_out + size <= self.bounds.max_bytes
+        )
+
+    def take(self, limit: int) -> list[Exchange]:
+        """The oldest entries, in order, at most `limit`; empty if none wait."""
+        entries = self._entries
+        batch = [entries.popleft() for _ in range(min(limit, len(entries)))]
+        self.bytes_out += sum(exchange.size for exchange in batch)
+        return batch
+
+    def wait(self, seconds: float) -> None:
+        """Return when `wake_entries` wait, when somebody calls `wake`, or after `seconds`."""
+        if len(self._entries) >= self.wake_entries:
+            return
+        try:
+            self._wake.get(timeout=max(seconds, 0.0))
+        except Empty:
+            return
+
+    def wake(self) -> None:
+        """End a `wait` now. Any thread may call it."""
+        self._wake.put(None)

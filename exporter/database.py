@@ -1,0 +1,400 @@
+"""The one connection: open it, COPY batches into access_log, and say what an error means.
+
+Knows nothing of threads, retries or the buffer. Whose fault an error is, is decided here by
+SQLSTATE, never by exception class: psycopg files a poison row under OperationalError and a
+failover under InternalError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import re
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from .embedded import EmbeddedServer
+from .entry import AccessLogEntry
+from .schema import SchemaError, ensure_schema
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from psycopg.abc import RV, PQGen
+
+    from .settings import DatabaseSettings
+
+COLUMNS = AccessLogEntry._fields
+_COLUMN_LIST = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
+_COPY = sql.SQL("COPY access_log ({}) FROM STDIN").format(_COLUMN_LIST)
+_INSERT = sql.SQL("INSERT INTO access_log ({}) VALUES ({}) ON CONFLICT DO NOTHING").format(
+    _COLUMN_LIST, sql.SQL(", ").join(sql.Placeholder() for _ in COLUMNS)
+)
+_ENSURE_PARTITION = "SELECT access_log_ensure_partition(%s)"
+
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+_NEEDS_ESCAPE = re.compile(r"[\\\t\n\r]")
+_COPY_LINE = re.compile(r"\bCOPY \S+, line (\d+)")
+
+_KNOWN_DAYS = 1024  # partitions remembered as made
+_MAX_REASON = 300
+
+
+class DatabaseAway(Exception):  # noqa: N818 - not an error: a state to wait through
+    """The batch was not written, or it is not known whether it was; send it again later.
+
+    `configuration` says that nobody but the user can mend it.
+    """
+
+    def __init__(self, reason: str, *, configuration: bool = False) -> None:
+        super().__init__(reason)
+        self.configuration = configuration
+
+
+class DeadlineExceededError(Exception):
+    """A call to the server took longer than it may."""
+
+
+class Rejection(NamedTuple):
+    """One entry that Postgres will not take, and why."""
+
+    entry: AccessLogEntry
+    sqlstate: str
+    reason: str
+
+
+class Fault(enum.Enum):
+    """Whose fault an error is, hence what to do about it."""
+
+    ROW = "leave the row out"
+    DUPLICATE = "insert what is not there yet"
+    PARTITION = "make the partition"
+    SCHEMA = "make the schema"
+    AWAY = "connect again and send it again"
+    BUSY = "send it again"
+    CONFIGURATION = "wait for the user"
+
+
+_MENDABLE = frozenset({Fault.ROW, Fault.DUPLICATE, Fault.PARTITION, Fault.SCHEMA})
+
+
+def blame(error: Exception) -> Fault:  # noqa: PLR0911 - a table
+    """Decide by SQLSTATE (PostgreSQL docs, appendix A) whose fault an error of a COPY is."""
+    if isinstance(error, DeadlineExceededError):
+        return Fault.AWAY
+    if isinstance(error, UnicodeError):
+        return Fault.ROW
+    state = getattr(error, "sqlstate", None)
+    if state is None:
+        return Fault.ROW if isinstance(error, psycopg.DataError) else Fault.AWAY
+    if state == "23505":
+        return Fault.DUPLICATE
+    if state == "23514" and "no partition" in str(error):
+        return Fault.PARTITION
+    if state[:2] in {"21", "22", "23"} or state == "54000":
+        return Fault.ROW
+    if state in {"42P01", "42883"}:  # no such table, no such function
+        return Fault.SCHEMA
+    if state[:2] in {"28", "3D", "3F", "42", "0A"}:
+        return Fault.CONFIGURATION
+    if state[:2] in {"40", "53", "55"} or state == "57014":
+        return Fault.BUSY
+    return Fault.AWAY
+
+
+def copy_line(entry: AccessLogEntry) -> str:
+    """One entry in COPY's text format (PostgreSQL docs, COPY, "Text Format"), with its newline."""
+    return "\t".join(["\\N" if v is None else _copy_value(v) for v in entry]) + "\n"
+
+
+def _copy_value(value: str | float) -> str:
+    if isinstance(value, str):
+        return value.translate(_ESCAPES) if _NEEDS_ESCAPE.search(value) else value
+    return repr(value)
+
+
+def insert_access_log_batch(
+    connection: psycopg.Connection[Any], entries: Sequence[AccessLogEntry]
+) -> None:
+    """COPY the entries into access_log, all of them or none.
+
+    Text format, since psycopg's binary one stores 40000 in a smallint as -25536 without a word.
+    The payload is ready before COPY starts: a client that dies in mid-COPY holds its locks.
+
+    Raises:
+        psycopg.Error, UnicodeError: see `blame`.
+    """
+    payload = "".join(map(copy_line, entries)).encode()
+    with connection.cursor() as cursor:
+        with cursor.copy(_COPY) as copy:
+            copy.write(payload)
+        if cursor.rowcount != len(entries):
+            raise psycopg.DatabaseError(f"COPY took {cursor.rowcount} of {len(entries)} rows.")
+
+
+class DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection whose every wait ends at `deadline` (monotonic seconds), whatever the peer does.
+
+    No parameter of libpq or the server ends a COPY to a peer that acknowledges and never answers;
+    looking at the clock while psycopg waits does.
+    """
+
+    deadline: float = float("inf")
+
+    def wait(self, gen: PQGen[RV], *args: Any, **options: Any) -> RV:
+        """As psycopg's, and raises DeadlineExceededError at the deadline."""
+        return super().wait(self._guard(gen), *args, **options)
+
+    def _guard(self, gen: PQGen[RV]) -> PQGen[RV]:
+        try:
+            waiting_for = next(gen)
+            while True:
+                if time.monotonic() > self.deadline:
+                    raise DeadlineExceededError
+                waiting_for = gen.send((yield waiting_for))
+        except StopIteration as stop:
+            return cast("RV", stop.value)
+
+
+class Database:
+    """Owns at most one connection, opened when first needed. One thread uses it.
+
+    Only `give_up_at` may be set from another thread: the moment (monotonic seconds) at which any
+    call still running is given up.
+    """
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        self._settings = settings
+        self._connection: DeadlineConnection | None = None
+        self._embedded: EmbeddedServer | None = None
+        self._days: set[str] = set()
+        self.give_up_at = float("inf")
+
+    def use(self, settings: DatabaseSettings) -> None:
+        """Go on with other settings; a connection to another place is closed."""
+        if settings != self._settings:
+            self.close()
+            self._settings = settings
+
+    def open(self) -> None:
+        """Connect and make the schema now rather than with the first entry.
+
+        Raises:
+            DatabaseAway: not now; `write` will try again.
+        """
+        try:
+            self._ready(())
+        except (psycopg.Error, DeadlineExceededError) as e:
+            raise self._away(e, blame(e)) from None
+
+    def write(self, entries: Sequence[AccessLogEntry]) -> list[Rejection]:
+        """Write the entries; returns those that Postgres will not take, all others are in the table.
+
+        Idempotent: an entry that is in the table already stays there once.
+
+        Raises:
+            DatabaseAway: nothing, all, or an unknown part was written; write the same again.
+        """
+        rejected: list[Rejection] = []
+        remaining = list(entries)
+        tried: set[Fault] = set()
+        while remaining:
+            try:
+                connection = self._ready(remaining)
+                if Fault.ROW in tried:
+                    rejected += _insert_singly(connection, remaining)
+                elif Fault.DUPLICATE in tried:
+                    _insert_missing(connection, remaining)
+                else:
+                    insert_access_log_batch(connection, remaining)
+            except (psycopg.Error, UnicodeError, DeadlineExceededError) as e:
+                fault = blame(e)
+                line = _blamed_line(e, len(remaining)) if fault is Fault.ROW else None
+                if line is not None:
+                    rejected.append(_rejection(remaining.pop(line), e))
+                elif fault in _MENDABLE and fault not in tried:
+                    tried.add(fault)
+                    self._mend(fault)
+                else:
+                    raise self._away(e, fault) from None
+            else:
+                break
+        return rejected
+
+    def close(self) -> None:
+        """Close the connection and let go of the embedded server. Idempotent."""
+        self._disconnect()
+        if self._embedded is not None:
+            self._embedded.release()
+            self._embedded = None
+
+    def _ready(self, entries: Sequence[AccessLogEntry]) -> DeadlineConnection:
+        """A connection with the schema and the partitions in place and its deadline set."""
+        connection = self._connect()
+        self._set_deadline(connection)
+        self._ensure_partitions(connection, entries)
+        return connection
+
+    def _set_deadline(self, connection: DeadlineConnection) -> None:
+        connection.deadline = min(time.monotonic() + self._settings.call_seconds, self.give_up_at)
+
+    def _connect(self) -> DeadlineConnection:
+        if self._connection is not None and not self._connection.closed:
+            return self._connection
+        dsn = self._settings.dsn
+        try:
+            if not dsn:
+                self._embedded = self._embedded or EmbeddedServer()
+                dsn = self._embedded.start(self.give_up_at)
+            self._connection = connect(dsn, self._settings)
+            self._set_deadline(self._connection)
+            ensure_schema(self._connection)
+        except SchemaError as e:
+            self._disconnect()
+            raise DatabaseAway(str(e), configuration=True) from None
+        except OSError as e:
+            raise DatabaseAway(f"The embedded server did not start: {e}") from None
+        return self._connection
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(psycopg.Error):  # closing what is broken may say so once more
+                connection.close()
+        self._days.clear()
+
+    def _ensure_partitions(
+        self, connection: DeadlineConnection, entries: Sequence[AccessLogEntry]
+    ) -> None:
+        for day in sorted({entry.started_at[:10] for entry in entries} - self._days):
+            connection.execute(_ENSURE_PARTITION, (day,))
+            if len(self._days) >= _KNOWN_DAYS:
+                self._days.clear()
+            self._days.add(day)
+
+    def _mend(self, fault: Fault) -> None:
+        """What the server says is missing is no longer believed to be there."""
+        if fault is Fault.SCHEMA:
+            self._disconnect()
+        self._days.clear()
+
+    def _away(self, error: Exception, fault: Fault) -> DatabaseAway:
+        if fault is not Fault.BUSY:
+            self._disconnect()
+        return DatabaseAway(describe(error), configuration=fault is Fault.CONFIGURATION)
+
+
+def connection_string(dsn: str, settings: DatabaseSettings) -> str:
+    """The user's connection string with our bounds where it says nothing.
+
+    Raises:
+        psycopg.ProgrammingError: it is no connection string.
+    """
+    given = conninfo_to_dict(dsn)
+    defaults: dict[str, Any] = {
+        "application_name": "artifactapi",
+        "connect_timeout": max(2, round(settings.connect_seconds)),  # libpq takes no less
+        "keepalives_idle": 15,
+        "keepalives_interval": 5,
+        "keepalives_count": 2,
+        "tcp_user_timeout": round(settings.call_seconds * 1000),
+    }
+    return make_conninfo(dsn, **{k: v for k, v in defaults.items() if k not in given})
+
+
+@contextlib.contextmanager
+def reachable(settings: DatabaseSettings) -> Iterator[str]:
+    """A connection string that works while the block runs: the embedded server is kept running.
+
+    Raises:
+        OSError: the embedded server did not start.
+    """
+    if settings.dsn:
+        yield settings.dsn
+        return
+    server = EmbeddedServer()
+    try:
+        yield server.start()
+    finally:
+        server.release()
+
+
+def connect(dsn: str, settings: DatabaseSettings) -> DeadlineConnection:
+    """Open a connection with our bounds, in autocommit.
+
+    Raises:
+        psycopg.Error: the string is no connection string, or nobody answered to it.
+    """
+    connection = DeadlineConnection.connect(connection_string(dsn, settings), autocommit=True)
+    connection.prepare_threshold = (
+        None  # behind a pooler the next statement may meet another session
+    )
+    return connection
+
+
+def without_password(dsn: str) -> str:
+    """The same connection string without its password."""
+    parts = conninfo_to_dict(dsn)
+    return make_conninfo(**{k: v for k, v in parts.items() if k != "password"})
+
+
+def public_name(dsn: str) -> str:
+    """A connection string fit to be shown: user, host, port and database, nothing else."""
+    try:
+        given = conninfo_to_dict(dsn)
+    except psycopg.Error:
+        return "an unreadable connection string"
+    user = f"{given['user']}@" if given.get("user") else ""
+    host = given.get("host") or given.get("hostaddr") or given.get("service") or "local socket"
+    port = f":{given['port']}" if given.get("port") else ""
+    return f"{user}{host}{port}/{given.get('dbname', '')}"
+
+
+def describe(error: Exception) -> str:
+    """An error in one bounded line, without the connection string or a row's values."""
+    if isinstance(error, DeadlineExceededError):
+        return "The server did not answer in time."
+    diagnosis = getattr(error, "diag", None)
+    primary = diagnosis.message_primary if diagnosis is not None else None
+    text = primary or str(error)
+    text = re.sub(r"(?i)(password\s*=\s*)\S+", r"\1***", " ".join(text.split()))
+    text = re.sub(r"://[^/@\s]*@", "://***@", text)
+    state = getattr(error, "sqlstate", None)
+    return f"{text[:_MAX_REASON]}{f' ({state})' if state else ''}"
+
+
+def _insert_missing(connection: DeadlineConnection, entries: Sequence[AccessLogEntry]) -> None:
+    """Insert those that are not there yet. INSERT, since it needs no right to read or to make tables."""
+    with connection.transaction(), connection.cursor() as cursor:
+        cursor.executemany(_INSERT, entries)
+
+
+def _insert_singly(
+    connection: DeadlineConnection, entries: Sequence[AccessLogEntry]
+) -> list[Rejection]:
+    """Insert each on its own, for errors that don't say which row is to blame."""
+    rejected = []
+    for entry in entries:
+        try:
+            connection.execute(_INSERT, entry)
+        except (psycopg.Error, UnicodeError) as e:
+            if blame(e) is not Fault.ROW:
+                raise
+            rejected.append(_rejection(entry, e))
+    return rejected
+
+
+def _rejection(entry: AccessLogEntry, error: Exception) -> Rejection:
+    return Rejection(entry, getattr(error, "sqlstate", None) or "", describe(error))
+
+
+def _blamed_line(error: Exception, rows: int) -> int | None:
+    """Index of the row that Postgres blames, from "COPY access_log, line 3" in the error's context."""
+    context = getattr(getattr(error, "diag", None), "context", None) or ""
+    match = _COPY_LINE.search(context)
+    index = int(match[1]) - 1 if match else -1
+    return index if 0 <= index < rows else None

@@ -1,0 +1,219 @@
+"""The row, and how the raw facts of an exchange become it: decode, bound, redact; no I/O here."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import uuid
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
+
+from .redaction import redact_error, redact_path, redact_query
+
+if TYPE_CHECKING:
+    from .exchange import Exchange
+    from .settings import Settings
+
+# Text longer than this ends in the mark; capture has cut it to a little more already.
+MAX_PATH = 2048
+MAX_QUERY = 2048
+MAX_USER_AGENT = 512
+MAX_ERROR = 500
+MAX_TEXT = 255
+CUT = "...[cut]"
+
+# What a client repeats is decoded and redacted once; bounded, so that no client can fill the memory.
+_CACHE_ENTRIES = 8192
+
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_EARLIEST = -62_135_596_800.0  # 0001-01-01, the first day Python can write
+_LATEST = 253_402_300_799.0  # 9999-12-31, the last
+_MAX_SMALLINT = 32_767
+_MAX_PORT = 65_535
+
+
+class AccessLogEntry(NamedTuple):
+    """One row of access_log, in its column order, but for `logged_at`, which Postgres fills in.
+
+    Every text is valid UTF-8 without NUL. Unknown is None: never -1, 0, "-" or a guess.
+    """
+
+    started_at: str  # ISO 8601 with offset, microseconds
+    flow_id: str
+    node: str
+    client_ip: str | None
+    client_port: int | None
+    proxy_user: str | None
+    user_agent: str | None
+    method: str | None
+    scheme: str | None
+    host: str | None
+    port: int | None
+    path: str | None
+    query: str | None
+    http_version: str | None
+    status_code: int | None
+    error_type: str | None
+    error: str | None
+    content_type: str | None
+    request_bytes: int | None
+    response_bytes: int | None
+    duration_ms: float | None
+    ttfb_ms: float | None
+    connect_ms: float | None
+    server_ip: str | None
+    tls_version: str | None
+    response_source: str | None
+    cache_status: str | None = None
+    cache_source: str | None = None
+    cache_age_s: int | None = None
+    remote: str | None = None
+    artifact_kind: str | None = None
+    ecosystem: str | None = None
+    package: str | None = None
+    version: str | None = None
+    filename: str | None = None
+    purl: str | None = None
+
+
+class EntryBuilder:
+    """Makes entries by one set of settings. Not shared between threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._node = clean(settings.node_name, MAX_TEXT)
+        policy = settings.redact.query
+        self._split_target = lru_cache(_CACHE_ENTRIES)(lambda target: split_target(target, policy))
+
+    def build(self, exchange: Exchange) -> AccessLogEntry:
+        """One exchange as a row. Takes any values an exchange can hold; never raises for them."""
+        x = exchange
+        path, query = self._split_target(x.target)
+        return AccessLogEntry(
+            started_at=timestamp(x.started_at),
+            flow_id=x.flow_id if _UUID.fullmatch(x.flow_id) else _uuid_of(x.flow_id),
+            node=self._node,
+            client_ip=address(x.client),
+            client_port=_client_port(x.client),
+            proxy_user=clean(x.proxy_user, MAX_TEXT) if x.proxy_user is not None else None,
+            user_agent=_text(x.user_agent, MAX_USER_AGENT),
+            method=_text(x.method, MAX_TEXT),
+            scheme=_text(x.scheme, MAX_TEXT),
+            host=clean(x.host, MAX_TEXT).lower() or None,
+            port=x.port if 0 < x.port <= _MAX_PORT else None,
+            path=path,
+            query=query,
+            http_version=_text(x.http_version, MAX_TEXT),
+            status_code=_status(x.status_code),
+            error_type=x.error_type,
+            error=clean(redact_error(x.error), MAX_ERROR) if x.error is not None else None,
+            content_type=_text(_field(x, b"content-type"), MAX_TEXT),
+            request_bytes=x.request_bytes,
+            response_bytes=x.response_bytes,
+            duration_ms=_milliseconds(x.started_at, x.ended_at),
+            ttfb_ms=_milliseconds(x.started_at, x.head_at),
+            connect_ms=_milliseconds(0.0, x.connect_seconds),
+            server_ip=address(x.server),
+            tls_version=x.tls_version,
+            response_source=x.response_source,
+        )
+
+
+def clean(text: str, limit: int) -> str:
+    r"""Text that Postgres accepts: no NUL, no lone surrogates, at most `limit` characters and the mark.
+
+    A byte that is no UTF-8 (mitmproxy hands it out as a lone surrogate) becomes `\xff`.
+    """
+    if len(text) > limit:
+        text = text[:limit] + CUT
+    if "\x00" in text:
+        text = text.replace("\x00", "\\x00")
+    if text.isascii():
+        return text
+    try:
+        raw = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a lone surrogate that stands for no byte (PEP 383)
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def split_target(target: bytes, policy: str) -> tuple[str | None, str | None]:
+    """Path and query of a request target, redacted and bounded (RFC 9112 3.2: all four forms).
+
+    The path of an absolute-form target is what follows its authority; an authority-form or
+    asterisk-form target is kept as it is. Empty gives (None, None).
+    """
+    if not target:
+        return None, None
+    text = target.decode("utf-8", "surrogateescape")
+    path, mark, query = text.partition("?")
+    path = path.partition("#")[0]
+    kept = redact_query(query, policy) if mark and query else None  # type: ignore[arg-type]
+    return (
+        clean(redact_path(path), MAX_PATH),
+        clean(kept, MAX_QUERY) if kept else None,
+    )
+
+
+@lru_cache(_CACHE_ENTRIES)
+def address(peer: tuple[str, int] | tuple[str, ...] | None) -> str | None:
+    """A socket's address as Postgres' inet wants it; None where there is none (Unix sockets).
+
+    IPv4-mapped addresses are unmapped (RFC 4291 2.5.5.2), zone ids cut (RFC 4007 11).
+    """
+    if not peer:
+        return None
+    try:
+        ip = ipaddress.ip_address(str(peer[0]).partition("%")[0])
+    except ValueError:
+        return None
+    mapped = ip.ipv4_mapped if ip.version == 6 else None  # noqa: PLR2004
+    return str(mapped or ip)
+
+
+def timestamp(seconds: float) -> str:
+    """Seconds since the epoch as ISO 8601 in UTC; what no calendar holds is moved to its edge."""
+    if not _EARLIEST <= seconds <= _LATEST:  # also false for NaN
+        seconds = _LATEST if seconds > _LATEST else 0.0 if seconds != seconds else _EARLIEST  # noqa: PLR0124
+    whole, micro = divmod(round(seconds * 1_000_000), 1_000_000)
+    return f"{_second(whole)}.{micro:06d}+00"
+
+
+@lru_cache(_CACHE_ENTRIES)
+def _second(whole: int) -> str:
+    return datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%d %H:%M:%S").zfill(19)
+
+
+@lru_cache(_CACHE_ENTRIES)
+def _text(value: bytes | None, limit: int) -> str | None:
+    if not value:
+        return None
+    return clean(value.decode("utf-8", "surrogateescape"), limit)
+
+
+def _field(exchange: Exchange, name: bytes) -> bytes | None:
+    for key, value in exchange.response_fields:
+        if key == name:
+            return value
+    return None
+
+
+def _client_port(peer: tuple[str, int] | tuple[str, ...] | None) -> int | None:
+    port = peer[1] if peer and len(peer) > 1 else None
+    return port if isinstance(port, int) and 0 < port <= _MAX_PORT else None
+
+
+def _status(status: int | None) -> int | None:
+    return status if status is not None and 0 < status <= _MAX_SMALLINT else None
+
+
+def _milliseconds(start: float, end: float | None) -> float | None:
+    """None rather than a negative span: the wall clock stepped, so the span is not known."""
+    if end is None or end < start:
+        return None
+    return round((end - start) * 1000, 3)
+
+
+def _uuid_of(flow_id: str) -> str:
+    """Flows of foreign files may carry any id: the same id gives the same uuid."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, clean(flow_id, MAX_PATH)))

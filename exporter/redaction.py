@@ -1,0 +1,92 @@
+"""Keep secrets out of paths, queries and error texts; pure functions that never raise.
+
+What is kept follows OpenTelemetry's `url.full` (names of query parameters kept, values replaced)
+and is stricter by default: every value goes, since no list of secret names is complete.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+REDACTED = "REDACTED"
+QueryPolicy = Literal["keys", "signed", "drop", "full"]
+
+MAX_PARAMETERS = 200
+_MAX_NAME = 128
+
+# Tokens that tell themselves by their shape, wherever they stand: JSON web tokens, and the
+# prefixes that the issuers of access tokens chose so that scanners can find them.
+_TOKEN = re.compile(
+    r"eyJ[\w-]{8,}(?:(?:\.|%2[eE])[\w-]*)*"
+    r"|(?:gh[pousr]_|github_pat_|glpat-|gldt-|npm_|pypi-|hf_|dckr_pat_|dop_v1_|shpat_|sk_live_|rk_live_"
+    r"|xox[abeoprs]-|sk-|ya29\.|AIza)[\w-]{16,}"
+    r"|(?:AKIA|ASIA)[0-9A-Z]{16}"
+)
+# Only the name of a registry's index may follow "pypi-" or "npm_": the 16 characters above see to that.
+_USERINFO = re.compile(r"(?<=//)[^/?#@\s]*(?:@|%40)")
+_ERROR_QUERY = re.compile(r"\?[^\s'\")>\]]+")
+# mitmproxy and h11 quote raw bytes of a peer in some messages: any header may be among them.
+_RAW_BYTES = re.compile(
+    r"\b(?:b|bytearray\(b)(?:'(?:[^'\\]|\\.)*(?:'|$)|\"(?:[^\"\\]|\\.)*(?:\"|$))", re.DOTALL
+)
+_CREDENTIALS = re.compile(r"(?i)\b(basic|bearer|digest|negotiate|token)\s+[\w.~+/=-]{4,}")
+_ASSIGNMENT = re.compile(
+    r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie|location|referer|password|passwd|pwd|secret|token"
+    r"|api[_-]?key)(\s*[:=]\s*)[^\r\n]+"
+)
+# The names OpenTelemetry, the cloud vendors and common practice give to credentials in a query.
+_SIGNED = re.compile(
+    r"(?i)x-(?:amz|goog)-(?:signature|credential|security-token)|awsaccesskeyid|googleaccessid"
+    r"|signature|sig|policy|key-pair-id|.*token.*|.*api[_-]?key.*|key|.*auth.*|.*pass(?:word|wd)?.*|pwd"
+    r"|.*secret.*|jwt|verify|code|credential|session(?:id)?|sas|se|ske|skoid|sks|skt|sktid|skv|sp|spr|sr|sv|hmac"
+)
+
+
+def redact_path(path: str) -> str:
+    """A path with tokens of known shapes and the userinfo of URLs inside it replaced."""
+    if "@" in path or "%40" in path:
+        path = _USERINFO.sub(f"{REDACTED}@", path)
+    return _TOKEN.sub(REDACTED, path)
+
+
+def redact_query(query: str, policy: QueryPolicy) -> str | None:
+    """What of a query (without its question mark) may be kept; None for nothing.
+
+    `keys` keeps the names and replaces every value; what has no name is taken for a value.
+    `signed` replaces the values of names that mean credentials. `drop` keeps nothing,
+    `full` everything.
+    """
+    if policy == "drop":
+        return None
+    if policy == "full":
+        return query
+    parameters = query.split("&", MAX_PARAMETERS)
+    cut = len(parameters) > MAX_PARAMETERS
+    kept = [_redact_parameter(p, policy) for p in parameters[:MAX_PARAMETERS]]
+    return "&".join([*kept, "..."] if cut else kept)
+
+
+def redact_error(text: str) -> str:
+    """A message with queries, userinfo, credentials and the raw bytes of a peer replaced."""
+    text = _RAW_BYTES.sub(f"<{REDACTED}>", text)
+    text = _ERROR_QUERY.sub(f"?{REDACTED}", text)
+    text = _USERINFO.sub(f"{REDACTED}@", text)
+    text = _CREDENTIALS.sub(rf"\1 {REDACTED}", text)
+    text = _ASSIGNMENT.sub(rf"\1\2{REDACTED}", text)
+    return _TOKEN.sub(REDACTED, text)
+
+
+def _redact_parameter(parameter: str, policy: QueryPolicy) -> str:
+    name, equals, value = parameter.partition("=")
+    if policy == "signed":
+        if _SIGNED.fullmatch(name) or not equals:
+            return f"{_redact_name(name)}={REDACTED}" if equals else _redact_name(name)
+        return f"{_redact_name(name)}={redact_path(value)}"
+    if not equals:
+        return REDACTED if parameter else ""
+    return f"{_redact_name(name)}={REDACTED}" if value else f"{_redact_name(name)}="
+
+
+def _redact_name(name: str) -> str:
+    return REDACTED if len(name) > _MAX_NAME else redact_path(name)

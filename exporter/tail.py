@@ -1,0 +1,131 @@
+"""Show the newest rows of access_log as aligned lines, and follow them; reads only."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    from psycopg import Connection
+
+POLL_SECONDS = 0.5
+# A row bears the time its transaction began; another writer's may become visible later than ours.
+OVERLAP_SECONDS = 20
+
+_SELECT = """
+    SELECT started_at, flow_id, logged_at, client_ip, proxy_user, method, scheme, host, port, path,
+           status_code, error_type, response_bytes, duration_ms, purl
+    FROM access_log
+"""
+_NEWEST = f"SELECT * FROM ({_SELECT} ORDER BY logged_at DESC LIMIT %s) AS newest ORDER BY logged_at, started_at"
+_SINCE = f"{_SELECT} WHERE logged_at >= %s - make_interval(secs => {OVERLAP_SECONDS}) ORDER BY logged_at, started_at"
+
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+_KILO = 1000
+_HEADER = f"{'time':<12}  {'status':>6}  {'method':<7}  {'bytes':>8}  {'ms':>8}  {'who':<16}  what"
+
+
+class Row(NamedTuple):
+    """What a line is made of; names and meaning as in access_log."""
+
+    started_at: datetime
+    flow_id: Any
+    logged_at: datetime
+    client_ip: Any
+    proxy_user: str | None
+    method: str | None
+    scheme: str | None
+    host: str | None
+    port: int | None
+    path: str | None
+    status_code: int | None
+    error_type: str | None
+    response_bytes: int | None
+    duration_ms: float | None
+    purl: str | None
+
+
+def newest(connection: Connection[Any], count: int) -> list[Row]:
+    """The rows that reached Postgres last, oldest of them first."""
+    return [Row(*row) for row in connection.execute(_NEWEST, (count,))]
+
+
+def follow(connection: Connection[Any], shown: list[Row]) -> Iterator[Row]:
+    """Rows as they arrive after those already `shown`, for ever; each once, also of several writers.
+
+    Blocks up to half a second between looks. Raises psycopg.Error when the server goes away.
+    """
+    seen = {(row.started_at, row.flow_id): row.logged_at for row in shown}
+    row = connection.execute("SELECT clock_timestamp()").fetchone()
+    last: datetime = shown[-1].logged_at if shown else row[0]  # type: ignore[index]
+    pause = threading.Event()
+    while True:
+        for found in connection.execute(_SINCE, (last,)).fetchall():
+            arrived = Row(*found)
+            key = (arrived.started_at, arrived.flow_id)
+            if key not in seen and (shown or arrived.logged_at >= last):
+                yield arrived
+            seen[key] = arrived.logged_at
+        if seen:
+            last = max(seen.values())
+        seen = {k: at for k, at in seen.items() if (last - at).total_seconds() <= OVERLAP_SECONDS}
+        pause.wait(POLL_SECONDS)
+
+
+def header() -> Text:
+    """The line above the rows."""
+    return Text(_HEADER, style="bold")
+
+
+def line(row: Row) -> Text:
+    """One row as a line with its colours; what a client sent is made printable."""
+    status = "-" if row.status_code is None else str(row.status_code)
+    text = Text()
+    text.append(f"{row.started_at.astimezone():%H:%M:%S.%f}"[:12])
+    text.append(f"  {status:>6}", style=_status_style(row))
+    text.append(f"  {printable(row.method or '-'):<7.7}")
+    text.append(f"  {_size(row.response_bytes):>8}", style="dim")
+    text.append(f"  {_milliseconds(row.duration_ms):>8}", style="dim")
+    text.append(f"  {printable(row.proxy_user or str(row.client_ip or '-')):<16.16}", style="cyan")
+    text.append(f"  {printable(row.purl or _url(row))}")
+    if row.error_type:
+        text.append(f"  {row.error_type}", style="red")
+    return text
+
+
+def printable(text: str) -> str:
+    r"""Text a terminal may be shown: control characters and the like become \x1b."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _url(row: Row) -> str:
+    default = {"http": 80, "https": 443}.get(row.scheme or "")
+    port = "" if row.port in (None, default) else f":{row.port}"
+    scheme = f"{row.scheme}://" if row.scheme else ""
+    return f"{scheme}{row.host or ''}{port}{row.path or ''}"
+
+
+def _status_style(row: Row) -> str:
+    if row.status_code is None or row.status_code >= 500:  # noqa: PLR2004
+        return "bold red"
+    return {4: "yellow", 3: "blue", 2: "green"}.get(row.status_code // 100, "")
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return "-"
+    size = float(count)
+    for unit in _UNITS:
+        if size < _KILO or unit == _UNITS[-1]:
+            return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= _KILO
+    raise AssertionError
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.1f}"  # noqa: PLR2004
