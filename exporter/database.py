@@ -339,7 +339,8 @@ def connect(dsn: str, settings: DatabaseSettings) -> DeadlineConnection:
 def without_password(dsn: str) -> str:
     """The same connection string without its password."""
     parts = conninfo_to_dict(dsn)
-    return make_conninfo(**{k: v for k, v in parts.items() if k != "password"})
+    parts.pop("password", None)
+    return make_conninfo("", **parts)
 
 
 def public_name(dsn: str) -> str:

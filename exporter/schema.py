@@ -17,9 +17,14 @@ MIGRATIONS = _HERE / "migrations"
 _MIGRATION_NAME = re.compile(r"(\d{3})_[a-z0-9_]+\.sql")
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtext('artifactapi'), hashtext(current_schema()))"
-_FOUND = (
-    "SELECT to_regclass('access_log_schema') IS NOT NULL, to_regclass('access_log') IS NOT NULL"
-)
+# A query on pg_class, not to_regclass: that one looks into a cache which nothing refreshes between
+# the wait for the lock and the next statement of the same transaction.
+_FOUND = """
+    SELECT coalesce(bool_or(relname = 'access_log_schema'), false),
+           coalesce(bool_or(relname = 'access_log'), false)
+    FROM pg_class WHERE relnamespace = current_schema()::regnamespace
+    AND relname IN ('access_log_schema', 'access_log')
+"""
 _VERSION = "SELECT coalesce(max(version), 0) FROM access_log_schema"
 _RECORD = "INSERT INTO access_log_schema (version) VALUES (%s)"
 

@@ -143,7 +143,9 @@ BEGIN
     RETURN;
   END IF;
   PERFORM pg_advisory_xact_lock(hashtext('artifactapi'), hashtext(current_schema()));
-  IF to_regclass(quote_ident(partition_name)) IS NOT NULL THEN
+  -- Not to_regclass again: its cache still says what was true before the wait.
+  IF EXISTS (SELECT FROM pg_class WHERE relname = partition_name
+             AND relnamespace = current_schema()::regnamespace) THEN
     RETURN;
   END IF;
   EXECUTE format('CREATE TABLE %I (LIKE access_log INCLUDING ALL)', partition_name);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
 import platformdirs
@@ -147,4 +147,14 @@ def _sentence(problem: str, document: Any) -> str:
         value = value[part]
     shown = "***" if key.endswith("dsn") else repr(value)
     wanted = expected.removeprefix("Expected ").replace("`", "").partition(", got ")[0]
+    if wanted.startswith("Invalid enum value"):
+        wanted = "one of " + ", ".join(_choices(key))
     return f"{key or 'the file'} is {shown}, expected {wanted}."
+
+
+def _choices(key: str) -> list[str]:
+    """What a setting with a closed list of values may be."""
+    kind: Any = Settings
+    for part in key.split("."):
+        kind = get_type_hints(kind)[part]
+    return sorted(get_args(kind))

@@ -17,13 +17,18 @@ POLL_SECONDS = 0.5
 # A row bears the time its transaction began; another writer's may become visible later than ours.
 OVERLAP_SECONDS = 20
 
-_SELECT = """
+_NEWEST = """
+    SELECT * FROM (
+      SELECT started_at, flow_id, logged_at, client_ip, proxy_user, method, scheme, host, port, path,
+             status_code, error_type, response_bytes, duration_ms, purl
+      FROM access_log ORDER BY logged_at DESC LIMIT %s
+    ) AS newest ORDER BY logged_at, started_at
+"""
+_SINCE = """
     SELECT started_at, flow_id, logged_at, client_ip, proxy_user, method, scheme, host, port, path,
            status_code, error_type, response_bytes, duration_ms, purl
-    FROM access_log
+    FROM access_log WHERE logged_at >= %s - make_interval(secs => %s) ORDER BY logged_at, started_at
 """
-_NEWEST = f"SELECT * FROM ({_SELECT} ORDER BY logged_at DESC LIMIT %s) AS newest ORDER BY logged_at, started_at"
-_SINCE = f"{_SELECT} WHERE logged_at >= %s - make_interval(secs => {OVERLAP_SECONDS}) ORDER BY logged_at, started_at"
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _KILO = 1000
@@ -65,7 +70,7 @@ def follow(connection: Connection[Any], shown: list[Row]) -> Iterator[Row]:
     last: datetime = shown[-1].logged_at if shown else row[0]  # type: ignore[index]
     pause = threading.Event()
     while True:
-        for found in connection.execute(_SINCE, (last,)).fetchall():
+        for found in connection.execute(_SINCE, (last, OVERLAP_SECONDS)).fetchall():
             arrived = Row(*found)
             key = (arrived.started_at, arrived.flow_id)
             if key not in seen and (shown or arrived.logged_at >= last):

@@ -1,0 +1,106 @@
+"""What the tests share: real servers, a schema for each test, and the watch over leaks."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from typing import TYPE_CHECKING
+
+import psutil
+import psycopg
+import pytest
+from support.postgres import Postgres, available
+from support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """PostgreSQL 18, the one that comes with us."""
+    with Postgres(available()["18"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="session", params=sorted(available(), reverse=True))
+def any_postgres(request: pytest.FixtureRequest) -> Iterator[Postgres]:
+    """Each version there is on this machine in turn."""
+    if request.param == "18":
+        yield request.getfixturevalue("postgres")
+        return
+    with Postgres(available()[request.param]) as server:
+        yield server
+
+
+@pytest.fixture
+def dsn(postgres: Postgres) -> Iterator[str]:
+    """A connection string to an empty schema of this test alone."""
+    yield from _schema(postgres)
+
+
+@pytest.fixture
+def any_dsn(any_postgres: Postgres) -> Iterator[str]:
+    """As `dsn`, on each version of PostgreSQL."""
+    yield from _schema(any_postgres)
+
+
+def _schema(server: Postgres) -> Iterator[str]:
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {name}".encode())
+    yield f"{server.dsn()} options=-csearch_path={name}"
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute(f"DROP SCHEMA {name} CASCADE".encode())
+
+
+@pytest.fixture
+def query(dsn: str) -> Callable[..., list[tuple[object, ...]]]:
+    """Run SQL on the test's schema."""
+
+    def run(sql: str, *values: object) -> list[tuple[object, ...]]:
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            cursor = connection.execute(sql.encode(), values or None)
+            return cursor.fetchall() if cursor.description else []
+
+    return run
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder of the test's own."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("ARTIFACTAPI_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the person who runs the tests reaches them."""
+    for name in [*os.environ]:
+        if name.startswith(("ARTIFACTAPI_", "PG")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def no_leaks() -> Iterator[None]:
+    """No thread, child process or socket outlives its test."""
+    me = psutil.Process()
+    threads, children = set(threading.enumerate()), set(me.children())
+    sockets = _sockets(me)
+    yield
+    eventually(lambda: not _alive(set(threading.enumerate()) - threads), timeout=5)
+    eventually(lambda: not (set(me.children()) - children), timeout=5)
+    eventually(lambda: _sockets(me) <= sockets, timeout=5)
+
+
+def _alive(threads: set[threading.Thread]) -> list[str]:
+    return [thread.name for thread in threads if thread.is_alive()]
+
+
+def _sockets(process: psutil.Process) -> int:
+    return len(process.net_connections(kind="all"))

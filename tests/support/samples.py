@@ -1,0 +1,42 @@
+"""Exchanges and rows like any other, for tests to vary."""
+
+from __future__ import annotations
+
+from exporter import AccessLogEntry, Exchange, Settings
+from exporter.entry import EntryBuilder
+
+
+def make_exchange(number: int = 0, **changes: object) -> Exchange:
+    """An exchange like any other; `number` tells them apart."""
+    start = 1_700_000_000.0 + number / 1000
+    return Exchange(
+        flow_id=f"{number:08x}-0000-4000-8000-000000000000",
+        started_at=start,
+        ended_at=start + 0.25,
+        head_at=start + 0.125,
+        connect_seconds=0.01,
+        client=("192.0.2.7", 50_000),
+        server=("198.51.100.9", 443),
+        proxy_user="build-42",
+        method=b"GET",
+        scheme=b"https",
+        host="registry.example",
+        port=443,
+        target=b"/simple/demo/?token=s3cret",
+        http_version=b"HTTP/1.1",
+        user_agent=b"pip/25.0",
+        request_bytes=0,
+        status_code=200,
+        error_type=None,
+        error=None,
+        response_fields=((b"content-type", b"text/html"),),
+        response_bytes=1234,
+        tls_version="TLSv1.3",
+        response_source="upstream",
+        size=1200,
+    )._replace(**changes)
+
+
+def make_entry(number: int = 0, **changes: object) -> AccessLogEntry:
+    """A row like any other; `number` tells them apart."""
+    return EntryBuilder(Settings(node="test")).build(make_exchange(number))._replace(**changes)

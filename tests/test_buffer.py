@@ -1,0 +1,76 @@
+"""The buffer against a plain list: each entry is taken once and in order, or counted as dropped."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+
+import pytest
+from support.samples import make_exchange
+
+from exporter.buffer import Buffer
+from exporter.settings import BufferSettings
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_takes_each_entry_once_and_in_order_or_counts_it_as_dropped(seed: int) -> None:
+    chance = random.Random(seed)
+    bounds = BufferSettings(
+        max_entries=chance.randint(1, 40), max_bytes=chance.choice([65_536, 10**9])
+    )
+    buffer, model = Buffer(bounds, wake_entries=8), []
+    taken, expected, dropped = [], [], 0
+    for number in range(500):
+        if chance.random() < 0.6:
+            exchange = make_exchange(number, size=chance.choice([100, 5_000, 60_000]))
+            fits = (
+                len(model) < bounds.max_entries
+                and sum(x.size for x in model) + exchange.size <= bounds.max_bytes
+            )
+            assert buffer.put(exchange) is fits
+            if fits:
+                model.append(exchange)
+            else:
+                dropped += 1
+        else:
+            count = chance.randint(1, 10)
+            expected += model[:count]
+            del model[:count]
+            taken += buffer.take(count)
+    assert taken == expected
+    assert buffer.dropped == dropped
+    assert buffer.seen == len(taken) + len(model) + dropped
+    assert buffer.bytes_in - buffer.bytes_out == sum(x.size for x in model)
+
+
+def test_a_taker_and_a_putter_in_two_threads_lose_nothing() -> None:
+    buffer, taken = Buffer(BufferSettings(), wake_entries=128), []
+
+    def take_all() -> None:
+        while len(taken) < 20_000:
+            buffer.wait(0.01)
+            taken.extend(buffer.take(100))
+
+    taker = threading.Thread(target=take_all)
+    taker.start()
+    exchange = make_exchange()
+    for number in range(20_000):
+        buffer.put(exchange._replace(port=number))
+    taker.join(10)
+    assert [x.port for x in taken] == list(range(20_000))
+
+
+def test_the_wake_up_comes_with_the_entry_that_fills_a_batch() -> None:
+    buffer = Buffer(BufferSettings(), wake_entries=3)
+    buffer.put(make_exchange(1))
+    buffer.put(make_exchange(2))
+    started = time.monotonic()
+    buffer.wait(0.05)
+    assert time.monotonic() - started >= 0.05
+    woken = threading.Event()
+    waiter = threading.Thread(target=lambda: (buffer.wait(60), woken.set()))
+    waiter.start()
+    buffer.put(make_exchange(3))
+    assert woken.wait(10)
+    waiter.join(10)

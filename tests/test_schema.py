@@ -1,0 +1,162 @@
+"""The schema: made once however many start at once, never touched when it is not ours, migrated."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+from support.samples import make_entry
+
+from exporter import AccessLogEntry, Settings
+from exporter.database import COLUMNS, Database, DatabaseAway, connect
+from exporter.schema import SCHEMA, SchemaError, ensure_schema, grants, schema_name
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Query = Callable[..., list[tuple[object, ...]]]
+
+
+def database(dsn: str) -> Database:
+    return Database(Settings().with_dsn(dsn).database)
+
+
+def test_ten_first_starts_at_once_make_one_schema_and_lose_no_row(any_dsn: str) -> None:
+    failures: list[BaseException] = []
+    ready = threading.Barrier(10)
+
+    def first_start(number: int) -> None:
+        try:
+            mine = database(any_dsn)
+            ready.wait(10)
+            # Ten days: the race goes on at the partitions.
+            mine.write([make_entry(number * 1000 + i * 86_400_000) for i in range(10)])
+            mine.close()
+        except BaseException as e:  # noqa: BLE001 - whatever it was, the test must see it
+            failures.append(e)
+
+    threads = [threading.Thread(target=first_start, args=(n,)) for n in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not failures
+    with psycopg.connect(any_dsn) as connection:
+        assert connection.execute("SELECT count(*) FROM access_log").fetchone() == (100,)
+        assert connection.execute("SELECT version FROM access_log_schema").fetchall() == [(1,)]
+
+
+def test_a_row_has_the_columns_of_the_table_in_their_order(dsn: str) -> None:
+    database_ = database(dsn)
+    database_.open()
+    database_.close()
+    with psycopg.connect(dsn) as connection:
+        described = connection.execute("SELECT * FROM access_log").description
+    names = [column.name for column in described or ()]
+    assert [n for n in names if n not in {"logged_at", "sha256"}] == list(AccessLogEntry._fields)
+    assert list(AccessLogEntry._fields) == list(COLUMNS)
+
+
+def test_every_column_says_what_it_means(dsn: str, query: Query) -> None:
+    with connect(dsn, Settings().database) as connection:
+        ensure_schema(connection)
+    silent = query(
+        "SELECT attrelid::regclass::text, attname FROM pg_attribute JOIN pg_class c ON c.oid = attrelid"
+        " WHERE relnamespace = current_schema()::regnamespace AND attnum > 0 AND relkind IN ('p', 'r')"
+        " AND relname <> 'access_log_schema' AND col_description(attrelid, attnum) IS NULL"
+    )
+    assert silent == []
+
+
+def test_a_table_of_somebody_else_is_refused_and_left_alone(dsn: str, query: Query) -> None:
+    query("CREATE TABLE access_log (line text)")
+    with pytest.raises(
+        DatabaseAway, match="A table access_log that artifactapi did not make"
+    ) as caught:
+        database(dsn).write([make_entry()])
+    assert caught.value.configuration
+    assert query("SELECT * FROM access_log") == []
+    assert query("SELECT to_regclass('access_log_schema')") == [(None,)]
+
+
+def test_a_newer_schema_is_refused_and_left_alone(dsn: str, query: Query) -> None:
+    with connect(dsn, Settings().database) as connection:
+        ensure_schema(connection)
+    query("INSERT INTO access_log_schema (version) VALUES (7)")
+    with pytest.raises(
+        DatabaseAway, match="has version 7, this artifactapi knows up to 1; upgrade"
+    ):
+        database(dsn).write([make_entry()])
+    assert query("SELECT count(*) FROM access_log") == [(0,)]
+
+
+def test_migrations_run_in_order_once_each(dsn: str, query: Query, tmp_path: Path) -> None:
+    with connect(dsn, Settings().database) as connection:
+        ensure_schema(connection)
+        (tmp_path / "002_add_a_note.sql").write_text("ALTER TABLE access_log ADD COLUMN note text;")
+        (tmp_path / "003_fill_it.sql").write_text(
+            "ALTER TABLE access_log ALTER note SET DEFAULT 'n';"
+        )
+        ensure_schema(connection, tmp_path)
+        ensure_schema(connection, tmp_path)
+    assert query("SELECT version FROM access_log_schema ORDER BY 1") == [(1,), (2,), (3,)]
+    assert query("SELECT note FROM access_log") == []
+
+
+def test_a_migration_that_fails_changes_nothing(dsn: str, query: Query, tmp_path: Path) -> None:
+    with connect(dsn, Settings().database) as connection:
+        ensure_schema(connection)
+        (tmp_path / "002_break.sql").write_text("ALTER TABLE access_log ADD note text; SELECT 1/0;")
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            ensure_schema(connection, tmp_path)
+    assert query("SELECT max(version) FROM access_log_schema") == [(1,)]
+
+
+@pytest.mark.parametrize("name", ["003_hole.sql", "2_short.sql", "002-dash.sql"])
+def test_a_misnamed_migration_is_refused(dsn: str, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("")
+    with connect(dsn, Settings().database) as connection, pytest.raises(SchemaError):
+        ensure_schema(connection, tmp_path)
+
+
+def test_a_proxy_role_may_write_and_nothing_else_a_reader_may_read(any_dsn: str) -> None:
+    with connect(any_dsn, Settings().database) as connection:
+        ensure_schema(connection)
+        schema = schema_name(connection)
+        proxy, reader = f"{schema}_proxy", f"{schema}_reader"
+        connection.execute(f"CREATE ROLE {proxy} LOGIN; CREATE ROLE {reader} LOGIN".encode())
+        connection.execute(grants(schema, proxy, reader).encode())
+        try:
+            as_proxy = any_dsn.replace("user=postgres", f"user={proxy}")
+            writer = database(as_proxy)
+            assert writer.write([make_entry(1)]) == []
+            assert writer.write([make_entry(1), make_entry(2)]) == []  # one is there already
+            writer.close()
+            with psycopg.connect(as_proxy, autocommit=True) as mine:
+                for statement in (
+                    "SELECT * FROM access_log",
+                    "UPDATE access_log SET path = ''",
+                    "DELETE FROM access_log",
+                    "TRUNCATE access_log",
+                    "DROP TABLE access_log",
+                    "SELECT * FROM artifact",
+                ):
+                    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                        mine.execute(statement.encode())
+            with psycopg.connect(
+                any_dsn.replace("user=postgres", f"user={reader}"), autocommit=True
+            ) as mine:
+                assert mine.execute("SELECT count(*) FROM access_log").fetchone() == (2,)
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    mine.execute("DELETE FROM access_log")
+        finally:
+            connection.execute(
+                f"DROP OWNED BY {proxy}, {reader}; DROP ROLE {proxy}, {reader}".encode()
+            )
+
+
+def test_the_schema_runs_twice_only_through_its_version() -> None:
+    assert "IF NOT EXISTS" not in SCHEMA.read_text()
