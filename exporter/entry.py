@@ -29,6 +29,7 @@ _CACHE_ENTRIES = 8192
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _EARLIEST = -62_135_596_800.0  # 0001-01-01, the first day Python can write
 _LATEST = 253_402_300_799.0  # 9999-12-31, the last
+_LONGEST_SECONDS = 1e12  # more is no time but an accident, and no real
 _MAX_SMALLINT = 32_767
 _MAX_PORT = 65_535
 
@@ -209,7 +210,7 @@ def _status(status: int | None) -> int | None:
 
 def _milliseconds(start: float, end: float | None) -> float | None:
     """None rather than a negative span: the wall clock stepped, so the span is not known."""
-    if end is None or end < start:
+    if end is None or not 0 <= end - start <= _LONGEST_SECONDS:
         return None
     return round((end - start) * 1000, 3)
 

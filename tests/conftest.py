@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import psutil
 import psycopg
 import pytest
-from support.postgres import Postgres, available
-from support.wait import eventually
+from tests.support.postgres import Postgres, available
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

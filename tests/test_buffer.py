@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from support.samples import make_exchange
+from tests.support.samples import make_exchange
 
 from exporter.buffer import Buffer
 from exporter.settings import BufferSettings

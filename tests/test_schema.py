@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
-from support.samples import make_entry
+from tests.support.samples import make_entry
 
 from exporter import AccessLogEntry, Settings
 from exporter.database import COLUMNS, Database, DatabaseAway, connect

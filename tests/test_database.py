@@ -1,0 +1,258 @@
+"""One batch into a real table: all of it, once, and a bad row costs itself alone."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+from tests.support.samples import make_entry
+
+from exporter import Settings
+from exporter.database import (
+    Database,
+    DatabaseAway,
+    Fault,
+    blame,
+    connect,
+    connection_string,
+    copy_line,
+    describe,
+    insert_access_log_batch,
+    public_name,
+    without_password,
+)
+from exporter.schema import ensure_schema
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Query = Callable[..., list[tuple[object, ...]]]
+
+
+@pytest.fixture
+def database(dsn: str) -> Iterator[Database]:
+    database = Database(Settings().with_dsn(dsn).database)
+    yield database
+    database.close()
+
+
+def test_every_value_comes_back_as_it_was(database: Database, query: Query) -> None:
+    entry = make_entry(
+        1,
+        path="/tab\there\nnew \\N \\. \r end",
+        error="quote \" and '",
+        cache_age_s=-5,
+        duration_ms=0.001,
+    )
+    assert database.write([entry]) == []
+    (row,) = query(
+        "SELECT path, error, cache_age_s, duration_ms, client_ip::text, flow_id::text FROM access_log"
+    )
+    assert row == (
+        entry.path,
+        entry.error,
+        -5,
+        pytest.approx(0.001),
+        "192.0.2.7/32",
+        entry.flow_id,
+    )
+
+
+def test_null_and_the_letters_of_null_are_two_things(database: Database, query: Query) -> None:
+    database.write([make_entry(1, path=None), make_entry(2, path="\\N"), make_entry(3, path="")])
+    assert query("SELECT path FROM access_log ORDER BY started_at") == [(None,), ("\\N",), ("",)]
+
+
+def test_a_batch_sent_again_is_there_once(database: Database, query: Query) -> None:
+    batch = [make_entry(n) for n in range(128)]
+    assert database.write(batch) == []
+    assert database.write(batch) == []
+    assert database.write([make_entry(n) for n in range(64, 256)]) == []
+    assert query("SELECT count(*), count(DISTINCT flow_id) FROM access_log") == [(256, 256)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sqlstate"),
+    [
+        ({"port": 2**40}, "22003"),
+        ({"status_code": 70_000}, "22003"),
+        ({"client_ip": "fe80::1%eth0"}, "22P02"),
+        ({"path": "a\x00b"}, "22021"),
+        ({"flow_id": "none"}, "22P02"),
+        ({"path": "\ud800"}, ""),
+        ({"started_at": None}, "23502"),
+    ],
+)
+def test_a_bad_row_costs_itself_alone(
+    database: Database, query: Query, changes: dict[str, object], sqlstate: str
+) -> None:
+    if "started_at" in changes:
+        changes = {"flow_id": None}
+    batch = [make_entry(n) for n in range(10)]
+    batch[6] = batch[6]._replace(**changes)
+    (rejection,) = database.write(batch)
+    assert rejection.entry == batch[6]
+    assert rejection.sqlstate == sqlstate
+    assert query("SELECT count(*) FROM access_log") == [(9,)]
+
+
+def test_several_bad_rows_and_some_there_already(database: Database, query: Query) -> None:
+    database.write([make_entry(n) for n in range(5)])
+    batch = [make_entry(n) for n in range(20)]
+    for bad in (3, 7, 19):
+        batch[bad] = batch[bad]._replace(port=2**40)
+    assert [r.entry for r in database.write(batch)] == [batch[3], batch[7], batch[19]]
+    assert query("SELECT count(*) FROM access_log") == [(18,)]  # 3 was there before it went bad
+
+
+def test_days_long_past_and_far_ahead_get_their_partitions(
+    database: Database, query: Query
+) -> None:
+    days = ["1970-01-01", "2200-12-31", "0001-01-01", "9999-12-31", "2024-02-29"]
+    batch = [make_entry(n, started_at=f"{day} 23:59:59.999999+00") for n, day in enumerate(days)]
+    assert database.write(batch) == []
+    assert query("SELECT count(*) FROM access_log") == [(5,)]
+
+
+def test_a_partition_that_was_dropped_comes_back(database: Database, query: Query) -> None:
+    database.write([make_entry(1)])
+    query("DROP TABLE access_log_20231114")
+    assert database.write([make_entry(2)]) == []
+    assert query("SELECT count(*) FROM access_log") == [(1,)]
+
+
+def test_a_schema_that_was_dropped_comes_back(database: Database, query: Query) -> None:
+    database.write([make_entry(1)])
+    query("DROP TABLE access_log, access_log_gap, access_log_schema, artifact")
+    query("DROP FUNCTION access_log_ensure_partition")
+    assert database.write([make_entry(2)]) == []
+    assert query("SELECT count(*) FROM access_log") == [(1,)]
+
+
+def test_a_connection_that_was_ended_is_replaced_at_the_next_attempt(
+    database: Database, query: Query
+) -> None:
+    database.write([make_entry(1)])
+    query(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'artifactapi'"
+    )
+    with pytest.raises(DatabaseAway):
+        database.write([make_entry(2)])
+    assert database.write([make_entry(2)]) == []
+    assert query("SELECT count(*) FROM access_log") == [(2,)]
+
+
+def test_a_locked_table_ends_the_call_at_its_deadline(dsn: str, query: Query) -> None:
+    settings = Settings().with_dsn(dsn)
+    database = Database(settings.database)
+    database.write([make_entry(1)])
+    with psycopg.connect(dsn) as other:
+        other.execute("LOCK TABLE access_log")
+        database.give_up_at = time.monotonic() + 0.5
+        started = time.monotonic()
+        with pytest.raises(DatabaseAway, match="did not answer in time"):
+            database.write([make_entry(2)])
+        assert time.monotonic() - started < 5
+    database.give_up_at = float("inf")
+    assert database.write([make_entry(2)]) == []
+    database.close()
+    assert query("SELECT count(*) FROM access_log") == [(2,)]
+
+
+def test_a_batch_still_under_way_in_an_abandoned_session_is_not_doubled(
+    dsn: str, query: Query
+) -> None:
+    """Like a lost answer: the old session holds the same keys, uncommitted, and then commits."""
+    batch = [make_entry(n) for n in range(50)]
+    database = Database(Settings().with_dsn(dsn).database)
+    database.open()
+    with connect(dsn, Settings().database) as old:
+        old.execute("SELECT access_log_ensure_partition('2023-11-14')")
+        done: list[object] = []
+        with old.transaction():
+            insert_access_log_batch(old, batch)
+            again = threading.Thread(target=lambda: done.append(database.write(batch)))
+            again.start()
+            _until_waiting(query)
+        again.join(10)
+    database.close()
+    assert done == [[]]
+    assert query("SELECT count(*) FROM access_log") == [(50,)]
+
+
+def _until_waiting(query: Query) -> None:
+    from tests.support.wait import eventually  # noqa: PLC0415
+
+    eventually(
+        lambda: query("SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'")
+    )
+
+
+def test_nobody_there_is_away_and_no_secret_is_told() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        database = Database(
+            Settings().with_dsn(f"postgresql://u:s3cret@127.0.0.1:{port}/x").database
+        )
+        with pytest.raises(DatabaseAway) as caught:
+            database.write([make_entry(1)])
+    assert "refused" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_blame_goes_by_sqlstate() -> None:
+    errors = psycopg.errors
+    assert blame(errors.NumericValueOutOfRange()) is Fault.ROW
+    assert blame(errors.ProgramLimitExceeded()) is Fault.ROW
+    assert blame(errors.UniqueViolation()) is Fault.DUPLICATE
+    assert blame(errors.CheckViolation("no partition of relation")) is Fault.PARTITION
+    assert blame(errors.UndefinedTable()) is Fault.SCHEMA
+    assert blame(errors.InsufficientPrivilege()) is Fault.CONFIGURATION
+    assert blame(errors.DiskFull()) is Fault.BUSY
+    assert blame(errors.ReadOnlySqlTransaction()) is Fault.AWAY
+    assert blame(errors.AdminShutdown()) is Fault.AWAY
+    assert blame(psycopg.OperationalError("gone")) is Fault.AWAY
+
+
+def test_a_line_of_copy_escapes_what_copy_reads() -> None:
+    line = copy_line(make_entry(1, path="a\tb\\c\nd\re", host=None, duration_ms=1e-7))
+    assert "\ta\\tb\\\\c\\nd\\re\t" in line
+    assert "\t\\N\t" in line
+    assert line.count("\t") == len(make_entry(1)) - 1
+    assert line.endswith("\n")
+    assert line.count("\n") == 1
+
+
+def test_the_users_connection_string_goes_before_our_bounds() -> None:
+    settings = Settings().database
+    ours = connection_string("dbname=x", settings)
+    assert "connect_timeout=5" in ours
+    assert "application_name=artifactapi" in ours
+    assert "connect_timeout=9" in connection_string("dbname=x connect_timeout=9", settings)
+
+
+def test_what_is_shown_of_a_connection_string_holds_no_secret() -> None:
+    uri = "postgresql://me:s3cret@db.example:5433/log?sslmode=require"
+    assert public_name(uri) == "me@db.example:5433/log"
+    assert public_name("service=prod") == "prod/"
+    assert public_name("=") == "an unreadable connection string"
+    assert "s3cret" not in without_password(uri)
+    assert "s3cret" not in describe(
+        psycopg.OperationalError("bad postgresql://me:s3cret@db/ password=s3cret")
+    )
+
+
+def test_insert_access_log_batch_is_all_or_nothing(dsn: str, query: Query) -> None:
+    with connect(dsn, Settings().database) as connection:
+        ensure_schema(connection)
+        connection.execute("SELECT access_log_ensure_partition('2023-11-14')")
+        with pytest.raises(psycopg.errors.NumericValueOutOfRange):
+            insert_access_log_batch(connection, [make_entry(1), make_entry(2, port=2**40)])
+        assert query("SELECT count(*) FROM access_log") == [(0,)]
+        insert_access_log_batch(connection, [make_entry(1), make_entry(2)])
+        assert query("SELECT count(*) FROM access_log") == [(2,)]

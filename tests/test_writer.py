@@ -1,0 +1,171 @@
+"""The writer with a real Postgres: when it writes, what it counts, how it stops."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+from msgspec.structs import replace
+from tests.support.samples import make_exchange
+from tests.support.wait import eventually
+
+from exporter import Exporter, Settings
+from exporter.settings import BatchSettings, BufferSettings, DatabaseSettings, ShutdownSettings
+from exporter.writer import pauses
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.support.postgres import Postgres
+
+    Query = Callable[..., list[tuple[object, ...]]]
+
+_COUNT = "SELECT count(*) FROM access_log"
+
+
+def settings(dsn: str, **sections: object) -> Settings:
+    return replace(Settings(node="test").with_dsn(dsn), **sections)
+
+
+def sum_of_parts(status: dict[str, int]) -> int:
+    return sum(status[k] for k in ("written", "dropped", "rejected", "waiting", "spooled"))
+
+
+def test_a_single_entry_is_there_within_two_seconds(dsn: str, query: Query) -> None:
+    exporter = Exporter(settings(dsn))
+    eventually(lambda: query("SELECT to_regclass('access_log') IS NOT NULL") == [(True,)])
+    started = time.monotonic()
+    exporter.log_access(make_exchange())
+    eventually(lambda: query(_COUNT) == [(1,)], timeout=10)
+    assert time.monotonic() - started < 3  # two and the commit, on a busy machine
+    assert exporter.stop()
+
+
+def test_127_entries_wait_for_the_time_and_128_go_at_once(dsn: str, query: Query) -> None:
+    exporter = Exporter(settings(dsn, batch=BatchSettings(max_seconds=3600)))
+    eventually(lambda: query("SELECT to_regclass('access_log') IS NOT NULL") == [(True,)])
+    for number in range(127):
+        exporter.log_access(make_exchange(number))
+    with pytest.raises(AssertionError):
+        eventually(lambda: exporter.status()["written"], timeout=0.5)
+    exporter.log_access(make_exchange(127))
+    eventually(lambda: query(_COUNT) == [(128,)])
+    assert exporter.stop()
+
+
+def test_127_entries_go_when_their_time_comes(dsn: str, query: Query) -> None:
+    exporter = Exporter(settings(dsn, batch=BatchSettings(max_seconds=0.2)))
+    for number in range(127):
+        exporter.log_access(make_exchange(number))
+    eventually(lambda: query(_COUNT) == [(127,)] if exporter.status()["written"] else False)
+    assert exporter.stop()
+
+
+def test_a_thousand_entries_come_in_order_once_each(dsn: str, query: Query) -> None:
+    exporter = Exporter(settings(dsn))
+    for number in range(1000):
+        assert exporter.log_access(make_exchange(number, port=number + 1))
+    assert exporter.stop()
+    assert query("SELECT array_agg(port ORDER BY started_at) FROM access_log") == [
+        (list(range(1, 1001)),)
+    ]
+    assert query(
+        "SELECT max(n) FROM (SELECT count(*) AS n FROM access_log GROUP BY logged_at) AS t"
+    ) <= [(128,)]
+    status = exporter.status()
+    assert (status["seen"], status["written"], status["waiting"]) == (1000, 1000, 0)
+
+
+def test_the_counters_add_up_at_every_moment(dsn: str) -> None:
+    exporter = Exporter(settings(dsn, buffer=BufferSettings(max_entries=300)))
+    for number in range(3000):
+        exporter.log_access(make_exchange(number, flow_id="", started_at=float(number % 900)))
+        status = exporter.status()
+        assert sum_of_parts(status) == status["seen"] == number + 1
+        assert status["waiting"] >= 0
+    exporter.stop()
+    status = exporter.status()
+    assert status["waiting"] == 0
+    assert status["seen"] == 3000 == status["written"] + status["dropped"]
+
+
+def test_a_full_buffer_drops_the_newest_and_counts(dsn: str, query: Query) -> None:
+    bounds = {"buffer": BufferSettings(max_entries=10), "batch": BatchSettings(max_seconds=3600)}
+    exporter = Exporter(settings(dsn, **bounds))
+    eventually(lambda: query("SELECT to_regclass('access_log') IS NOT NULL") == [(True,)])
+    taken = [exporter.log_access(make_exchange(number)) for number in range(25)]
+    assert taken == [True] * 10 + [False] * 15
+    assert exporter.stop()
+    assert query("SELECT flow_id::text FROM access_log ORDER BY started_at") == [
+        (make_exchange(number).flow_id,) for number in range(10)
+    ]
+    assert exporter.status()["dropped"] == 15
+
+
+def test_entries_wait_for_a_postgres_that_is_away(
+    dsn: str, query: Query, postgres: Postgres
+) -> None:
+    retry = DatabaseSettings(dsn=dsn, retry_max_seconds=0.2)
+    away = replace(retry, dsn=dsn.replace(str(postgres.port), "1"))
+    exporter = Exporter(settings(dsn, database=away))
+    for number in range(200):
+        exporter.log_access(make_exchange(number))
+    eventually(lambda: exporter.status()["last_error"])
+    assert exporter.status()["waiting"] == 200
+    exporter.use(settings(dsn, database=retry))  # a new DSN takes effect without a restart
+    eventually(lambda: exporter.status()["written"] == 200)
+    assert query(_COUNT) == [(200,)]
+    assert exporter.stop()
+
+
+def test_a_stop_without_postgres_is_bounded_and_counts_what_is_lost() -> None:
+    exporter = Exporter(
+        settings("host=127.0.0.1 port=1", shutdown=ShutdownSettings(drain_seconds=0.3))
+    )
+    for number in range(300):
+        exporter.log_access(make_exchange(number))
+    started = time.monotonic()
+    assert not exporter.stop()
+    assert time.monotonic() - started < 2
+    status = exporter.status()
+    assert (status["seen"], status["dropped"], status["waiting"]) == (300, 300, 0)
+
+
+def test_a_stop_at_a_locked_table_is_bounded(dsn: str, query: Query) -> None:
+    exporter = Exporter(settings(dsn, shutdown=ShutdownSettings(drain_seconds=0.5)))
+    eventually(lambda: query("SELECT to_regclass('access_log') IS NOT NULL") == [(True,)])
+    with psycopg.connect(dsn) as other:
+        other.execute("LOCK TABLE access_log")
+        exporter.log_access(make_exchange())
+        started = time.monotonic()
+        assert not exporter.stop()
+        assert time.monotonic() - started < 2.5
+
+
+def test_stop_is_idempotent(dsn: str) -> None:
+    exporter = Exporter(settings(dsn))
+    exporter.log_access(make_exchange())
+    assert exporter.stop()
+    assert exporter.stop()
+
+
+def test_a_rejected_entry_is_counted_and_reported_once_a_kind(
+    dsn: str, query: Query, caplog: pytest.LogCaptureFixture
+) -> None:
+    exporter = Exporter(settings(dsn, batch=BatchSettings(max_seconds=0.1)))
+    eventually(lambda: query("SELECT to_regclass('access_log') IS NOT NULL") == [(True,)])
+    query("ALTER TABLE access_log ADD CONSTRAINT no_teapots CHECK (status_code <> 418)")
+    for number in range(20):
+        exporter.log_access(make_exchange(number, status_code=418 if number % 10 == 3 else 200))
+    assert exporter.stop()
+    assert query(_COUNT) == [(18,)]
+    assert exporter.status()["rejected"] == 2
+    assert len([r for r in caplog.records if "refuses" in r.message]) == 1
+
+
+def test_pauses_double_to_the_longest_with_chance_in_the_upper_half() -> None:
+    bounds = DatabaseSettings(retry_min_seconds=0.1, retry_max_seconds=1.0)
+    for pause, longest in zip(pauses(bounds), [0.1, 0.2, 0.4, 0.8, 1.0, 1.0], strict=False):
+        assert longest / 2 <= pause <= longest
