@@ -2,7 +2,6 @@
 
 import asyncio
 import gzip
-import os
 import socket
 import ssl
 import struct
@@ -46,7 +45,7 @@ def upstream() -> Iterator[RawUpstream]:
 
 
 def ask(upstream: RawUpstream, target: str, method: str = "GET") -> Response | None:
-    with RawClient((upstream.host, upstream.port)) as client:
+    with RawClient(upstream.address) as client:
         client.request(method, target)
         return client.read_response(method)
 
@@ -113,7 +112,7 @@ def test_bodies_are_the_same_however_they_travel(upstream: RawUpstream) -> None:
 
 @pytest.mark.parametrize("target", ["/ok", "/head", "/sized", "/chunked", "/until-eof", "/gzip"])
 def test_head_has_no_body(upstream: RawUpstream, target: str) -> None:
-    with RawClient((upstream.host, upstream.port)) as client:
+    with RawClient(upstream.address) as client:
         client.request("HEAD", target, "Connection: close")
         response = client.read_response("HEAD")
         assert response
@@ -130,7 +129,7 @@ def test_head_has_no_body(upstream: RawUpstream, target: str) -> None:
     ],
 )
 def test_cut_responses(upstream: RawUpstream, target: str, got: int | None) -> None:
-    with RawClient((upstream.host, upstream.port)) as client:
+    with RawClient(upstream.address) as client:
         client.request("GET", target)
         if got is None:
             assert client.read_all().endswith(b"zz\r\nnot a length\r\n0\r\n\r\n")
@@ -150,14 +149,14 @@ def test_cut_responses(upstream: RawUpstream, target: str, got: int | None) -> N
     ],
 )
 def test_no_response(upstream: RawUpstream, target: str, got: bytes, reset: bool) -> None:
-    with RawClient((upstream.host, upstream.port)) as client:
+    with RawClient(upstream.address) as client:
         client.request("GET", target)
         assert (client.read_all(), client.was_reset) == (got, reset)
 
 
 @pytest.mark.parametrize("target", ["/cl-and-te", "/two-lengths"])
 def test_contradictions(upstream: RawUpstream, target: str) -> None:
-    with RawClient((upstream.host, upstream.port)) as client:
+    with RawClient(upstream.address) as client:
         client.request("GET", target, "Connection: close")
         head = client.read_all().split(b"\r\n\r\n")[0]
         assert head.lower().count(b"\r\ncontent-length") + head.count(b"Transfer-Encoding") == 2
@@ -173,7 +172,7 @@ def test_interim_response(upstream: RawUpstream) -> None:
     ("target", "size"), [("/slow-head", 3), ("/slow-body", 1000), ("/slow-chunked", 1000)]
 )
 def test_slow_responses_wait_for_the_test(upstream: RawUpstream, target: str, size: int) -> None:
-    with RawClient((upstream.host, upstream.port), timeout=SHORT) as client:
+    with RawClient(upstream.address, timeout=SHORT) as client:
         client.request("GET", target)
         with pytest.raises(TimeoutError):
             client.read_response()
@@ -184,19 +183,19 @@ def test_slow_responses_wait_for_the_test(upstream: RawUpstream, target: str, si
 
 
 def test_waiting_response_does_not_outlive_the_server() -> None:
-    with RawUpstream() as upstream, RawClient((upstream.host, upstream.port)) as client:
+    with RawUpstream() as upstream, RawClient(upstream.address) as client:
         client.request("GET", "/slow-head")
         eventually(lambda: upstream.arrivals)
 
 
 def test_deaf_client_does_not_hold_the_server_up() -> None:
-    with RawUpstream() as upstream, RawClient((upstream.host, upstream.port)) as client:
+    with RawUpstream() as upstream, RawClient(upstream.address) as client:
         client.request("GET", "/sized?size=50000000")
         eventually(lambda: upstream.arrivals)
 
 
 def test_reset_in_mid_body(upstream: RawUpstream) -> None:
-    with RawClient((upstream.host, upstream.port)) as client:
+    with RawClient(upstream.address) as client:
         client.request("GET", "/reset-in-body")
         eventually(lambda: upstream.arrivals)
         upstream.release()
@@ -206,7 +205,7 @@ def test_reset_in_mid_body(upstream: RawUpstream) -> None:
 
 
 def test_answer_before_the_upload_is_over(upstream: RawUpstream) -> None:
-    with RawClient((upstream.host, upstream.port)) as client:
+    with RawClient(upstream.address) as client:
         client.request("POST", "/early-413", body=b"x" * 10, length=1000)
         response = client.read_response("POST")
         assert response
@@ -218,14 +217,14 @@ def test_answer_before_the_upload_is_over(upstream: RawUpstream) -> None:
 
 def test_reset_in_mid_upload(upstream: RawUpstream) -> None:
     upstream.release()
-    with RawClient((upstream.host, upstream.port)) as client:
+    with RawClient(upstream.address) as client:
         client.request("POST", "/reset-in-upload", body=b"x" * 10, length=1000)
         assert client.read_all() == b""
         assert client.was_reset
 
 
 def test_arrivals_tell_what_came(upstream: RawUpstream) -> None:
-    with RawClient((upstream.host, upstream.port)) as client:
+    with RawClient(upstream.address) as client:
         client.request("POST", "/echo?a=b", "X-Thing: \xe9", body=b"x" * 70000)
         response = client.read_response("POST")
         assert response
@@ -246,7 +245,7 @@ def test_arrivals_tell_what_came(upstream: RawUpstream) -> None:
 
 
 def test_change_to_another_protocol(upstream: RawUpstream) -> None:
-    with RawClient((upstream.host, upstream.port)) as client:
+    with RawClient(upstream.address) as client:
         client.request("GET", "/upgrade", "Connection: Upgrade", f"Upgrade: {UPGRADE}")
         response = client.read_response()
         assert response
@@ -256,7 +255,7 @@ def test_change_to_another_protocol(upstream: RawUpstream) -> None:
 
 
 def websocket(upstream: RawUpstream, target: str) -> WebSocketClient:
-    address = (upstream.host, upstream.port)
+    address = upstream.address
     return WebSocketClient(RawClient(address), f"{upstream.host}:{upstream.port}", target)
 
 
@@ -300,7 +299,7 @@ def test_websocket_client_can_leave(upstream: RawUpstream) -> None:
 )
 def test_tls(tmp_path: Path, kind: Kind, problem: str | None) -> None:
     pem = certificate(tmp_path, kind)
-    with RawUpstream(pem) as upstream, RawClient((upstream.host, upstream.port)) as client:
+    with RawUpstream(pem) as upstream, RawClient(upstream.address) as client:
         if problem:
             with pytest.raises(ssl.SSLCertVerificationError, match=problem):
                 client.start_tls("localhost", pem)
@@ -312,9 +311,11 @@ def test_tls(tmp_path: Path, kind: Kind, problem: str | None) -> None:
 
 
 def test_tls_with_a_silent_client(tmp_path: Path) -> None:
-    with RawUpstream(certificate(tmp_path)) as upstream:
-        silent = RawClient((upstream.host, upstream.port))
-        silent.close()
+    pem = certificate(tmp_path)
+    with RawUpstream(pem) as upstream, RawClient(upstream.address):
+        eventually(lambda: upstream.accepted)
+    with RawUpstream(pem) as upstream, RawClient(upstream.address):
+        pass
 
 
 def test_ipv6() -> None:
@@ -328,7 +329,7 @@ def test_ipv6() -> None:
 
 @pytest.fixture
 def relay(upstream: RawUpstream) -> Iterator[Relay]:
-    with Relay((upstream.host, upstream.port)) as running:
+    with Relay(upstream.address) as running:
         yield running
 
 
@@ -376,7 +377,7 @@ def test_cut_and_mend(relay: Relay, upstream: RawUpstream) -> None:
 
 def test_target_away() -> None:
     with RawUpstream() as upstream:
-        gone = (upstream.host, upstream.port)
+        gone = upstream.address
     with Relay(gone) as relay, RawClient(relay.address) as client:
         assert client.read_all() == b""
         assert client.was_reset
@@ -448,7 +449,7 @@ def test_cut_of_the_upload(relay: Relay, upstream: RawUpstream) -> None:
     with RawClient(relay.address) as client:
         client.send(head + b"x" * 1000)
         assert client.read_all() == b""
-    eventually(lambda: upstream.connections == 0)
+    eventually(lambda: upstream.arrivals and upstream.connections == 0)
     assert upstream.arrivals[0].body_length == 10
 
 
@@ -572,7 +573,7 @@ def test_messages_are_swallowed(wire: Relay, listener: Listener) -> None:
 
 # -- the proxy ---------------------------------------------------------------------------------
 
-H2_TO_H1 = ["--set", "connection_strategy=lazy", "--set", "upstream_cert=false"]
+H2_TO_H1 = ["connection_strategy=lazy", "upstream_cert=false"]
 
 
 @pytest.fixture(scope="module")
@@ -615,16 +616,31 @@ def test_mitmweb(folder: Path, upstream: RawUpstream) -> None:
         assert "?token=" in proxy.web_url
 
 
-def test_proxy_can_be_killed(folder: Path) -> None:
-    with Mitm(folder) as proxy:
+def test_proxy_can_be_killed_and_speaks_no_http2_without_tls(
+    folder: Path, upstream: RawUpstream
+) -> None:
+    with Mitm(folder, "--mode", f"reverse:{upstream.url}@0") as proxy:
+        with Http2Client(RawClient(proxy.address), "localhost", "http") as client:
+            assert client.wait(client.request("/ok"))[0].status is None
+            assert client.closed, "mitmproxy has begun to speak HTTP/2 without TLS"
         proxy.kill()
         assert proxy.terminate() == -9
 
 
-def test_https_through_the_proxy(folder: Path, tmp_path: Path) -> None:
-    pem = certificate(tmp_path)
-    trust = f"ssl_verify_upstream_trusted_ca={pem}"
-    with RawUpstream(pem) as upstream, Mitm(folder, "--set", trust) as proxy:
+@pytest.fixture(scope="module")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return certificate(tmp_path_factory.mktemp("server"))
+
+
+@pytest.fixture(scope="module")
+def proxy(folder: Path, pem: Path) -> Iterator[Mitm]:
+    values = [f"ssl_verify_upstream_trusted_ca={pem}", "stream_large_bodies=1", *H2_TO_H1]
+    with Mitm(folder, *(part for value in values for part in ("--set", value))) as running:
+        yield running
+
+
+def test_https_through_the_proxy(proxy: Mitm, pem: Path) -> None:
+    with RawUpstream(pem) as upstream:
         url = f"{upstream.url}/sized?size=7"
         response = fetch(proxy.address, url, ca=proxy.ca_path)
         assert response
@@ -634,56 +650,50 @@ def test_https_through_the_proxy(folder: Path, tmp_path: Path) -> None:
         assert [arrival.target for arrival in upstream.arrivals] == ["/sized?size=7"]
 
 
-def test_http2_through_the_proxy(folder: Path, tmp_path: Path) -> None:
-    pem = certificate(tmp_path)
-    trust = f"ssl_verify_upstream_trusted_ca={pem}"
-    with RawUpstream(pem) as upstream, Mitm(folder, "--set", trust, *H2_TO_H1) as proxy:
-        address = ("127.0.0.1", upstream.port)
-        with Http2Client.through(proxy.address, *address, proxy.ca_path) as client:
-            slow = client.request("/slow-head")
-            sized = client.request("/sized?size=300000")
-            upload = client.request("/echo", method="POST", body=b"x" * 300_000)
-            one, two = client.wait(sized, upload)
-            assert (one.status, one.body == body(300_000), two.body) == (200, True, b"300000")
-            client.reset(slow)
-            assert not client.streams[slow].ended
-            assert client.wait(client.request("/status/599"))[0].status == 599
-            client.goaway()
-            client.raw.read_all()
+def test_http2_through_the_proxy(proxy: Mitm, pem: Path) -> None:
+    with (
+        RawUpstream(pem) as upstream,
+        Http2Client.through(proxy.address, *upstream.address, proxy.ca_path) as client,
+    ):
+        slow = client.request("/slow-head")
+        sized = client.request("/sized?size=300000")
+        upload = client.request("/echo", method="POST", body=b"x" * 300_000)
+        one, two = client.wait(sized, upload)
+        assert (one.status, one.body == body(300_000), two.body) == (200, True, b"300000")
+        client.reset(slow)
+        assert not client.streams[slow].ended
+        assert client.wait(client.request("/status/599"))[0].status == 599
+        client.goaway()
+        client.raw.read_all()
 
 
-def test_http2_without_tls(folder: Path, upstream: RawUpstream) -> None:
-    mode = f"reverse:{upstream.url}@0"
-    with Mitm(folder, "--mode", mode) as proxy:
-        client = Http2Client(RawClient(proxy.address), "localhost", "http")
-        with client:
-            assert client.wait(client.request("/ok"))[0].body == b"ok\n"
+def test_websocket_through_the_proxy(proxy: Mitm, upstream: RawUpstream) -> None:
+    host = f"{upstream.host}:{upstream.port}"
+    raw = RawClient(proxy.address)
+    with WebSocketClient(raw, host, f"http://{host}/websocket") as client:
+        client.send("through")
+        assert client.receive() == "through"
+        client.close()
+        assert client.close_code == 1000
 
 
-def test_websocket_through_the_proxy(folder: Path, upstream: RawUpstream) -> None:
-    with Mitm(folder) as proxy:
-        host = f"{upstream.host}:{upstream.port}"
-        raw = RawClient(proxy.address)
-        with WebSocketClient(raw, host, f"http://{host}/websocket") as client:
-            client.send("through")
-            assert client.receive() == "through"
-            client.close()
-            assert client.close_code == 1000
+def test_client_leaves_in_mid_upload(proxy: Mitm, upstream: RawUpstream) -> None:
+    with RawClient(proxy.address) as client:
+        client.request("POST", f"{upstream.url}/echo", body=b"x" * 10, length=1000)
+        eventually(lambda: upstream.arrivals and upstream.arrivals[0].body_length == 10)
+    eventually(lambda: upstream.connections == 0)
+    assert not upstream.arrivals[0].complete
 
 
-def test_client_leaves_in_mid_upload(folder: Path, upstream: RawUpstream) -> None:
-    with Mitm(folder, "--set", "stream_large_bodies=1") as proxy:
-        with RawClient(proxy.address) as client:
-            client.request("POST", f"{upstream.url}/echo", body=b"x" * 10, length=1000)
-            eventually(lambda: upstream.arrivals)
-        eventually(lambda: upstream.connections == 0)
-        assert not upstream.arrivals[0].complete
-        gone = RawClient(proxy.address)
-        gone.request("GET", f"{upstream.url}/slow-head")
-        eventually(lambda: len(upstream.arrivals) == 2)
-        gone.reset()
-        eventually(lambda: "disconnect" in proxy.output())
+def test_client_leaves_while_waiting(proxy: Mitm, upstream: RawUpstream) -> None:
+    client = RawClient(proxy.address)
+    client.request("GET", f"{upstream.url}/slow-head")
+    eventually(lambda: upstream.arrivals)
+    client.reset()
+    eventually(lambda: "Client disconnected." in proxy.output())
 
 
-def test_the_process_has_no_children_left() -> None:
-    assert psutil.Process(os.getpid()).children() == []
+def test_processes_end_with_the_block(folder: Path) -> None:
+    with Mitm(folder, "-n", listens=False) as proxy:
+        process = psutil.Process(proxy.pid)
+    assert not process.is_running()

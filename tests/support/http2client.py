@@ -41,7 +41,7 @@ class Http2Client:
     """Speaks HTTP/2 over a connection that is ready for it.
 
     Args:
-        raw: A plain connection (prior knowledge), or one on which TLS agreed on h2.
+        raw: A plain connection (mitmproxy hangs up on that), or one on which TLS agreed on h2.
         authority: What the requests are for.
         scheme: Likewise.
         lax: Whether headers may be sent that HTTP/2 forbids.
@@ -101,6 +101,8 @@ class Http2Client:
         number = self._state.get_next_available_stream_id()
         self.streams[number] = Stream()
         whole = [(":method", method), (":path", path), *self._base, *headers]
+        if body and end:  # mitmproxy can't tell an HTTP/1 upstream the end without it
+            whole.append(("content-length", str(len(body))))
         self._state.send_headers(number, whole, end_stream=end and not body)
         self._flush()
         if body:

@@ -64,22 +64,12 @@ class LoopThread:
         self._ready.set_result(None)
         await self._stop.wait()
         await self._close()
-        await _settle()
+        await self._turns()
+
+    async def _turns(self) -> None:
+        """Let the loop run what asyncio does later, when a connection opens or ends."""
+        for _ in range(4):
+            await asyncio.sleep(0)
 
     def _note(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.faults.append(context.get("exception") or RuntimeError(str(context["message"])))
-
-
-async def _settle() -> None:
-    """End what still runs, with a few turns of the loop for asyncio's own openings and endings."""
-    await _turns()
-    rest = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in rest:
-        task.cancel()
-    await asyncio.gather(*rest, return_exceptions=True)
-    await _turns()
-
-
-async def _turns() -> None:
-    for _ in range(4):
-        await asyncio.sleep(0)

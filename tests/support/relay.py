@@ -11,8 +11,8 @@ from fcntl import ioctl
 from pathlib import Path
 from typing import Literal
 
-from .loopthread import LoopThread
 from .postgreswire import Handshake, Splitter
+from .socketserver import SocketServer, reset
 
 type Direction = Literal["to_server", "to_client"]
 type Target = tuple[str, int] | Path
@@ -152,7 +152,7 @@ class _Pipe:
                     await asyncio.sleep(0.001)
 
 
-class Relay(LoopThread):
+class Relay(SocketServer):
     """Listens on this machine while its `with` lasts and passes everything on to `target`.
 
     Every method may be called from any thread and has taken effect when it returns. Faults that
@@ -165,34 +165,24 @@ class Relay(LoopThread):
 
     Attributes:
         seen: The letters of the messages read so far, by direction.
-        accepted: How many connections it took.
         struck: Whether the counted fault has happened.
     """
 
     def __init__(self, target: Target, *, postgres: bool = False) -> None:
         super().__init__()
         self.seen: dict[Direction, list[str]] = {"to_server": [], "to_client": []}
-        self.accepted = 0
         self.struck = False
-        self.address = ("127.0.0.1", 0)
         self.latency = self.pause = 0.0
         self.delivers = self.reads = True
         self.trickles = False
         self._target = target
         self._postgres = postgres
         self._fault: _Fault | None = None
-        self._links: dict[asyncio.Task[None], socket.socket] = {}
-        self._listener: socket.socket | None = None
         self._change = asyncio.Event()
-
-    @property
-    def connections(self) -> int:
-        """How many connections are open now."""
-        return len(self._links)
 
     def cut(self) -> None:
         """Drop every connection with a RST and refuse new ones, until `mend`."""
-        self.call(self._cut())
+        self.call(self._refuse())
 
     def blackhole(self) -> None:
         """Take bytes and connections, and pass nothing on; `mend` passes on what was held."""
@@ -246,30 +236,7 @@ class Relay(LoopThread):
         self._fault = None
         self.struck = True
 
-    async def _open(self) -> None:
-        self._claim = _bound(self.address)  # keeps the port ours while nothing listens on it
-        self.address = self._claim.getsockname()
-        self._listen()
-
-    async def _close(self) -> None:
-        await self._cut()
-        self._claim.close()
-
-    def _listen(self) -> None:
-        self._listener = _bound(self.address)
-        self._listener.listen(128)
-        self._loop.add_reader(self._listener, self._welcome, self._listener)
-
-    def _welcome(self, listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            client, _ = listener.accept()
-            client.setblocking(False)
-            self.accepted += 1
-            task = self._loop.create_task(self._link(client))
-            self._links[task] = client
-            task.add_done_callback(self._links.pop)
-
-    async def _link(self, client: socket.socket) -> None:
+    async def _serve(self, client: socket.socket) -> None:
         server = socket.socket(socket.AF_UNIX if isinstance(self._target, Path) else socket.AF_INET)
         server.setblocking(False)
         orderly = False
@@ -283,7 +250,7 @@ class Relay(LoopThread):
             pass  # the other side learns of it by the RST
         finally:
             for sock in (client, server):
-                sock.close() if orderly else _reset(sock)
+                sock.close() if orderly else reset(sock)
 
     async def _pump(self, client: socket.socket, server: socket.socket) -> None:
         handshake = Handshake()
@@ -298,55 +265,31 @@ class Relay(LoopThread):
                 group.create_task(pipe.read())
                 group.create_task(pipe.write())
 
-    async def _cut(self) -> None:
-        if self._listener:
-            self._loop.remove_reader(self._listener)
-            self._listener.close()
-            self._listener = None
-        links = dict(self._links)
-        for task in links:
-            task.cancel()
-        await asyncio.gather(*links, return_exceptions=True)
-        for client in links.values():  # a link that had not begun has not closed it
-            _reset(client)
-
     async def _set(self, **values: float) -> None:
         for name, value in values.items():
             setattr(self, name, value)
         self.changed()
 
     async def _stop_reading(self) -> None:
-        for client in self._links.values():
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        self._resize(1)
         await self._set(reads=False)
 
     async def _mend(self) -> None:
-        for client in self._links.values():
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _HELD)
+        self._resize(_HELD)
         self._fault = None
         await self._set(delivers=True, reads=True, trickles=False, latency=0.0, pause=0.0)
-        if self._listener is None:
-            self._listen()
+        self._listen()
+
+    def _resize(self, size: int) -> None:
+        for client in self._tasks.values():
+            with contextlib.suppress(OSError):  # it may have just been closed
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
     async def _arm(self, fault: _Fault) -> None:
         self._fault = fault
         self.struck = False
 
 
-def _bound(address: tuple[str, int]) -> socket.socket:
-    bound = socket.socket()
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.setblocking(False)
-    bound.bind(address)
-    return bound
-
-
 def _hurry(sink: socket.socket) -> None:
     if sink.family != socket.AF_UNIX:
         sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _reset(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it may be closed already
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()

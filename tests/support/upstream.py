@@ -1,16 +1,18 @@
 """An HTTP/1 server whose responses end in whatever way the path asks for."""
 
 import asyncio
+import socket
 import ssl
-import weakref
 from pathlib import Path
 
 from .endings import BEFORE_BODY, find
-from .loopthread import LoopThread
+from .socketserver import SocketServer
 from .wire import HEAD_LIMIT, Arrival, Wire
 
+_PATIENCE = 5.0  # seconds for the beginning and the end of TLS
 
-class RawUpstream(LoopThread):
+
+class RawUpstream(SocketServer):
     """Listens on this machine while its `with` lasts; see `endings` for the paths.
 
     Args:
@@ -19,24 +21,31 @@ class RawUpstream(LoopThread):
 
     Attributes:
         arrivals: The requests that reached it, in order of their heads.
-        accepted: How many connections it took.
-        connections: How many of them are open now.
     """
 
     def __init__(self, certificate: Path | None = None, host: str = "127.0.0.1") -> None:
-        super().__init__()
+        super().__init__(host)
         self.arrivals: list[Arrival] = []
-        self.accepted = self.connections = 0
-        self.host = host
-        self.port = 0
-        self._certificate = certificate
-        self._transports: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
+        self._tls: ssl.SSLContext | None = None
+        if certificate:
+            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._tls.load_cert_chain(certificate)
+
+    @property
+    def host(self) -> str:
+        """The address it listens on."""
+        return self.address[0]
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return self.address[1]
 
     @property
     def url(self) -> str:
         """Where it listens, without a slash at the end."""
         name = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'https' if self._certificate else 'http'}://{name}:{self.port}"
+        return f"{'https' if self._tls else 'http'}://{name}:{self.port}"
 
     def release(self) -> None:
         """Let every response that waits go on."""
@@ -48,40 +57,30 @@ class RawUpstream(LoopThread):
 
     async def _open(self) -> None:
         self._gate = asyncio.Event()
-        secured = self._tls()
-        self._server = await asyncio.start_server(
-            self._serve,
-            self.host,
-            0,
-            limit=HEAD_LIMIT,
-            ssl=secured,
-            ssl_handshake_timeout=5 if secured else None,
-        )
-        self.port = self._server.sockets[0].getsockname()[1]
+        await super()._open()
 
-    async def _close(self) -> None:
-        self._server.close()
-        for transport in self._transports:  # also those that still flush to someone deaf
-            transport.abort()
-
-    def _tls(self) -> ssl.SSLContext | None:
-        if self._certificate is None:
-            return None
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self._certificate)
-        return context
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.accepted += 1
-        self._transports.add(writer.transport)
-        self.connections += 1
+    async def _serve(self, client: socket.socket) -> None:
+        reader = asyncio.StreamReader(HEAD_LIMIT)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        patience = _PATIENCE if self._tls else None
+        transport: asyncio.Transport | None = None
         try:
+            transport, _ = await self._loop.connect_accepted_socket(
+                lambda: protocol,
+                client,
+                ssl=self._tls,
+                ssl_handshake_timeout=patience,
+                ssl_shutdown_timeout=patience,
+            )
+            writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
             await self._converse(Wire(reader, writer, self._gate))
+            writer.close()
+            await writer.wait_closed()
         except (OSError, EOFError):
             pass  # the other side went away, as it may
         finally:
-            self.connections -= 1
-            writer.close()
+            if transport:
+                transport.abort()
 
     async def _converse(self, wire: Wire) -> None:
         while True:
