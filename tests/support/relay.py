@@ -1,0 +1,295 @@
+"""A TCP relay between a client and its server, which can fail in every way a wire can."""
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fcntl import ioctl
+from pathlib import Path
+from typing import Literal
+
+from .postgreswire import Handshake, Splitter
+from .socketserver import SocketServer, reset
+
+type Direction = Literal["to_server", "to_client"]
+type Target = tuple[str, int] | Path
+
+_HELD = 1024 * 1024  # a pipe holds no more than this, unless it is a black hole
+_READ = 65536
+_UNSENT = 0x894B  # SIOCOUTQNSD: bytes the kernel has taken and not yet sent
+
+
+class CutError(Exception):
+    """The wire was cut here."""
+
+
+@dataclass
+class _Fault:
+    """What is to happen once, at a place counted from when it was armed, on each connection."""
+
+    direction: Direction
+    action: Literal["cut", "swallow"]
+    unit: Literal["bytes", "messages"]
+    at: int
+    inside: bool = False
+    passed: Counter["_Pipe"] = field(default_factory=Counter)
+
+
+@dataclass(eq=False)
+class _Pipe:
+    """One direction of one connection: what was read waits in `held` until it may go on."""
+
+    relay: "Relay"
+    direction: Direction
+    source: socket.socket
+    sink: socket.socket
+    splitter: Splitter | None
+    held: deque[tuple[float, bytes | None]] = field(default_factory=deque)
+    size: int = 0
+    swallows: bool = False
+
+    async def read(self) -> None:
+        """Read until the end; None in `held` stands for a cut, no bytes for the end."""
+        loop = asyncio.get_running_loop()
+        data = b"?"
+        try:
+            while data:
+                await self.relay.until(lambda: self.relay.reads and self._has_room())
+                data = await loop.sock_recv(self.source, _READ)
+                await self.relay.until(lambda: self.relay.reads)
+                self._take(data)
+        except OSError:
+            self._hold(None)
+
+    async def write(self) -> None:
+        """Pass on what is held, when it is due, until the end or a cut."""
+        loop = asyncio.get_running_loop()
+        data: bytes | None = b"?"
+        while data:
+            await self.relay.until(lambda: bool(self.held) and self.relay.delivers)
+            due, data = self.held.popleft()
+            await asyncio.sleep(max(0.0, due - loop.time()))
+            await self.relay.until(lambda: self.relay.delivers)
+            if data is None:
+                await self._sent()
+                raise CutError
+            await self._send(data)
+            self.size -= len(data)
+            self.relay.changed()
+        with contextlib.suppress(OSError):
+            self.sink.shutdown(socket.SHUT_WR)
+
+    def _has_room(self) -> bool:
+        return self.size < _HELD or not self.relay.delivers
+
+    def _hold(self, data: bytes | None) -> None:
+        due = asyncio.get_running_loop().time() + self.relay.latency
+        self.held.append((due, data))
+        self.size += len(data or b"")
+        self.relay.changed()
+
+    def _take(self, data: bytes) -> None:
+        if not data:
+            self._pass_rest()
+        elif self.splitter is None:
+            self._pass_bytes(data)
+        else:
+            for letter, message in self.splitter.feed(data):
+                self._pass_message(letter, message)
+
+    def _pass_rest(self) -> None:
+        rest = self.splitter.rest() if self.splitter else b""
+        if rest and not self.swallows:
+            self._hold(rest)
+        self._hold(b"")
+
+    def _pass_bytes(self, data: bytes) -> None:
+        fault = self.relay.fault_for(self.direction, "bytes")
+        if fault and fault.passed[self] + len(data) >= fault.at:
+            self._hold(data[: fault.at - fault.passed[self]] or None)
+            self._hold(None)
+            self.relay.strike()
+        elif not self.swallows:
+            self._hold(data)
+        if fault:
+            fault.passed[self] += len(data)
+
+    def _pass_message(self, letter: str, message: bytes) -> None:
+        self.relay.seen[self.direction].append(letter)
+        fault = self.relay.fault_for(self.direction, "messages")
+        if fault and fault.passed[self] == fault.at:
+            self._strike(fault, message)
+        if fault:
+            fault.passed[self] += 1
+        self._pass_bytes(message)
+
+    def _strike(self, fault: _Fault, message: bytes) -> None:
+        if fault.action == "swallow":
+            self.swallows = True
+        else:
+            if fault.inside:
+                self._hold(message[: len(message) // 2])
+            self._hold(None)
+        self.relay.strike()
+
+    async def _send(self, data: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        while data:
+            size = 1 if self.relay.trickles else len(data)
+            await loop.sock_sendall(self.sink, data[:size])
+            data = data[size:]
+            await asyncio.sleep(self.relay.pause)
+            await self.relay.until(lambda: self.relay.delivers)
+
+    async def _sent(self) -> None:
+        """Wait until the kernel sent what it took: a RST would throw it away."""
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(1):
+                while struct.unpack("i", ioctl(self.sink, _UNSENT, b"\0" * 4))[0]:  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+
+
+class Relay(SocketServer):
+    """Listens on this machine while its `with` lasts and passes everything on to `target`.
+
+    Every method may be called from any thread and has taken effect when it returns. Faults that
+    are counted (`cut_after`, `cut_at_message`, `swallow_from_message`) count from the call on, on
+    each connection for itself, and happen once: then `struck` is true and what comes later passes.
+
+    Args:
+        target: Address or path of the Unix socket to connect to.
+        postgres: Whether to read PostgreSQL's protocol, for what concerns messages.
+
+    Attributes:
+        seen: The letters of the messages read so far, by direction.
+        struck: Whether the counted fault has happened.
+    """
+
+    def __init__(self, target: Target, *, postgres: bool = False) -> None:
+        super().__init__()
+        self.seen: dict[Direction, list[str]] = {"to_server": [], "to_client": []}
+        self.struck = False
+        self.latency = self.pause = 0.0
+        self.delivers = self.reads = True
+        self.trickles = False
+        self._target = target
+        self._postgres = postgres
+        self._fault: _Fault | None = None
+        self._change = asyncio.Event()
+
+    def cut(self) -> None:
+        """Drop every connection with a RST and refuse new ones, until `mend`."""
+        self.call(self._refuse())
+
+    def blackhole(self) -> None:
+        """Take bytes and connections, and pass nothing on; `mend` passes on what was held."""
+        self.call(self._set(delivers=False))
+
+    def zero_window(self) -> None:
+        """Stop reading, so that both sides find the window closed, until `mend`."""
+        self.call(self._stop_reading())
+
+    def delay(self, seconds: float) -> None:
+        """Let every byte arrive so much later."""
+        self.call(self._set(latency=seconds))
+
+    def trickle(self, pause: float = 0.0) -> None:
+        """Pass on one byte at a time."""
+        self.call(self._set(trickles=True, pause=pause))
+
+    def mend(self) -> None:
+        """Be a good wire again; what was cut or swallowed stays lost."""
+        self.call(self._mend())
+
+    def cut_after(self, direction: Direction, size: int) -> None:
+        """Drop the connection with a RST once `size` bytes have passed."""
+        self.call(self._arm(_Fault(direction, "cut", "bytes", size)))
+
+    def cut_at_message(self, direction: Direction, index: int, *, inside: bool = False) -> None:
+        """Drop the connection before the message of this index, or in its middle."""
+        self.call(self._arm(_Fault(direction, "cut", "messages", index, inside)))
+
+    def swallow_from_message(self, direction: Direction, index: int) -> None:
+        """Lose the message of this index and all that follow it on the connection."""
+        self.call(self._arm(_Fault(direction, "swallow", "messages", index)))
+
+    async def until(self, check: Callable[[], bool]) -> None:
+        """Wait for what a pipe needs; for the pipes."""
+        while not check():
+            await self._change.wait()
+
+    def changed(self) -> None:
+        """Let the pipes look again; for the pipes."""
+        self._change.set()
+        self._change = asyncio.Event()
+
+    def fault_for(self, direction: Direction, unit: str) -> _Fault | None:
+        """Return the armed fault if it concerns this; for the pipes."""
+        fault = self._fault
+        return fault if fault and (fault.direction, fault.unit) == (direction, unit) else None
+
+    def strike(self) -> None:
+        """Note that the armed fault has happened; for the pipes."""
+        self._fault = None
+        self.struck = True
+
+    async def _serve(self, client: socket.socket) -> None:
+        server = socket.socket(socket.AF_UNIX if isinstance(self._target, Path) else socket.AF_INET)
+        server.setblocking(False)
+        orderly = False
+        try:
+            await self.until(lambda: self.delivers)
+            target = str(self._target) if isinstance(self._target, Path) else self._target
+            await self._loop.sock_connect(server, target)
+            await self._pump(client, server)
+            orderly = True
+        except* (OSError, CutError):
+            pass  # the other side learns of it by the RST
+        finally:
+            for sock in (client, server):
+                sock.close() if orderly else reset(sock)
+
+    async def _pump(self, client: socket.socket, server: socket.socket) -> None:
+        handshake = Handshake()
+        there = Splitter(frontend=True, handshake=handshake) if self._postgres else None
+        back = Splitter(frontend=False, handshake=handshake) if self._postgres else None
+        async with asyncio.TaskGroup() as group:
+            for pipe in (
+                _Pipe(self, "to_server", client, server, there),
+                _Pipe(self, "to_client", server, client, back),
+            ):
+                _hurry(pipe.sink)
+                group.create_task(pipe.read())
+                group.create_task(pipe.write())
+
+    async def _set(self, **values: float) -> None:
+        for name, value in values.items():
+            setattr(self, name, value)
+        self.changed()
+
+    async def _stop_reading(self) -> None:
+        self._resize(1)
+        await self._set(reads=False)
+
+    async def _mend(self) -> None:
+        self._resize(_HELD)
+        self._fault = None
+        await self._set(delivers=True, reads=True, trickles=False, latency=0.0, pause=0.0)
+        self._listen()
+
+    def _resize(self, size: int) -> None:
+        for client in self._tasks.values():
+            with contextlib.suppress(OSError):  # it may have just been closed
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+
+    async def _arm(self, fault: _Fault) -> None:
+        self._fault = fault
+        self.struck = False
+
+
+def _hurry(sink: socket.socket) -> None:
+    if sink.family != socket.AF_UNIX:
+        sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

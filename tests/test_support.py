@@ -1,0 +1,702 @@
+"""The tests' own upstream, relay, proxy and clients do what they promise, and leave nothing."""
+
+import asyncio
+import contextlib
+import gzip
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.certificates import Kind, certificate
+from tests.support.clients import RawClient, Response, fetch
+from tests.support.endings import UPGRADE, gzipped
+from tests.support.http2client import Http2Client
+from tests.support.loopthread import LoopThread
+from tests.support.proxy import Mitm
+from tests.support.relay import Relay
+from tests.support.upstream import RawUpstream
+from tests.support.wait import eventually
+from tests.support.websocketclient import WebSocketClient
+from tests.support.wire import body
+
+SHORT = 0.3
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left() -> Iterator[None]:
+    threads = set(threading.enumerate())
+    process = psutil.Process()
+    files = process.num_fds()
+    yield
+    assert set(threading.enumerate()) == threads
+    assert process.num_fds() == files
+
+
+@pytest.fixture
+def upstream() -> Iterator[RawUpstream]:
+    with RawUpstream() as running:
+        yield running
+
+
+def ask(upstream: RawUpstream, target: str, method: str = "GET") -> Response | None:
+    with RawClient(upstream.address) as client:
+        client.request(method, target)
+        return client.read_response(method)
+
+
+# -- waiting -----------------------------------------------------------------------------------
+
+
+def test_eventually_returns_the_truthy_value() -> None:
+    values = iter([0, "", 7])
+    assert eventually(lambda: next(values)) == 7
+
+
+def test_eventually_fails_with_the_last_value() -> None:
+    with pytest.raises(AssertionError, match=r"still \[\]"):
+        eventually(list[int], 0.05)
+
+
+def test_fault_on_the_loop_comes_out() -> None:
+    async def spoil() -> None:
+        asyncio.get_running_loop().call_soon(int, "not a number")
+
+    with pytest.raises(BaseExceptionGroup, match="LoopThread"), LoopThread() as loop:
+        loop.call(spoil())
+
+
+# -- the upstream ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "status", "size"),
+    [
+        ("/ok", 200, 3),
+        ("/head", 200, 5000),
+        ("/204", 204, 0),
+        ("/304", 304, 0),
+        ("/sized?size=200000", 200, 200000),
+        ("/chunked?size=40000", 200, 40000),
+        ("/trailers", 200, 1000),
+        ("/until-eof?size=70000", 200, 70000),
+        ("/gzip?size=5000", 200, len(gzipped(5000))),
+        ("/redirect", 302, 11),
+        ("/status/204", 204, 0),
+        ("/status/999", 999, 4),
+        ("/many-headers?size=5000", 200, 3),
+        ("/unheard-of", 404, 15),
+    ],
+)
+def test_whole_responses(upstream: RawUpstream, target: str, status: int, size: int) -> None:
+    response = ask(upstream, target)
+    assert response
+    assert (response.status, len(response.body), response.complete) == (status, size, True)
+
+
+def test_bodies_are_the_same_however_they_travel(upstream: RawUpstream) -> None:
+    size = 100_000
+    for path in ("/sized", "/chunked", "/until-eof"):
+        response = ask(upstream, f"{path}?size={size}")
+        assert response
+        assert response.body == body(size)
+    packed = ask(upstream, f"/gzip?size={size}")
+    assert packed
+    assert gzip.decompress(packed.body) == body(size)
+
+
+@pytest.mark.parametrize("target", ["/ok", "/head", "/sized", "/chunked", "/until-eof", "/gzip"])
+def test_head_has_no_body(upstream: RawUpstream, target: str) -> None:
+    with RawClient(upstream.address) as client:
+        client.request("HEAD", target, "Connection: close")
+        response = client.read_response("HEAD")
+        assert response
+        assert (response.status, client.read_all()) == (200, b"")
+
+
+@pytest.mark.parametrize(
+    ("target", "got"),
+    [
+        ("/close-after-head", 0),
+        ("/cut-sized?size=1000&sent=100", 100),
+        ("/cut-chunked?size=2000", 2500),
+        ("/bad-chunk", None),
+    ],
+)
+def test_cut_responses(upstream: RawUpstream, target: str, got: int | None) -> None:
+    with RawClient(upstream.address) as client:
+        client.request("GET", target)
+        if got is None:
+            assert client.read_all().endswith(b"zz\r\nnot a length\r\n0\r\n\r\n")
+            return
+        response = client.read_response()
+        assert response
+        assert (response.status, len(response.body), response.complete) == (200, got, False)
+
+
+@pytest.mark.parametrize(
+    ("target", "got", "reset"),
+    [
+        ("/close-before-head", b"", False),
+        ("/reset-before-head", b"", True),
+        ("/close-in-head", b"HTTP/1.1 200 OK\r\nContent-Length", False),
+        ("/garbage", b"\x16\x03\x00 this is not HTTP at all\r\n\r\n", False),
+    ],
+)
+def test_no_response(upstream: RawUpstream, target: str, got: bytes, reset: bool) -> None:
+    with RawClient(upstream.address) as client:
+        client.request("GET", target)
+        assert (client.read_all(), client.was_reset) == (got, reset)
+
+
+@pytest.mark.parametrize("target", ["/cl-and-te", "/two-lengths"])
+def test_contradictions(upstream: RawUpstream, target: str) -> None:
+    with RawClient(upstream.address) as client:
+        client.request("GET", target, "Connection: close")
+        head = client.read_all().split(b"\r\n\r\n")[0]
+        assert head.lower().count(b"\r\ncontent-length") + head.count(b"Transfer-Encoding") == 2
+
+
+def test_interim_response(upstream: RawUpstream) -> None:
+    response = ask(upstream, "/1xx-then-200")
+    assert response
+    assert (response.status, response.interim) == (200, [103])
+
+
+@pytest.mark.parametrize(
+    ("target", "size"), [("/slow-head", 3), ("/slow-body", 1000), ("/slow-chunked", 1000)]
+)
+def test_slow_responses_wait_for_the_test(upstream: RawUpstream, target: str, size: int) -> None:
+    with RawClient(upstream.address, timeout=SHORT) as client:
+        client.request("GET", target)
+        with pytest.raises(TimeoutError):
+            client.read_response()
+    upstream.release()
+    response = ask(upstream, target)
+    assert response
+    assert (len(response.body), response.complete) == (size, True)
+
+
+def test_waiting_response_does_not_outlive_the_server() -> None:
+    with RawUpstream() as upstream, RawClient(upstream.address) as client:
+        client.request("GET", "/slow-head")
+        eventually(lambda: upstream.arrivals)
+
+
+def test_deaf_client_does_not_hold_the_server_up() -> None:
+    with RawUpstream() as upstream, RawClient(upstream.address) as client:
+        client.request("GET", "/sized?size=50000000")
+        eventually(lambda: upstream.arrivals)
+
+
+def test_reset_in_mid_body(upstream: RawUpstream) -> None:
+    with RawClient(upstream.address) as client:
+        client.request("GET", "/reset-in-body")
+        eventually(lambda: upstream.arrivals)
+        upstream.release()
+        response = client.read_response()
+        assert response
+        assert (len(response.body), client.was_reset) == (500, True)
+
+
+def test_answer_before_the_upload_is_over(upstream: RawUpstream) -> None:
+    with RawClient(upstream.address) as client:
+        client.request("POST", "/early-413", body=b"x" * 10, length=1000)
+        response = client.read_response("POST")
+        assert response
+        assert response.status == 413
+        client.send(b"x" * 990)
+        assert client.read_all() == b""
+    assert upstream.arrivals[0].body_length == 1000
+
+
+def test_reset_in_mid_upload(upstream: RawUpstream) -> None:
+    upstream.release()
+    with RawClient(upstream.address) as client:
+        client.request("POST", "/reset-in-upload", body=b"x" * 10, length=1000)
+        assert client.read_all() == b""
+        assert client.was_reset
+
+
+def test_arrivals_tell_what_came(upstream: RawUpstream) -> None:
+    with RawClient(upstream.address) as client:
+        client.request("POST", "/echo?a=b", "X-Thing: \xe9", body=b"x" * 70000)
+        response = client.read_response("POST")
+        assert response
+        assert response.body == b"70000"
+        client.request("PUT", "/echo", "Transfer-Encoding: chunked")
+        client.send(b"5\r\nhello\r\n3;x=y\r\nyou\r\n0\r\nX-Trailer: 1\r\n\r\n")
+        response = client.read_response("PUT")
+        assert response
+        assert response.body == b"8"
+        client.request("POST", "/echo", body=b"half", length=8)
+    eventually(lambda: len(upstream.arrivals) == 3 and upstream.connections == 0)
+    first, second, third = upstream.arrivals
+    assert (first.method, first.target, first.body_length) == ("POST", "/echo?a=b", 70000)
+    assert first.header("x-thing") == "\xc3\xa9"
+    assert (second.method, second.body_length, second.complete) == ("PUT", 8, True)
+    assert (third.body_length, third.complete) == (4, False)
+    assert upstream.accepted == 1
+
+
+def test_change_to_another_protocol(upstream: RawUpstream) -> None:
+    with RawClient(upstream.address) as client:
+        client.request("GET", "/upgrade", "Connection: Upgrade", f"Upgrade: {UPGRADE}")
+        response = client.read_response()
+        assert response
+        assert response.status == 101
+        client.send(b"\x00not HTTP")
+        assert client.receive() == b"\x00not HTTP"
+
+
+def websocket(upstream: RawUpstream, target: str) -> WebSocketClient:
+    address = upstream.address
+    return WebSocketClient(RawClient(address), f"{upstream.host}:{upstream.port}", target)
+
+
+def test_websocket_echoes_and_closes(upstream: RawUpstream) -> None:
+    with websocket(upstream, "/websocket") as client:
+        for message in ("grüezi", b"\x00\xff", "x" * 100_000):
+            client.send(message)
+            assert client.receive() == message
+        client.close(1001)
+        assert client.close_code == 1001
+
+
+def test_websocket_is_dropped(upstream: RawUpstream) -> None:
+    with websocket(upstream, "/websocket-abrupt") as client:
+        client.send("one")
+        assert [client.receive(), client.receive()] == ["one", None]
+        assert client.close_code == 1006
+
+
+def test_websocket_is_closed_by_the_server(upstream: RawUpstream) -> None:
+    with websocket(upstream, "/websocket-bye?code=1011") as client:
+        client.send("one")
+        assert [client.receive(), client.receive()] == ["one", None]
+        assert client.close_code == 1011
+
+
+def test_websocket_is_refused(upstream: RawUpstream) -> None:
+    with websocket(upstream, "/status/403") as client:
+        assert client.rejected == 403
+
+
+def test_websocket_client_can_leave(upstream: RawUpstream) -> None:
+    client = websocket(upstream, "/websocket")
+    client.abort()
+    eventually(lambda: upstream.connections == 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "problem"),
+    [("good", None), ("wrong-host", "doesn't match|not valid for"), ("expired", "expired")],
+)
+def test_tls(tmp_path: Path, kind: Kind, problem: str | None) -> None:
+    pem = certificate(tmp_path, kind)
+    with RawUpstream(pem) as upstream, RawClient(upstream.address) as client:
+        if problem:
+            with pytest.raises(ssl.SSLCertVerificationError, match=problem):
+                client.start_tls("localhost", pem)
+            return
+        client.start_tls("localhost", pem)
+        client.request("GET", "/ok")
+        assert client.read_response()
+        assert upstream.url.startswith("https://127.0.0.1:")
+
+
+def test_tls_with_a_silent_client(tmp_path: Path) -> None:
+    pem = certificate(tmp_path)
+    with RawUpstream(pem) as upstream, RawClient(upstream.address):
+        eventually(lambda: upstream.accepted)
+    with RawUpstream(pem) as upstream, RawClient(upstream.address):
+        pass
+
+
+def test_ipv6() -> None:
+    with RawUpstream(host="::1") as upstream:
+        assert ask(upstream, "/ok")
+        assert upstream.url == f"http://[::1]:{upstream.port}"
+
+
+# -- the relay ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def relay(upstream: RawUpstream) -> Iterator[Relay]:
+    with Relay(upstream.address) as running:
+        yield running
+
+
+def through(relay: Relay, target: str, timeout: float = 10.0) -> Response | None:
+    with RawClient(relay.address, timeout) as client:
+        client.request("GET", target)
+        return client.read_response()
+
+
+def test_relay_passes_everything(relay: Relay) -> None:
+    response = through(relay, "/sized?size=5000000")
+    assert response
+    assert response.body == body(5_000_000)
+    closing = through(relay, "/until-eof?size=70000")
+    assert closing
+    assert closing.complete
+    eventually(lambda: relay.connections == 0)
+    assert relay.accepted == 2
+
+
+def test_relay_passes_the_half_close_and_the_reset(relay: Relay, upstream: RawUpstream) -> None:
+    with RawClient(relay.address) as client:
+        client.request("GET", "/ok")
+        client.half_close()
+        assert client.read_response()
+    with RawClient(relay.address) as client:
+        client.request("GET", "/reset-before-head")
+        assert client.read_all() == b""
+        assert client.was_reset
+    eventually(lambda: upstream.connections == 0)
+
+
+def test_cut_and_mend(relay: Relay, upstream: RawUpstream) -> None:
+    with RawClient(relay.address) as client:
+        client.request("GET", "/slow-head")
+        eventually(lambda: upstream.arrivals)
+        relay.cut()
+        assert client.read_all() == b""
+        assert client.was_reset
+    with pytest.raises(ConnectionRefusedError):
+        RawClient(relay.address)
+    relay.mend()
+    assert through(relay, "/ok")
+
+
+def test_target_away() -> None:
+    with RawUpstream() as upstream:
+        gone = upstream.address
+    with Relay(gone) as relay:
+        with contextlib.suppress(ConnectionResetError), RawClient(relay.address) as client:
+            assert client.read_all() == b""  # unless the RST was there before connect returned
+            assert client.was_reset
+        assert relay.accepted == 1
+
+
+def test_blackhole_takes_and_holds(relay: Relay, upstream: RawUpstream) -> None:
+    with RawClient(relay.address, SHORT) as client:
+        client.request("GET", "/ok")
+        assert client.read_response()
+        relay.blackhole()
+        client.request("POST", "/echo", body=b"x" * 20_000_000)  # all of it is acknowledged
+        with pytest.raises(TimeoutError):
+            client.read_response("POST")
+        with RawClient(relay.address, SHORT) as second, pytest.raises(TimeoutError):
+            second.receive()
+        assert len(upstream.arrivals) == 1
+        relay.mend()
+        client._sock.settimeout(10)
+        response = client.read_response("POST")
+        assert response
+        assert response.body == b"20000000"
+
+
+def test_zero_window_takes_nothing(relay: Relay) -> None:
+    with RawClient(relay.address, SHORT) as client:
+        client.request("GET", "/ok")
+        assert client.read_response()
+        relay.zero_window()
+        with pytest.raises(TimeoutError):
+            client.request("POST", "/echo", body=b"x" * 20_000_000)
+        relay.mend()
+    assert through(relay, "/ok")
+
+
+def test_delay_is_a_latency(relay: Relay) -> None:
+    relay.delay(0.2)
+    begin = time.monotonic()
+    response = through(relay, "/sized?size=2000000")
+    took = time.monotonic() - begin
+    assert response
+    assert response.complete
+    assert 0.4 <= took < 4
+
+
+def test_trickle_sends_byte_by_byte(relay: Relay) -> None:
+    relay.trickle(0.001)
+    with RawClient(relay.address) as client:
+        client.request("GET", "/ok", "Connection: close")
+        pieces = list(iter(client.receive, b""))
+    whole = b"".join(pieces)
+    assert whole.endswith(b"\r\n\r\nok\n")
+    assert len(pieces) > len(whole) / 2
+
+
+@pytest.mark.parametrize("size", [0, 1, 50, 70_000])
+def test_cut_after_so_many_bytes(relay: Relay, size: int) -> None:
+    relay.cut_after("to_client", size)
+    with RawClient(relay.address) as client:
+        client.request("GET", "/sized?size=100000")
+        assert len(client.read_all()) == size
+        assert client.was_reset
+    assert relay.struck
+    assert through(relay, "/ok"), "it happens once"
+
+
+def test_cut_of_the_upload(relay: Relay, upstream: RawUpstream) -> None:
+    head = b"POST /echo HTTP/1.1\r\nContent-Length: 1000\r\n\r\n"
+    relay.cut_after("to_server", len(head) + 10)
+    with RawClient(relay.address) as client:
+        client.send(head + b"x" * 1000)
+        assert client.read_all() == b""
+    eventually(lambda: upstream.arrivals and upstream.connections == 0)
+    assert upstream.arrivals[0].body_length == 10
+
+
+# -- messages of PostgreSQL --------------------------------------------------------------------
+
+STARTUP = struct.pack("!ii", 8, 3 << 16)
+SSL_REQUEST = struct.pack("!ii", 8, 80877103)
+
+
+def message(letter: str, data: bytes = b"") -> bytes:
+    return letter.encode() + struct.pack("!i", len(data) + 4) + data
+
+
+class Listener:
+    """The far end of a relay, which a test plays itself."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "socket"
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self.path))
+        self._listener.listen()
+
+    def accept(self) -> socket.socket:
+        """Take the relay's next connection."""
+        self._listener.settimeout(10)
+        server, _ = self._listener.accept()
+        server.settimeout(SHORT)
+        return server
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._listener.close()
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[Listener]:
+    listening = Listener(tmp_path)
+    yield listening
+    listening.close()
+
+
+@pytest.fixture
+def wire(listener: Listener) -> Iterator[Relay]:
+    with Relay(listener.path, postgres=True) as running:
+        yield running
+
+
+def received(sock: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size and (more := sock.recv(size - len(data))):
+        data += more
+    return data
+
+
+def test_messages_are_told_apart(wire: Relay, listener: Listener) -> None:
+    with RawClient(wire.address) as client, listener.accept() as server:
+        for sent in (SSL_REQUEST, STARTUP):
+            client.send(sent[:3])
+            client.send(sent[3:])
+            assert received(server, 8) == sent
+            server.sendall(b"N" if sent is SSL_REQUEST else message("R", b"\0\0\0\0"))
+            assert client.receive()
+        query = message("Q", b"SELECT 1\0") + message("d", b"x" * 100_000)
+        client.send(query)
+        assert received(server, len(query)) == query
+        server.sendall(message("C") + message("Z", b"I"))
+        eventually(lambda: wire.seen["to_client"][-1] == "Z")
+    assert wire.seen["to_server"] == ["sslrequest", "startup", "Q", "d"]
+    assert wire.seen["to_client"] == ["answer:N", "R", "C", "Z"]
+
+
+def test_encrypted_messages_pass_unread(wire: Relay, listener: Listener) -> None:
+    with RawClient(wire.address) as client, listener.accept() as server:
+        client.send(SSL_REQUEST)
+        assert received(server, 8) == SSL_REQUEST
+        server.sendall(b"S")
+        assert client.receive() == b"S"
+        client.send(b"\x16\x03\x01")
+        assert received(server, 3) == b"\x16\x03\x01"
+    assert wire.seen["to_server"] == ["sslrequest", "encrypted"]
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_cut_at_a_message(wire: Relay, listener: Listener, index: int, inside: bool) -> None:
+    messages = [STARTUP, message("Q", b"SELECT 1\0"), message("d", b"x" * 10_000)]
+    wire.cut_at_message("to_server", index, inside=inside)
+    with RawClient(wire.address) as client, listener.accept() as server:
+        client.send(b"".join(messages))
+        whole = b"".join(messages[:index])
+        half = messages[index][: len(messages[index]) // 2] if inside else b""
+        assert received(server, 20_000) == whole + half
+        assert client.read_all() == b""
+        assert client.was_reset
+
+
+def test_cut_of_the_answer(wire: Relay, listener: Listener) -> None:
+    with RawClient(wire.address) as client, listener.accept() as server:
+        client.send(STARTUP)
+        received(server, 8)
+        server.sendall(message("R"))
+        assert client.receive() == message("R")
+        wire.cut_at_message("to_client", 1)
+        server.sendall(message("C") + message("Z"))
+        assert client.read_all() == message("C")
+
+
+def test_messages_are_swallowed(wire: Relay, listener: Listener) -> None:
+    with RawClient(wire.address, SHORT) as client, listener.accept() as server:
+        wire.swallow_from_message("to_client", 1)
+        server.sendall(message("C") + message("Z") + message("N"))
+        assert client.receive() == message("C")
+        with pytest.raises(TimeoutError):
+            client.receive()
+        client.send(STARTUP)
+        assert received(server, 8) == STARTUP
+        server.sendall(message("Z"))
+        with pytest.raises(TimeoutError):
+            client.receive()
+
+
+# -- the proxy ---------------------------------------------------------------------------------
+
+H2_TO_H1 = ["connection_strategy=lazy", "upstream_cert=false"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("proxy")  # one, so that the authority is made but once
+
+
+def test_proxy_runs_scripts_and_ends(folder: Path, upstream: RawUpstream) -> None:
+    scripts = [folder / "one.py", folder / "two.py"]
+    for script in scripts:
+        script.write_text(
+            "import os\n"
+            "def response(flow):\n"
+            f"    print('{script.stem}', flow.response.status_code, os.environ['WORD'])\n"
+        )
+    with Mitm(folder, "--set", "body_size_limit=1m", scripts=scripts, env={"WORD": "x"}) as proxy:
+        response = fetch(proxy.address, f"{upstream.url}/ok")
+        assert response
+        assert response.body == b"ok\n"
+        assert proxy.url == f"http://127.0.0.1:{proxy.port}"
+        eventually(lambda: "one 200 x" in proxy.output() and "two 200 x" in proxy.output())
+        assert proxy.terminate() == 0
+        assert not psutil.pid_exists(proxy.pid)
+
+
+def test_proxy_that_ends_at_once(folder: Path) -> None:
+    with pytest.raises(RuntimeError, match="no-such-option"), Mitm(folder, "--no-such-option"):
+        pass
+
+
+def test_proxy_reads_files_without_listening(folder: Path) -> None:
+    (folder / "none.flows").write_bytes(b"")
+    with Mitm(folder, "-n", "-r", "none.flows", listens=False) as proxy:
+        assert proxy.wait() == 0
+
+
+def test_mitmweb(folder: Path, upstream: RawUpstream) -> None:
+    with Mitm(folder, program="mitmweb") as proxy:
+        assert fetch(proxy.address, f"{upstream.url}/ok")
+        assert "?token=" in proxy.web_url
+
+
+def test_proxy_can_be_killed_and_speaks_no_http2_without_tls(
+    folder: Path, upstream: RawUpstream
+) -> None:
+    with Mitm(folder, "--mode", f"reverse:{upstream.url}@0") as proxy:
+        with Http2Client(RawClient(proxy.address), "localhost", "http") as client:
+            assert client.wait(client.request("/ok"))[0].status is None
+            assert client.closed, "mitmproxy has begun to speak HTTP/2 without TLS"
+        proxy.kill()
+        assert proxy.terminate() == -9
+
+
+@pytest.fixture(scope="module")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return certificate(tmp_path_factory.mktemp("server"))
+
+
+@pytest.fixture(scope="module")
+def proxy(folder: Path, pem: Path) -> Iterator[Mitm]:
+    values = [f"ssl_verify_upstream_trusted_ca={pem}", "stream_large_bodies=1", *H2_TO_H1]
+    with Mitm(folder, *(part for value in values for part in ("--set", value))) as running:
+        yield running
+
+
+def test_https_through_the_proxy(proxy: Mitm, pem: Path) -> None:
+    with RawUpstream(pem) as upstream:
+        url = f"{upstream.url}/sized?size=7"
+        response = fetch(proxy.address, url, ca=proxy.ca_path)
+        assert response
+        assert response.body == body(7)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            fetch(proxy.address, url)
+        assert [arrival.target for arrival in upstream.arrivals] == ["/sized?size=7"]
+
+
+def test_http2_through_the_proxy(proxy: Mitm, pem: Path) -> None:
+    with (
+        RawUpstream(pem) as upstream,
+        Http2Client.through(proxy.address, *upstream.address, proxy.ca_path) as client,
+    ):
+        slow = client.request("/slow-head")
+        sized = client.request("/sized?size=300000")
+        upload = client.request("/echo", method="POST", body=b"x" * 300_000)
+        one, two = client.wait(sized, upload)
+        assert (one.status, one.body == body(300_000), two.body) == (200, True, b"300000")
+        client.reset(slow)
+        assert not client.streams[slow].ended
+        assert client.wait(client.request("/status/599"))[0].status == 599
+        client.goaway()
+        client.raw.read_all()
+
+
+def test_websocket_through_the_proxy(proxy: Mitm, upstream: RawUpstream) -> None:
+    host = f"{upstream.host}:{upstream.port}"
+    raw = RawClient(proxy.address)
+    with WebSocketClient(raw, host, f"http://{host}/websocket") as client:
+        client.send("through")
+        assert client.receive() == "through"
+        client.close()
+        assert client.close_code == 1000
+
+
+def test_client_leaves_in_mid_upload(proxy: Mitm, upstream: RawUpstream) -> None:
+    with RawClient(proxy.address) as client:
+        client.request("POST", f"{upstream.url}/echo", body=b"x" * 10, length=1000)
+        eventually(lambda: upstream.arrivals and upstream.arrivals[0].body_length == 10)
+    eventually(lambda: upstream.connections == 0)
+    assert not upstream.arrivals[0].complete
+
+
+def test_client_leaves_while_waiting(proxy: Mitm, upstream: RawUpstream) -> None:
+    client = RawClient(proxy.address)
+    client.request("GET", f"{upstream.url}/slow-head")
+    eventually(lambda: upstream.arrivals)
+    client.reset()
+    eventually(lambda: "Client disconnected." in proxy.output())
+
+
+def test_processes_end_with_the_block(folder: Path) -> None:
+    with Mitm(folder, "-n", listens=False) as proxy:
+        process = psutil.Process(proxy.pid)
+    assert not process.is_running()
