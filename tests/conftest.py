@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import psutil
 import psycopg
 import pytest
+
 from tests.support.postgres import Postgres, available
 from tests.support.wait import eventually
 

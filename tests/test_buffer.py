@@ -5,12 +5,16 @@ from __future__ import annotations
 import random
 import threading
 import time
+from typing import TYPE_CHECKING
 
 import pytest
-from tests.support.samples import make_exchange
 
 from exporter.buffer import Buffer
 from exporter.settings import BufferSettings
+from tests.support.samples import make_exchange
+
+if TYPE_CHECKING:
+    from exporter import Exchange
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -19,8 +23,11 @@ def test_takes_each_entry_once_and_in_order_or_counts_it_as_dropped(seed: int) -
     bounds = BufferSettings(
         max_entries=chance.randint(1, 40), max_bytes=chance.choice([65_536, 10**9])
     )
-    buffer, model = Buffer(bounds, wake_entries=8), []
-    taken, expected, dropped = [], [], 0
+    buffer = Buffer(bounds, wake_entries=8)
+    model: list[Exchange] = []
+    taken: list[Exchange] = []
+    expected: list[Exchange] = []
+    dropped = 0
     for number in range(500):
         if chance.random() < 0.6:
             exchange = make_exchange(number, size=chance.choice([100, 5_000, 60_000]))
@@ -45,7 +52,8 @@ def test_takes_each_entry_once_and_in_order_or_counts_it_as_dropped(seed: int) -
 
 
 def test_a_taker_and_a_putter_in_two_threads_lose_nothing() -> None:
-    buffer, taken = Buffer(BufferSettings(), wake_entries=128), []
+    buffer = Buffer(BufferSettings(), wake_entries=128)
+    taken: list[Exchange] = []
 
     def take_all() -> None:
         while len(taken) < 20_000:
@@ -69,7 +77,12 @@ def test_the_wake_up_comes_with_the_entry_that_fills_a_batch() -> None:
     buffer.wait(0.05)
     assert time.monotonic() - started >= 0.05
     woken = threading.Event()
-    waiter = threading.Thread(target=lambda: (buffer.wait(60), woken.set()))
+
+    def wait_for_the_third() -> None:
+        buffer.wait(60)
+        woken.set()
+
+    waiter = threading.Thread(target=wait_for_the_third)
     waiter.start()
     buffer.put(make_exchange(3))
     assert woken.wait(10)

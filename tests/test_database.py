@@ -5,11 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from tests.support.samples import make_entry
 
 from exporter import Settings
 from exporter.database import (
@@ -26,6 +25,7 @@ from exporter.database import (
     without_password,
 )
 from exporter.schema import ensure_schema
+from tests.support.samples import make_entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -88,7 +88,7 @@ def test_a_batch_sent_again_is_there_once(database: Database, query: Query) -> N
     ],
 )
 def test_a_bad_row_costs_itself_alone(
-    database: Database, query: Query, changes: dict[str, object], sqlstate: str
+    database: Database, query: Query, changes: dict[str, Any], sqlstate: str
 ) -> None:
     if "started_at" in changes:
         changes = {"flow_id": None}

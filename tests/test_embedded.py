@@ -20,9 +20,9 @@ import psutil
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
-from tests.support.wait import eventually
 
 from exporter.embedded import EmbeddedServer
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from tests.support.samples import make_exchange
+from msgspec import convert
 
 from exporter import Settings
 from exporter.database import Database
 from exporter.entry import CUT, EntryBuilder, address, clean, split_target, timestamp
-from exporter.settings import RedactSettings
+from tests.support.samples import make_exchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,7 +127,7 @@ def test_the_query_policy_is_the_setting() -> None:
         ("full", "token=s3cret"),
         ("signed", "token=REDACTED"),
     ):
-        settings = Settings(redact=RedactSettings(query=policy))
+        settings = convert({"redact": {"query": policy}}, Settings)
         assert EntryBuilder(settings).build(make_exchange()).query == expected
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
-from tests.support.samples import make_entry
 
 from exporter import AccessLogEntry, Settings
 from exporter.database import COLUMNS, Database, DatabaseAway, connect
 from exporter.schema import SCHEMA, SchemaError, ensure_schema, grants, schema_name
+from tests.support.samples import make_entry
 
 if TYPE_CHECKING:
     from pathlib import Path

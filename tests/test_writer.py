@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 from msgspec.structs import replace
-from tests.support.samples import make_exchange
-from tests.support.wait import eventually
 
 from exporter import Exporter, Settings
 from exporter.settings import BatchSettings, BufferSettings, DatabaseSettings, ShutdownSettings
 from exporter.writer import pauses
+from tests.support.samples import make_exchange
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from exporter import AccessLogEntry, Exchange, Settings
 from exporter.entry import EntryBuilder
 
 
-def make_exchange(number: int = 0, **changes: object) -> Exchange:
+def make_exchange(number: int = 0, **changes: Any) -> Exchange:
     """An exchange like any other; `number` tells them apart."""
     start = 1_700_000_000.0 + number / 1000
     return Exchange(
@@ -37,6 +39,6 @@ def make_exchange(number: int = 0, **changes: object) -> Exchange:
     )._replace(**changes)
 
 
-def make_entry(number: int = 0, **changes: object) -> AccessLogEntry:
+def make_entry(number: int = 0, **changes: Any) -> AccessLogEntry:
     """A row like any other; `number` tells them apart."""
     return EntryBuilder(Settings(node="test")).build(make_exchange(number))._replace(**changes)
