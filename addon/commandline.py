@@ -15,7 +15,13 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from exporter import Settings, SettingsError, load_settings, resolve_dsn
-from exporter.database import DeadlineExceededError, connect, describe, reachable, without_password
+from exporter.connection import (
+    DeadlineExceededError,
+    connect,
+    describe,
+    reachable,
+    without_password,
+)
 from exporter.embedded import EmbeddedServer, programs
 from exporter.schema import SchemaError, ensure_schema, grants, schema_name
 from exporter.tail import follow, header, line, newest

@@ -8,7 +8,8 @@ import time
 from typing import Any
 
 from .buffer import Buffer
-from .database import insert_access_log_batch, public_name
+from .connection import public_name
+from .database import insert_access_log_batch
 from .entry import AccessLogEntry
 from .exchange import RESPONSE_FIELDS, Exchange
 from .settings import Settings, SettingsError, data_folder, load_settings, resolve_dsn
@@ -27,6 +28,7 @@ __all__ = [
     "resolve_dsn",
 ]
 
+_WATCH_ENTRIES = 128  # how often the writer's thread is looked after
 _ROOM_TICK_SECONDS = 0.01
 _STANDSTILL_SECONDS = (
     60.0  # then the database is taken for gone, and entries are dropped and counted
@@ -49,7 +51,13 @@ class Exporter:
 
     def log_access(self, exchange: Exchange) -> bool:
         """Take in one exchange; False if it was dropped because the buffer is full. Never blocks."""
+        if not self._buffer.seen % _WATCH_ENTRIES:
+            self._writer.revive()
         return self._buffer.put(exchange)
+
+    def count_unreadable(self, started_at: float) -> None:
+        """Say that an exchange took place of which nothing can be told; `started_at` in epoch seconds."""
+        self._buffer.count_unreadable(started_at)
 
     def wait_for_room(self, size: int) -> bool:
         """Wait until an exchange of this size would be taken in; False if nothing moves any more.
@@ -87,16 +95,18 @@ class Exporter:
         """
         progress = self._writer.progress
         # What only grows is read before what it is a part of, so that `waiting` is never negative.
-        written, rejected, lost = progress.written, progress.rejected, progress.lost
-        dropped = self._buffer.dropped + lost
+        written, rejected = progress.written, progress.rejected
+        dropped = self._buffer.dropped + progress.dropped
+        spooled = self._writer.spool.entries
         seen = self._buffer.seen
         return {
             "seen": seen,
             "written": written,
             "dropped": dropped,
             "rejected": rejected,
-            "waiting": seen - written - dropped - rejected,
-            "spooled": 0,
+            "waiting": seen - written - dropped - rejected - spooled,
+            "spooled": spooled,
+            "recovered": progress.recovered,
             "retries": progress.retries,
             "failures": progress.failures,
             "last_error": progress.last_error,

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .exchange import Exchange
+    from .gaps import Reason
     from .settings import BufferSettings
+
+_MAX_DROPS = 16_384  # times kept until the writer asks for them
 
 
 class Buffer:
@@ -27,6 +30,8 @@ class Buffer:
         self.dropped = 0
         self.bytes_in = 0
         self.bytes_out = 0
+        self.unplaced_drops = 0  # of `dropped`, those whose times are not kept
+        self._drops: deque[tuple[Reason, float]] = deque()
         self._entries: deque[Exchange] = deque()
         # SimpleQueue.put neither blocks nor takes a lock that a taker holds (Python docs, queue).
         self._wake: SimpleQueue[None] = SimpleQueue()
@@ -40,13 +45,29 @@ class Buffer:
         entries = self._entries
         if not self.has_room(exchange.size):
             # The newest goes, not the oldest: what is already in line keeps its place.
-            self.dropped += 1
+            self._drop("buffer_full", exchange.started_at)
             return False
         self.bytes_in += exchange.size
         entries.append(exchange)
         if len(entries) >= self.wake_entries and self._wake.empty():
             self._wake.put(None)
         return True
+
+    def count_unreadable(self, started_at: float) -> None:
+        """A flow that could not be read is seen, and lost."""
+        self.seen += 1
+        self._drop("unreadable", started_at)
+
+    def take_drops(self) -> list[tuple[Reason, float]]:
+        """Why and when entries were dropped since the last call."""
+        return [self._drops.popleft() for _ in range(len(self._drops))]
+
+    def _drop(self, reason: Reason, started_at: float) -> None:
+        self.dropped += 1
+        if len(self._drops) < _MAX_DROPS:
+            self._drops.append((reason, started_at))
+        else:
+            self.unplaced_drops += 1
 
     def has_room(self, size: int) -> bool:
         """Whether one more entry of this size would be taken in."""

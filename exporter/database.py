@@ -11,20 +11,19 @@ import contextlib
 import enum
 import re
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from .connection import DeadlineConnection, DeadlineExceededError, connect, describe
 from .embedded import EmbeddedServer
 from .entry import AccessLogEntry
+from .gaps import Gap
 from .schema import SchemaError, ensure_schema
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from psycopg.abc import RV, PQGen
+    from collections.abc import Sequence
 
     from .settings import DatabaseSettings
 
@@ -34,6 +33,10 @@ _COPY = sql.SQL("COPY access_log ({}) FROM STDIN").format(_COLUMN_LIST)
 _INSERT = sql.SQL("INSERT INTO access_log ({}) VALUES ({}) ON CONFLICT DO NOTHING").format(
     _COLUMN_LIST, sql.SQL(", ").join(sql.Placeholder() for _ in COLUMNS)
 )
+_INSERT_GAP = sql.SQL("INSERT INTO access_log_gap ({}) VALUES ({}) ON CONFLICT DO NOTHING").format(
+    sql.SQL(", ").join(map(sql.Identifier, Gap._fields)),
+    sql.SQL(", ").join(sql.Placeholder() for _ in Gap._fields),
+)
 _ENSURE_PARTITION = "SELECT access_log_ensure_partition(%s)"
 
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
@@ -41,7 +44,6 @@ _NEEDS_ESCAPE = re.compile(r"[\\\t\n\r]")
 _COPY_LINE = re.compile(r"\bCOPY \S+, line (\d+)")
 
 _KNOWN_DAYS = 1024  # partitions remembered as made
-_MAX_REASON = 300
 
 
 class DatabaseAway(Exception):  # noqa: N818 - not an error: a state to wait through
@@ -53,10 +55,6 @@ class DatabaseAway(Exception):  # noqa: N818 - not an error: a state to wait thr
     def __init__(self, reason: str, *, configuration: bool = False) -> None:
         super().__init__(reason)
         self.configuration = configuration
-
-
-class DeadlineExceededError(Exception):
-    """A call to the server took longer than it may."""
 
 
 class Rejection(NamedTuple):
@@ -136,30 +134,6 @@ def insert_access_log_batch(
             raise psycopg.DatabaseError(f"COPY took {cursor.rowcount} of {len(entries)} rows.")
 
 
-class DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
-    """A connection whose every wait ends at `deadline` (monotonic seconds), whatever the peer does.
-
-    No parameter of libpq or the server ends a COPY to a peer that acknowledges and never answers;
-    looking at the clock while psycopg waits does.
-    """
-
-    deadline: float = float("inf")
-
-    def wait(self, gen: PQGen[RV], *args: Any, **options: Any) -> RV:
-        """As psycopg's, and raises DeadlineExceededError at the deadline."""
-        return super().wait(self._guard(gen), *args, **options)
-
-    def _guard(self, gen: PQGen[RV]) -> PQGen[RV]:
-        try:
-            waiting_for = next(gen)
-            while True:
-                if time.monotonic() > self.deadline:
-                    raise DeadlineExceededError
-                waiting_for = gen.send((yield waiting_for))
-        except StopIteration as stop:
-            return cast("RV", stop.value)
-
-
 class Database:
     """Owns at most one connection, opened when first needed. One thread uses it.
 
@@ -225,6 +199,19 @@ class Database:
                 break
         return rejected
 
+    def write_gaps(self, gaps: Sequence[Gap]) -> None:
+        """Write the gaps; those that are there already stay there once.
+
+        Raises:
+            DatabaseAway: write the same again.
+        """
+        try:
+            connection = self._ready(())
+            with connection.transaction(), connection.cursor() as cursor:
+                cursor.executemany(_INSERT_GAP, gaps)
+        except (psycopg.Error, DeadlineExceededError) as e:
+            raise self._away(e, blame(e)) from None
+
     def close(self) -> None:
         """Close the connection and let go of the embedded server. Idempotent."""
         self._disconnect()
@@ -250,8 +237,7 @@ class Database:
             if not dsn:
                 self._embedded = self._embedded or EmbeddedServer()
                 dsn = self._embedded.start(self.give_up_at)
-            self._connection = connect(dsn, self._settings)
-            self._set_deadline(self._connection)
+            self._connection = connect(dsn, self._settings, self.give_up_at)
             ensure_schema(self._connection)
         except SchemaError as e:
             self._disconnect()
@@ -286,86 +272,6 @@ class Database:
         if fault is not Fault.BUSY:
             self._disconnect()
         return DatabaseAway(describe(error), configuration=fault is Fault.CONFIGURATION)
-
-
-def connection_string(dsn: str, settings: DatabaseSettings) -> str:
-    """The user's connection string with our bounds where it says nothing.
-
-    Raises:
-        psycopg.ProgrammingError: it is no connection string.
-    """
-    given = conninfo_to_dict(dsn)
-    defaults: dict[str, Any] = {
-        "application_name": "artifactapi",
-        "connect_timeout": max(2, round(settings.connect_seconds)),  # libpq takes no less
-        "keepalives_idle": 15,
-        "keepalives_interval": 5,
-        "keepalives_count": 2,
-        "tcp_user_timeout": round(settings.call_seconds * 1000),
-    }
-    return make_conninfo(dsn, **{k: v for k, v in defaults.items() if k not in given})
-
-
-@contextlib.contextmanager
-def reachable(settings: DatabaseSettings) -> Iterator[str]:
-    """A connection string that works while the block runs: the embedded server is kept running.
-
-    Raises:
-        OSError: the embedded server did not start.
-    """
-    if settings.dsn:
-        yield settings.dsn
-        return
-    server = EmbeddedServer()
-    try:
-        yield server.start()
-    finally:
-        server.release()
-
-
-def connect(dsn: str, settings: DatabaseSettings) -> DeadlineConnection:
-    """Open a connection with our bounds, in autocommit.
-
-    Raises:
-        psycopg.Error: the string is no connection string, or nobody answered to it.
-    """
-    connection = DeadlineConnection.connect(connection_string(dsn, settings), autocommit=True)
-    connection.prepare_threshold = (
-        None  # behind a pooler the next statement may meet another session
-    )
-    return connection
-
-
-def without_password(dsn: str) -> str:
-    """The same connection string without its password."""
-    parts = conninfo_to_dict(dsn)
-    parts.pop("password", None)
-    return make_conninfo("", **parts)
-
-
-def public_name(dsn: str) -> str:
-    """A connection string fit to be shown: user, host, port and database, nothing else."""
-    try:
-        given = conninfo_to_dict(dsn)
-    except psycopg.Error:
-        return "an unreadable connection string"
-    user = f"{given['user']}@" if given.get("user") else ""
-    host = given.get("host") or given.get("hostaddr") or given.get("service") or "local socket"
-    port = f":{given['port']}" if given.get("port") else ""
-    return f"{user}{host}{port}/{given.get('dbname', '')}"
-
-
-def describe(error: Exception) -> str:
-    """An error in one bounded line, without the connection string or a row's values."""
-    if isinstance(error, DeadlineExceededError):
-        return "The server did not answer in time."
-    diagnosis = getattr(error, "diag", None)
-    primary = diagnosis.message_primary if diagnosis is not None else None
-    text = primary or str(error)
-    text = re.sub(r"(?i)(password\s*=\s*)\S+", r"\1***", " ".join(text.split()))
-    text = re.sub(r"://[^/@\s]*@", "://***@", text)
-    state = getattr(error, "sqlstate", None)
-    return f"{text[:_MAX_REASON]}{f' ({state})' if state else ''}"
 
 
 def _insert_missing(connection: DeadlineConnection, entries: Sequence[AccessLogEntry]) -> None:

@@ -109,7 +109,7 @@ COMMENT ON COLUMN access_log_gap.gap_id IS 'Makes writing a gap twice harmless';
 COMMENT ON COLUMN access_log_gap.node IS 'Which proxy lost the entries';
 COMMENT ON COLUMN access_log_gap.from_at IS 'started_at of the first entry lost';
 COMMENT ON COLUMN access_log_gap.to_at IS 'started_at of the last entry lost';
-COMMENT ON COLUMN access_log_gap.reason IS 'Why: buffer_full, spool_full, rejected or shutdown';
+COMMENT ON COLUMN access_log_gap.reason IS 'Why: buffer_full (memory and spool), rejected (by Postgres), unreadable (no row could be made), shutdown (no time and no room), spool_damaged';
 COMMENT ON COLUMN access_log_gap.entries IS 'How many entries were lost';
 COMMENT ON COLUMN access_log_gap.logged_at IS 'The row reached Postgres';
 

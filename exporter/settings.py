@@ -48,6 +48,12 @@ class BatchSettings(_Section, frozen=True):
     max_seconds: Seconds = 2.0
 
 
+class SpoolSettings(_Section, frozen=True):
+    """What is kept on disk, in the data folder, while Postgres is away."""
+
+    max_bytes: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024  # 0: nothing
+
+
 class ShutdownSettings(_Section, frozen=True):
     """What a stop may cost: mitmproxy's event loop stands still meanwhile."""
 
@@ -67,6 +73,7 @@ class Settings(_Section, frozen=True):
     database: DatabaseSettings = DatabaseSettings()
     buffer: BufferSettings = BufferSettings()
     batch: BatchSettings = BatchSettings()
+    spool: SpoolSettings = SpoolSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
     redact: RedactSettings = RedactSettings()
 

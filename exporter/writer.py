@@ -15,7 +15,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from .database import Database, DatabaseAway
-from .entry import EntryBuilder
+from .entry import EntryBuilder, timestamp
+from .gaps import Gaps
+from .settings import data_folder
+from .spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from .buffer import Buffer
     from .database import Rejection
     from .entry import AccessLogEntry
+    from .exchange import Exchange
     from .settings import DatabaseSettings, Settings
 
 logger = logging.getLogger(__name__)
@@ -30,7 +34,9 @@ logger = logging.getLogger(__name__)
 THREAD_NAME = "artifactapi-writer"
 _SUMMARY_SECONDS = 60.0  # how often an outage is mentioned again
 _CONFIGURATION_RETRY_SECONDS = 15.0  # what only the user can mend is not asked for more often
-_PAUSE_AT_STOP_SECONDS = 0.5  # the last attempts come closer together
+_PAUSE_AT_STOP_SECONDS = 0.1  # the last attempts come closer together
+_SPOOL_SHARE = 0.25  # of the time to stop: for bringing to disk what Postgres did not take
+_REPLAY_BATCHES = 100  # brought home between two batches of today
 _JOIN_SECONDS = 1.0  # what the thread gets to notice that its time is up
 
 
@@ -40,7 +46,8 @@ class Progress:
 
     written: int = 0
     rejected: int = 0
-    lost: int = 0  # given up at a stop
+    dropped: int = 0  # neither Postgres nor the disk would take them in time
+    recovered: int = 0  # written for runs before this one
     retries: int = 0
     failures: int = 0  # exceptions nobody thought of
     last_written_at: str | None = None
@@ -52,19 +59,26 @@ class Writer:
 
     def __init__(self, settings: Settings, buffer: Buffer) -> None:
         self.progress = Progress()
+        self.spool = Spool(data_folder() / "spool", settings.spool.max_bytes)
         self._buffer = buffer
         self._settings = settings
         self._in_force = settings  # what the thread works by; it looks for others between attempts
         self._builder = EntryBuilder(settings)
         self._database = Database(settings.database)
-        self._in_hand: list[AccessLogEntry] = []  # taken from the buffer, not yet delivered
+        self._gaps = Gaps()
+        self._in_hand: list[AccessLogEntry] = []  # taken from the buffer, not yet anywhere else
+        self._unplaced_drops = 0
+        self._spool_lost = 0
+        self._replaying = False  # more waits in the spool than was brought home
         self._outage = Outage()
+        self._retry_at = 0.0
+        self._pauses = pauses(settings.database)
         self._kinds_rejected: set[str] = set()
+        self._kinds_failed: set[type[BaseException]] = set()
         self._stopping = False
-        self._stop_at = float("inf")
+        self._gave_up = False  # the last attempt before the end has failed
         self._interrupt = threading.Event()  # ends a pause: a stop, or other settings
-        self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
-        self._thread.start()
+        self._thread = self._start()
 
     def use(self, settings: Settings) -> None:
         """Go on with other settings from the next attempt; what waits goes to the new database."""
@@ -72,94 +86,204 @@ class Writer:
         self._interrupt.set()
         self._buffer.wake()
 
-    def stop(self, drain_seconds: float) -> bool:
-        """Write what is left, for at most `drain_seconds` and one more. True if that was everything.
+    def revive(self) -> None:
+        """Start the thread again should it be gone. Called from the thread that puts."""
+        if not self._thread.is_alive() and not self._stopping:
+            self.progress.failures += 1
+            self._thread = self._start()
 
-        Idempotent. What could not be written is counted as lost.
+    def stop(self, drain_seconds: float) -> bool:
+        """Write what is left, for at most `drain_seconds` and one more. True if nothing was lost.
+
+        Idempotent. What Postgres does not take in time goes to the spool, and what the spool does
+        not take is counted as dropped.
         """
-        self._stop_at = min(self._stop_at, time.monotonic() + drain_seconds)
-        self._database.give_up_at = self._stop_at
+        deadline = time.monotonic() + drain_seconds
+        self._database.give_up_at = min(
+            self._database.give_up_at, deadline - drain_seconds * _SPOOL_SHARE
+        )
         self._stopping = True
         self._interrupt.set()
         self._buffer.wake()
-        self._thread.join(drain_seconds + _JOIN_SECONDS)
-        return not self._thread.is_alive() and self.progress.lost == 0
+        self._thread.join(deadline + _JOIN_SECONDS - time.monotonic())
+        return not self._thread.is_alive() and self.progress.dropped == 0
+
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
+        thread.start()
+        return thread
 
     def _run(self) -> None:
+        pause = pauses(self._in_force.database)
         while True:
             try:
                 self._work()
                 break
             except BaseException as e:  # noqa: BLE001 - whatever it was, the log must go on
-                self.progress.failures += 1
-                _log_failure(e)
-                self._pause(self._in_force.database.retry_min_seconds)
+                self._count_failure(e)
+                self._pause(next(pause))
         self._database.close()
+        self.spool.close()
 
     def _work(self) -> None:
-        if not self._in_hand:
-            self._open()
+        self._open()
         while True:
+            last = self._stopping and not len(self._buffer)
             self._adopt_settings()
-            if not self._in_hand:
-                if not self._stopping:
-                    self._buffer.wait(self._in_force.batch.max_seconds)
-                exchanges = self._buffer.take(self._in_force.batch.max_entries)
-                self._in_hand = [self._builder.build(exchange) for exchange in exchanges]
-            if self._in_hand:
+            self._take()
+            self._collect_drops()
+            if self._is_due():
                 self._deliver()
-            elif self._stopping:
+            if self._in_hand or self._outage:
+                self._put_aside()
+            if last and not self._in_hand:
                 return
 
     def _open(self) -> None:
         """Look for Postgres before there is anything to write, so that trouble shows at the start."""
+        self._gaps.adopt(self.spool.inherited_gaps())
         try:
             self._database.open()
         except DatabaseAway as away:
             self._count_away(away)
-
-    def _deliver(self) -> None:
-        """Write what is in hand, however often it takes, until the time to stop has come."""
-        for pause in pauses(self._in_force.database):
-            if time.monotonic() >= self._stop_at:
-                self.progress.lost += len(self._in_hand)
-                self._in_hand = []
-                return
-            try:
-                rejected = self._database.write(self._in_hand)
-            except DatabaseAway as away:
-                self._count_away(away)
-                self._pause(_CONFIGURATION_RETRY_SECONDS if away.configuration else pause)
-                self._adopt_settings()
-            else:
-                self._count_written(rejected)
-                return
 
     def _adopt_settings(self) -> None:
         if self._settings is not self._in_force:
             self._in_force = self._settings
             self._builder = EntryBuilder(self._in_force)
             self._database.use(self._in_force.database)
+            self._pauses, self._retry_at = pauses(self._in_force.database), 0.0
+
+    def _take(self) -> None:
+        """Have a batch in hand; wait for one no longer than one may, or than the next attempt is due."""
+        if self._in_hand:
+            return
+        batch = self._in_force.batch
+        if not self._stopping and not self._replaying:
+            until_retry = self._retry_at - time.monotonic() if self._outage else batch.max_seconds
+            self._buffer.wait(min(batch.max_seconds, until_retry))
+        for exchange in self._buffer.take(batch.max_entries):
+            self._build(exchange)
+
+    def _build(self, exchange: Exchange) -> None:
+        try:
+            self._in_hand.append(self._builder.build(exchange))
+        except Exception as e:  # noqa: BLE001 - one bad exchange costs itself alone
+            self._count_failure(e)
+            self.progress.rejected += 1
+            self._gaps.add(self._in_force.node_name, "unreadable", timestamp(time.time()))
+
+    def _collect_drops(self) -> None:
+        """What the proxy's thread had to drop becomes gaps."""
+        node = self._in_force.node_name
+        for reason, started_at in self._buffer.take_drops():
+            self._gaps.add(node, reason, timestamp(started_at))
+        unplaced = self._buffer.unplaced_drops - self._unplaced_drops
+        if unplaced:
+            self._unplaced_drops += unplaced
+            self._gaps.add(node, "buffer_full", timestamp(time.time()), unplaced)
+        damaged = self.spool.lost - self._spool_lost
+        if damaged:
+            self._spool_lost += damaged
+            self.progress.dropped += damaged
+            self._gaps.add(node, "spool_damaged", timestamp(time.time()), damaged)
+
+    def _is_due(self) -> bool:
+        """Whether to ask Postgres now; at a stop once more, whatever pause there was."""
+        now = time.monotonic()
+        if self._stopping:
+            return not self._gave_up and now < self._database.give_up_at
+        return now >= self._retry_at
+
+    def _deliver(self) -> None:
+        """Write what the spool holds, what is in hand, and the gaps; or note that Postgres is away."""
+        try:
+            self._replay()
+            if self._in_hand:
+                rejected = self._database.write(self._in_hand)
+                entries, self._in_hand = self._in_hand, []
+                self._count_written(entries, rejected)
+            if self._gaps:
+                gaps = self._gaps.offer()
+                self._database.write_gaps(gaps)
+                self._gaps.settle(gaps)
+        except DatabaseAway as away:
+            self._count_away(away)
+        else:
+            self._outage.end(self.progress.written + self.progress.recovered)
+            self._pauses, self._retry_at = pauses(self._in_force.database), 0.0
+            if not self._replaying:
+                self.spool.settle()
+
+    def _replay(self) -> None:
+        """Bring a stretch of the spool home; what is on disk can wait when there is little time."""
+        self._replaying = False
+        if self._stopping:
+            return
+        for _ in range(_REPLAY_BATCHES):
+            batch = self.spool.oldest()
+            if batch is None:
+                return
+            rejected = self._database.write(batch.entries)
+            own = self.spool.remove(batch)
+            self._count_written(batch.entries, rejected, own=own)
+        self._replaying = True
+
+    def _put_aside(self) -> None:
+        """Keep on disk what Postgres does not take; without room there it stays in memory, to the end."""
+        if self._gaps.changed:
+            self.spool.keep_gaps(self._gaps.pending())
+            self._gaps.changed = False
+        if not self._in_hand:
+            return
+        if self.spool.append(self._in_hand):
+            self._in_hand = []
+        elif not self._stopping:
+            self._pause(self._retry_at - time.monotonic())
+        elif time.monotonic() < self._database.give_up_at:
+            self._gave_up = False
+            self._pause(_PAUSE_AT_STOP_SECONDS)
+        else:
+            entries, self._in_hand = self._in_hand, []
+            self.progress.dropped += len(entries)
+            for entry in entries:
+                self._gaps.add(entry.node, "shutdown", entry.started_at)
+            self.spool.keep_gaps(self._gaps.pending())
 
     def _pause(self, seconds: float) -> None:
-        if self._stopping:
-            seconds = min(seconds, _PAUSE_AT_STOP_SECONDS, self._stop_at - time.monotonic())
         self._interrupt.wait(max(seconds, 0.0))
         self._interrupt.clear()
 
-    def _count_written(self, rejected: Sequence[Rejection]) -> None:
-        entries, self._in_hand = self._in_hand, []
-        self.progress.written += len(entries) - len(rejected)
-        self.progress.rejected += len(rejected)
+    def _count_written(
+        self, entries: Sequence[AccessLogEntry], rejected: Sequence[Rejection], *, own: bool = True
+    ) -> None:
+        if own:
+            self.progress.written += len(entries) - len(rejected)
+            self.progress.rejected += len(rejected)
+        else:
+            self.progress.recovered += len(entries) - len(rejected)
         self.progress.last_written_at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._outage.end(len(entries))
         for rejection in rejected:
+            self._gaps.add(rejection.entry.node, "rejected", rejection.entry.started_at)
             self._report_rejection(rejection)
 
     def _count_away(self, away: DatabaseAway) -> None:
         self.progress.retries += 1
         self.progress.last_error = str(away)
-        self._outage.go_on(str(away), len(self._in_hand) + len(self._buffer))
+        self._gave_up = self._stopping
+        pause = _CONFIGURATION_RETRY_SECONDS if away.configuration else next(self._pauses)
+        self._retry_at = time.monotonic() + pause
+        waiting = len(self._in_hand) + len(self._buffer) + self.spool.entries
+        self._outage.go_on(str(away), waiting)
+
+    def _count_failure(self, error: BaseException) -> None:
+        """A bug of ours: said once for each kind; a logging handler that fails too must not matter."""
+        self.progress.failures += 1
+        self.progress.last_error = f"{type(error).__name__} in the writer"
+        if type(error) not in self._kinds_failed:
+            self._kinds_failed.add(type(error))
+            with contextlib.suppress(BaseException):
+                logger.warning("The access log writer failed and goes on.", exc_info=error)
 
     def _report_rejection(self, rejection: Rejection) -> None:
         self.progress.last_error = rejection.reason
@@ -180,6 +304,10 @@ class Outage:
     def __init__(self) -> None:
         self._since: float | None = None
         self._next_summary = 0.0
+        self._written_before = 0
+
+    def __bool__(self) -> bool:
+        return self._since is not None
 
     def go_on(self, reason: str, waiting: int) -> None:
         """An attempt failed. Never an ERROR: mitmproxy would exit for one at its start."""
@@ -188,10 +316,9 @@ class Outage:
             self._since = now
             logger.warning("Postgres is away, access log entries wait: %s", reason)
         elif now >= self._next_summary:
-            seconds = now - self._since
             logger.warning(
                 "Postgres has been away for %.0f s, %d access log entries wait: %s",
-                seconds,
+                now - self._since,
                 waiting,
                 reason,
             )
@@ -200,14 +327,14 @@ class Outage:
         self._next_summary = now + _SUMMARY_SECONDS
 
     def end(self, written: int) -> None:
-        """An attempt succeeded."""
+        """An attempt succeeded; `written` is all that ever was."""
         if self._since is not None:
             seconds, self._since = time.monotonic() - self._since, None
-            logger.warning(
-                "Postgres is back after %.1f s; the first %d entries that waited are written.",
-                seconds,
-                written,
+            saved = written - self._written_before
+            logger.info(
+                "Postgres is back after %.1f s, %d access log entries were saved.", seconds, saved
             )
+        self._written_before = written
 
 
 def pauses(settings: DatabaseSettings) -> Iterator[float]:
@@ -219,9 +346,3 @@ def pauses(settings: DatabaseSettings) -> Iterator[float]:
     while True:
         yield pause / 2 + random.uniform(0, pause / 2)  # noqa: S311 - no secret
         pause = min(pause * 2, settings.retry_max_seconds)
-
-
-def _log_failure(error: BaseException) -> None:
-    """Report a bug of ours; a logging handler that fails too must not end the thread."""
-    with contextlib.suppress(BaseException):
-        logger.warning("The access log writer failed and goes on.", exc_info=error)

@@ -72,19 +72,18 @@ def query(dsn: str) -> Callable[..., list[tuple[object, ...]]]:
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data folder of the test's own."""
-    folder = tmp_path / "home"
-    monkeypatch.setenv("ARTIFACTAPI_HOME", str(folder))
-    return folder
+def home(tmp_path: Path) -> Path:
+    """The data folder of this test."""
+    return tmp_path / "home"
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the person who runs the tests reaches them."""
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting or file of the person who runs the tests reaches them, nor they those."""
     for name in [*os.environ]:
         if name.startswith(("ARTIFACTAPI_", "PG")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("ARTIFACTAPI_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture(autouse=True)

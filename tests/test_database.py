@@ -11,18 +11,14 @@ import psycopg
 import pytest
 
 from exporter import Settings
+from exporter.connection import connect, connection_string, describe, public_name, without_password
 from exporter.database import (
     Database,
     DatabaseAway,
     Fault,
     blame,
-    connect,
-    connection_string,
     copy_line,
-    describe,
     insert_access_log_batch,
-    public_name,
-    without_password,
 )
 from exporter.schema import ensure_schema
 from tests.support.samples import make_entry

@@ -10,7 +10,8 @@ import psycopg
 import pytest
 
 from exporter import AccessLogEntry, Settings
-from exporter.database import COLUMNS, Database, DatabaseAway, connect
+from exporter.connection import connect
+from exporter.database import COLUMNS, Database, DatabaseAway
 from exporter.schema import SCHEMA, SchemaError, ensure_schema, grants, schema_name
 from tests.support.samples import make_entry
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import time
 from typing import TYPE_CHECKING
 
@@ -10,14 +11,24 @@ import pytest
 from msgspec.structs import replace
 
 from exporter import Exporter, Settings
-from exporter.settings import BatchSettings, BufferSettings, DatabaseSettings, ShutdownSettings
-from exporter.writer import pauses
+from exporter.database import Database
+from exporter.settings import (
+    BatchSettings,
+    BufferSettings,
+    DatabaseSettings,
+    ShutdownSettings,
+    SpoolSettings,
+)
+from exporter.writer import Writer, pauses
 from tests.support.samples import make_exchange
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
+    from exporter import AccessLogEntry
+    from exporter.database import Rejection
     from tests.support.postgres import Postgres
 
     Query = Callable[..., list[tuple[object, ...]]]
@@ -102,28 +113,80 @@ def test_a_full_buffer_drops_the_newest_and_counts(dsn: str, query: Query) -> No
         (make_exchange(number).flow_id,) for number in range(10)
     ]
     assert exporter.status()["dropped"] == 15
+    (gap,) = query("SELECT node, from_at, to_at, reason, entries FROM access_log_gap")
+    assert gap[0] == "test"
+    assert gap[3:] == ("buffer_full", 15)
+    assert [f"{at:%S.%f}" for at in gap[1:3]] == ["20.010000", "20.024000"]
 
 
 def test_entries_wait_for_a_postgres_that_is_away(
-    dsn: str, query: Query, postgres: Postgres
+    dsn: str, query: Query, postgres: Postgres, home: Path
 ) -> None:
     retry = DatabaseSettings(dsn=dsn, retry_max_seconds=0.2)
     away = replace(retry, dsn=dsn.replace(str(postgres.port), "1"))
     exporter = Exporter(settings(dsn, database=away))
     for number in range(200):
         exporter.log_access(make_exchange(number))
-    eventually(lambda: exporter.status()["last_error"])
-    assert exporter.status()["waiting"] == 200
+    eventually(
+        lambda: exporter.status()["spooled"] >= 128
+    )  # on disk, where no crash can reach them
+    assert exporter.status()["written"] == 0
+    (file,) = (home / "spool").glob("*.spool")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
     exporter.use(settings(dsn, database=retry))  # a new DSN takes effect without a restart
     eventually(lambda: exporter.status()["written"] == 200)
     assert query(_COUNT) == [(200,)]
     assert exporter.stop()
+    assert list((home / "spool").iterdir()) == []
 
 
-def test_a_stop_without_postgres_is_bounded_and_counts_what_is_lost() -> None:
+def test_entries_wait_in_memory_where_the_disk_may_not_be_used(
+    dsn: str, postgres: Postgres, query: Query
+) -> None:
+    database = DatabaseSettings(dsn=dsn, retry_max_seconds=0.2)
+    memory = settings(dsn, spool=SpoolSettings(max_bytes=0), buffer=BufferSettings(max_entries=300))
     exporter = Exporter(
-        settings("host=127.0.0.1 port=1", shutdown=ShutdownSettings(drain_seconds=0.3))
+        replace(memory, database=replace(database, dsn=dsn.replace(str(postgres.port), "1")))
     )
+    eventually(lambda: exporter.status()["last_error"])
+    for number in range(1000):
+        exporter.log_access(make_exchange(number))
+    eventually(lambda: exporter.status()["retries"] > 2)
+    status = exporter.status()
+    assert 300 <= status["waiting"] <= 300 + 128
+    exporter.use(replace(memory, database=database))
+    eventually(lambda: exporter.status()["waiting"] == 0)
+    assert exporter.stop()
+    assert query(_COUNT)[0][0] == exporter.status()["written"]
+    assert query("SELECT sum(entries), min(reason), max(reason) FROM access_log_gap") == [
+        (exporter.status()["dropped"], "buffer_full", "buffer_full")
+    ]
+
+
+def test_a_stop_without_postgres_goes_to_disk_and_the_next_run_writes_it(
+    dsn: str, query: Query, home: Path
+) -> None:
+    away = settings("host=127.0.0.1 port=1", shutdown=ShutdownSettings(drain_seconds=1))
+    exporter = Exporter(away)
+    for number in range(300):
+        exporter.log_access(make_exchange(number))
+    started = time.monotonic()
+    assert exporter.stop()
+    assert time.monotonic() - started < 2
+    status = exporter.status()
+    assert (status["spooled"], status["dropped"], status["waiting"]) == (300, 0, 0)
+    following = Exporter(settings(dsn, batch=BatchSettings(max_seconds=0.1)))
+    eventually(
+        lambda: query(_COUNT) == [(300,)] if following.status()["recovered"] == 300 else False
+    )
+    assert following.status()["seen"] == following.status()["written"] == 0
+    assert following.stop()
+    assert list((home / "spool").iterdir()) == []
+
+
+def test_a_stop_without_postgres_and_disk_is_bounded_and_counts_what_is_lost() -> None:
+    nowhere = settings("host=127.0.0.1 port=1", shutdown=ShutdownSettings(drain_seconds=0.5))
+    exporter = Exporter(replace(nowhere, spool=SpoolSettings(max_bytes=0)))
     for number in range(300):
         exporter.log_access(make_exchange(number))
     started = time.monotonic()
@@ -140,8 +203,9 @@ def test_a_stop_at_a_locked_table_is_bounded(dsn: str, query: Query) -> None:
         other.execute("LOCK TABLE access_log")
         exporter.log_access(make_exchange())
         started = time.monotonic()
-        assert not exporter.stop()
+        assert exporter.stop()
         assert time.monotonic() - started < 2.5
+    assert exporter.status()["spooled"] == 1
 
 
 def test_stop_is_idempotent(dsn: str) -> None:
@@ -162,6 +226,7 @@ def test_a_rejected_entry_is_counted_and_reported_once_a_kind(
     assert exporter.stop()
     assert query(_COUNT) == [(18,)]
     assert exporter.status()["rejected"] == 2
+    assert query("SELECT reason, sum(entries) FROM access_log_gap GROUP BY 1") == [("rejected", 2)]
     assert len([r for r in caplog.records if "refuses" in r.message]) == 1
 
 
@@ -169,3 +234,49 @@ def test_pauses_double_to_the_longest_with_chance_in_the_upper_half() -> None:
     bounds = DatabaseSettings(retry_min_seconds=0.1, retry_max_seconds=1.0)
     for pause, longest in zip(pauses(bounds), [0.1, 0.2, 0.4, 0.8, 1.0, 1.0], strict=False):
         assert longest / 2 <= pause <= longest
+
+
+def test_a_bug_of_ours_is_said_once_and_the_batch_is_kept(
+    dsn: str, query: Query, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = Exporter(settings(dsn, batch=BatchSettings(max_seconds=0.05)))
+    eventually(lambda: query("SELECT to_regclass('access_log') IS NOT NULL") == [(True,)])
+    write, failures = Database.write, iter(range(3))
+
+    def fail_thrice(self: Database, entries: Sequence[AccessLogEntry]) -> list[Rejection]:
+        if next(failures, None) is not None:
+            raise SystemExit(1)
+        return write(self, entries)
+
+    monkeypatch.setattr(Database, "write", fail_thrice)
+    exporter.log_access(make_exchange())
+    eventually(lambda: query(_COUNT) == [(1,)])
+    assert exporter.stop()
+    assert exporter.status()["failures"] == 3
+    assert len([r for r in caplog.records if "failed and goes on" in r.message]) == 1
+
+
+def test_an_exchange_nobody_can_read_costs_itself_alone(dsn: str, query: Query) -> None:
+    exporter = Exporter(settings(dsn))
+    for number in range(3):
+        exporter.log_access(make_exchange(number, host=None if number == 1 else "host.example"))
+    exporter.count_unreadable(1.7e9)
+    assert not exporter.stop() or exporter.status()["rejected"] == 1
+    assert query(_COUNT) == [(2,)]
+    assert query("SELECT reason, sum(entries) FROM access_log_gap GROUP BY 1") == [
+        ("unreadable", 2)
+    ]
+    assert sum_of_parts(exporter.status()) == exporter.status()["seen"] == 4
+
+
+def test_a_thread_that_is_gone_is_started_again(
+    dsn: str, query: Query, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Writer, "_run", lambda _: None)
+    exporter = Exporter(settings(dsn, batch=BatchSettings(max_seconds=0.05)))
+    monkeypatch.undo()
+    for number in range(200):
+        exporter.log_access(make_exchange(number))
+    eventually(lambda: exporter.status()["written"] == 200)
+    assert query(_COUNT) == [(200,)]
+    assert exporter.stop()

@@ -1,0 +1,189 @@
+"""Open a connection that no peer can hold up, and speak of it without its secrets; no SQL of the log."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from .embedded import EmbeddedServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from psycopg.abc import RV, PQGen
+
+    from .settings import DatabaseSettings
+
+_MAX_REASON = 300
+_LEAST_CONNECT_SECONDS = 2  # libpq takes no less
+# A backend whose client has vanished gives up its locks soon, whether it waits for the client's data
+# or for a lock. Set and not passed at start-up: poolers refuse `options` there. Behind one these
+# reach other sessions too, where they do no harm.
+_FREE_LOCKS_OF_THE_DEAD = """
+    SET tcp_keepalives_idle = 15; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 2;
+    SET client_connection_check_interval = '5s'
+"""
+
+
+class DeadlineExceededError(Exception):
+    """A call to the server took longer than it may."""
+
+
+class DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
+    """A connection whose every wait ends at `deadline` (monotonic seconds), whatever the peer does.
+
+    No parameter of libpq or the server ends a COPY to a peer that acknowledges and never answers;
+    looking at the clock while psycopg waits does.
+    """
+
+    deadline: float = float("inf")
+
+    def wait(self, gen: PQGen[RV], *args: Any, **options: Any) -> RV:
+        """As psycopg's, and raises DeadlineExceededError at the deadline."""
+        return super().wait(self._guard(gen), *args, **options)
+
+    def _guard(self, gen: PQGen[RV]) -> PQGen[RV]:
+        try:
+            waiting_for = next(gen)
+            while True:
+                if time.monotonic() > self.deadline:
+                    raise DeadlineExceededError
+                waiting_for = gen.send((yield waiting_for))
+        except StopIteration as stop:
+            return cast("RV", stop.value)
+
+
+def connection_string(dsn: str, settings: DatabaseSettings) -> str:
+    """The user's connection string with our bounds where it says nothing.
+
+    Raises:
+        psycopg.ProgrammingError: it is no connection string.
+    """
+    given = conninfo_to_dict(dsn)
+    defaults: dict[str, Any] = {
+        "application_name": "artifactapi",
+        "connect_timeout": max(_LEAST_CONNECT_SECONDS, round(settings.connect_seconds)),
+        "keepalives_idle": 15,
+        "keepalives_interval": 5,
+        "keepalives_count": 2,
+        "tcp_user_timeout": round(settings.call_seconds * 1000),
+    }
+    return make_conninfo(dsn, **{k: v for k, v in defaults.items() if k not in given})
+
+
+@contextlib.contextmanager
+def reachable(settings: DatabaseSettings) -> Iterator[str]:
+    """A connection string that works while the block runs: the embedded server is kept running.
+
+    Raises:
+        OSError: the embedded server did not start.
+    """
+    if settings.dsn:
+        yield settings.dsn
+        return
+    server = EmbeddedServer()
+    try:
+        yield server.start()
+    finally:
+        server.release()
+
+
+def connect(
+    dsn: str, settings: DatabaseSettings, give_up_at: float = float("inf")
+) -> DeadlineConnection:
+    """Open a connection with our bounds, in autocommit, before `give_up_at` (monotonic seconds).
+
+    Its deadline is set `call_seconds` ahead.
+
+    Raises:
+        psycopg.Error: the string is no connection string, or nobody answered to it.
+        DeadlineExceededError: it took longer than `connect_seconds`.
+    """
+    deadline = min(time.monotonic() + settings.connect_seconds, give_up_at)
+    connection = _Attempt(connection_string(dsn, settings)).wait(deadline)
+    connection.deadline = min(time.monotonic() + settings.call_seconds, give_up_at)
+    connection.prepare_threshold = (
+        None  # behind a pooler the next statement may meet another session
+    )
+    try:
+        connection.execute(_FREE_LOCKS_OF_THE_DEAD)
+    except (psycopg.Error, DeadlineExceededError) as e:
+        # Not every server knows them; one that says so is still good.
+        if connection.broken or isinstance(e, DeadlineExceededError):
+            connection.close()
+            raise
+    return connection
+
+
+class _Attempt:
+    """Connecting in a thread of its own: looking up a name can take minutes, and nothing ends it."""
+
+    def __init__(self, conninfo: str) -> None:
+        self._conninfo = conninfo
+        self._done = threading.Event()
+        self._lock = threading.Lock()  # decides who closes what comes too late
+        self._abandoned = False
+        self._connection: DeadlineConnection | None = None
+        self._error: Exception | None = None
+        threading.Thread(target=self._run, name="artifactapi-connect", daemon=True).start()
+
+    def wait(self, deadline: float) -> DeadlineConnection:
+        self._done.wait(max(deadline - time.monotonic(), 0.0))
+        with self._lock:
+            self._abandoned = True
+        if self._error is not None:
+            raise self._error
+        if self._connection is None:
+            raise DeadlineExceededError
+        return self._connection
+
+    def _run(self) -> None:
+        try:
+            connection = DeadlineConnection.connect(self._conninfo, autocommit=True)
+        except Exception as e:  # noqa: BLE001 - raised where it is waited for
+            self._error = e
+        else:
+            with self._lock:
+                if self._abandoned:
+                    connection.close()
+                else:
+                    self._connection = connection
+        self._done.set()
+
+
+def without_password(dsn: str) -> str:
+    """The same connection string without its password."""
+    parts = conninfo_to_dict(dsn)
+    parts.pop("password", None)
+    return make_conninfo("", **parts)
+
+
+def public_name(dsn: str) -> str:
+    """A connection string fit to be shown: user, host, port and database, nothing else."""
+    try:
+        given = conninfo_to_dict(dsn)
+    except psycopg.Error:
+        return "an unreadable connection string"
+    user = f"{given['user']}@" if given.get("user") else ""
+    host = given.get("host") or given.get("hostaddr") or given.get("service") or "local socket"
+    port = f":{given['port']}" if given.get("port") else ""
+    return f"{user}{host}{port}/{given.get('dbname', '')}"
+
+
+def describe(error: Exception) -> str:
+    """An error in one bounded line, without the connection string or a row's values."""
+    if isinstance(error, DeadlineExceededError):
+        return "The server did not answer in time."
+    diagnosis = getattr(error, "diag", None)
+    primary = diagnosis.message_primary if diagnosis is not None else None
+    text = primary or str(error)
+    text = re.sub(r"(?i)(password\s*=\s*)\S+", r"\1***", " ".join(text.split()))
+    text = re.sub(r"://[^/@\s]*@", "://***@", text)
+    state = getattr(error, "sqlstate", None)
+    return f"{text[:_MAX_REASON]}{f' ({state})' if state else ''}"
