@@ -32,7 +32,7 @@ _WORD_FIELDS = (
     b"x-77-cache",
 )
 _EVIDENCE = frozenset(
-    {b"cache-status", b"x-cache", b"x-cache-hits", b"x-varnish", *_WORD_FIELDS},
+    {b"age", b"cache-status", b"x-cache", b"x-cache-hits", b"x-varnish", *_WORD_FIELDS}
 )
 _VALUE_MAX = 4096  # bytes; a longer field is no statement about a cache, and is not parsed
 
@@ -46,7 +46,7 @@ _WORDS = tuple(
         (rb"UPDATING", "UPDATING"),
         (rb"EXPIRED|TCP_REFRESH_MODIFIED|TCP_REFRESH_MISS", "EXPIRED"),
         (
-            rb"PASS|BYPASS|DYNAMIC|\w*CACHEABLE|CONFIG_NOCACHE|PRIVATE_NOSTORE|TCP_CLIENT_REFRESH\w*",
+            rb"PASS|BYPASS|DYNAMIC|(?:UN|Not)CACHEABLE|\w+_NO(?:CACHE|STORE)|TCP_CLIENT_REFRESH\w*",
             "BYPASS",
         ),
         (rb"(?:TCP_|MEM_|REMOTE_|IMS_|INM_|NEGATIVE_|OFFLINE_)*HIT", "HIT"),
@@ -64,9 +64,6 @@ class CacheStatus(NamedTuple):
     age_s: int | None  # seconds since the origin made or checked it; 0 .. 2**31 - 1
 
 
-_NOTHING = CacheStatus(None, None, None)
-_NOT_MODIFIED = CacheStatus("REVALIDATED", "304", None)
-
 Fields = tuple[tuple[bytes, bytes], ...]
 _Answer = tuple[str, str] | None
 
@@ -82,21 +79,21 @@ def read_cache_status(fields: Fields, status_code: int | None) -> CacheStatus:
     0 proves nothing, many caches send it on a miss); a lone 304 (RFC 9110 15.4.5), where the
     client's own copy was found good.
     """
-    age = None
-    evidence = []
-    for field in fields:
-        name = field[0]
-        if name in _EVIDENCE:
-            evidence.append(field)
-        elif name == b"age" and age is None:
-            age = _age(field[1])
-    answer = _declared(tuple(evidence)) if evidence else _NOTHING
-    if answer.status is None:
-        if age:
-            return CacheStatus("HIT", "age", age)
-        if status_code == 304:  # noqa: PLR2004 - RFC 9110 15.4.5
-            answer = _NOT_MODIFIED
-    return answer if age is None else CacheStatus(answer.status, answer.source, age)
+    evidence = tuple([field for field in fields if field[0] in _EVIDENCE])
+    return _read(evidence, status_code == 304)  # noqa: PLR2004 - RFC 9110 15.4.5
+
+
+@lru_cache(maxsize=4096)
+def _read(evidence: Fields, not_modified: bool) -> CacheStatus:
+    ages = [value for name, value in evidence if name == b"age"]
+    age = _age(ages[0]) if ages else None
+    # Age differs from one second to the next, the rest repeats: so that is cached by itself.
+    status, source = _declared(tuple([field for field in evidence if field[0] != b"age"]))
+    if status is None and age:
+        status, source = "HIT", "age"
+    elif status is None and not_modified:
+        status, source = "REVALIDATED", "304"
+    return CacheStatus(status, source, age)
 
 
 def _age(value: bytes) -> int | None:
@@ -111,19 +108,19 @@ def _age(value: bytes) -> int | None:
 
 
 @lru_cache(maxsize=1024)
-def _declared(evidence: Fields) -> CacheStatus:
+def _declared(evidence: Fields) -> tuple[str | None, str | None]:
     values: dict[bytes, bytes] = {}
     for name, value in evidence:  # RFC 9110 5.3: several lines of a field are one list
         values[name] = values[name] + b", " + value if name in values else value
     values = {name: value for name, value in values.items() if len(value) <= _VALUE_MAX}
-    answer = (
+    return (
         _from_cache_status(values.get(b"cache-status"))
         or _from_words(values)
         or _from_x_cache(values.get(b"x-cache"))
         or _from_hits(values.get(b"x-cache-hits"))
         or _from_varnish(values.get(b"x-varnish"))
+        or (None, None)
     )
-    return _NOTHING if answer is None else CacheStatus(*answer, None)
 
 
 def _from_cache_status(value: bytes | None) -> _Answer:

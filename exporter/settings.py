@@ -139,7 +139,9 @@ def _sentence(problem: str, document: Any) -> str:
     key = place.rstrip("`").lstrip(".")
     if expected.startswith("Object contains unknown field"):
         unknown = expected.split("`")[1]
-        return f"{key + '.' if key else ''}{unknown} is not a setting; remove it or correct its name."
+        return (
+            f"{key + '.' if key else ''}{unknown} is not a setting; remove it or correct its name."
+        )
     value = document
     for part in key.split(".") if key else ():
         value = value[part]
