@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from packageurl import PackageURL
+from packageurl import PackageURL, normalize_name, normalize_namespace, normalize_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -130,16 +130,27 @@ class PurlTemplate:
         try:
             segments = [text for s in self._segments if (text := _fill(s, values))]
             version = _fill(self._version, values)
-            qualifiers = {key: _fill(part, values) or "" for key, part in self._qualifiers}
+            qualifiers = {
+                key: text for key, part in self._qualifiers if (text := _fill(part, values))
+            }
             subpath = _fill(self._subpath, values)
         except _UnfilledError:
             return None
         namespace, _, name = "/".join(segments).rpartition("/")
         if not name.strip():
             return None
-        purl = PackageURL(self._type, namespace, name, version, qualifiers, subpath)
-        package = f"{purl.namespace}/{purl.name}" if purl.namespace else purl.name
-        return Package(purl.type, package, purl.version, purl.to_string())
+        # to_string() normalises by itself, and the columns need three of the six components.
+        purl = PackageURL(
+            self._type, namespace, name, version, qualifiers, subpath, normalize_purl=False
+        )
+        package = normalize_name(name, qualifiers, self._type, encode=None) or name
+        folder = normalize_namespace(namespace, self._type, encode=None)
+        return Package(
+            self._type,
+            f"{folder}/{package}" if folder else package,
+            normalize_version(version, self._type, encode=None),
+            purl.to_string(),
+        )
 
     def _try(self) -> None:
         """Fill with stand-ins, so that a template that never works is found when it is read."""
@@ -175,12 +186,15 @@ def _fill(part: _Part, values: Mapping[str, str | None]) -> str | None:
         if isinstance(piece, str):
             text += piece
             continue
-        value = values.get(piece.name)
-        for each in piece.filters:
-            value = None if value is None else each(value)
-        if value is None:
-            if piece.optional:
-                return None
+        name, filters, optional = piece
+        value = values.get(name)
+        for each in filters:
+            if value is not None:
+                value = each(value)
+        if value is not None:
+            text += value
+        elif optional:
+            return None
+        else:
             raise _UnfilledError
-        text += value
     return text or None

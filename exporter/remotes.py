@@ -210,7 +210,8 @@ def _rule(label: str, fields: Mapping[str, _Place]) -> Rule | None:
     then = _then(label, fields["then"], pattern) if "then" in fields else None
     groups = {*pattern.groups, *(then.pattern.groups if then else ())}
     purl = _purl(label, fields["purl"], groups) if "purl" in fields else None
-    return Rule(label, source, pattern, then, kind, purl)
+    wants = purl.required - groups if purl else frozenset()
+    return Rule(label, source, pattern, then, kind, purl, wants)
 
 
 def _tried_under_any(label: str, place: _Place | None) -> bool:
@@ -326,7 +327,7 @@ def _check_references(formats: Mapping[str, _Format], remotes: Sequence[_RawRemo
 
 def _wants_vendor(formats: Mapping[str, _Format], name: str) -> bool:
     rules = (formats.get(formats[name].other_name_of or name) or formats[name]).rules
-    return any(rule.purl is not None and "vendor" in rule.purl.required for rule in rules)
+    return any("vendor" in rule.wants for rule in rules)
 
 
 def _rule_sets(formats: Mapping[str, _Format]) -> dict[str, RuleSet]:

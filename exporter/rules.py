@@ -49,11 +49,9 @@ class Pattern:
             self._compiled = re2.compile(text.encode(), _options(_PATTERN_MEMORY))
         except re2.error as e:
             raise ValueError(_text(e)) from e
-        indexed = sorted(
-            (number, _text(name)) for name, number in self._compiled.groupindex.items()
-        )
-        self._numbers = tuple(number for number, _ in indexed)
-        self.groups = tuple(name for _, name in indexed)
+        groups = self._compiled.groupindex.items()
+        self._numbers = [(_text(name), number) for name, number in groups]
+        self.groups = tuple(sorted(name for name, _ in self._numbers))
 
     def search(self, text: bytes) -> dict[str, str | None] | None:
         """The named groups of the first match anywhere in `text`, which must be UTF-8."""
@@ -66,10 +64,10 @@ class Pattern:
     def _named(self, found: Any) -> dict[str, str | None] | None:
         if found is None:
             return None
-        values = [found.group(0), *found.groups()]
+        groups = found.groups()
         return {
-            name: None if (value := values[number]) is None else value.decode()
-            for name, number in zip(self.groups, self._numbers, strict=True)
+            name: None if (value := groups[number - 1]) is None else value.decode()
+            for name, number in self._numbers
         }
 
 
@@ -119,6 +117,7 @@ class Rule(NamedTuple):
     then: Then | None
     kind: str
     purl: PurlTemplate | None
+    wants: frozenset[str]  # of GIVEN, what the purl can't do without
 
     def match(self, path: bytes) -> dict[str, str | None] | None:
         """The values of all groups, or None if the path has another shape."""
