@@ -10,6 +10,7 @@ from .identity import UNKNOWN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from urllib.parse import SplitResult
 
     from .identity import Identity, Remotes
 
@@ -21,24 +22,22 @@ def identify_urls(urls: Iterable[str], remotes: Remotes, *, as_json: bool) -> It
 
     A text line holds remote, kind, rule and Package URL, `-` for what isn't known. A JSON line
     holds all fields of `Identity` and the URL, without user name, password, query and fragment.
-    Blank lines are passed over. What is no URL is an identity of nothing, not an error.
+    Blank lines are passed over. What is no URL gets an empty identity, not an error.
     """
     for line in urls:
         url = line.strip()
         if url:
-            bare, identity = _identify(url, remotes)
-            yield _json(bare, identity) if as_json else _text(identity)
+            parts = _parts(url)
+            identity = remotes.identify(parts.hostname or "", parts.path) if parts else UNKNOWN
+            yield _json(parts, identity) if as_json else _text(identity)
 
 
-def _identify(url: str, remotes: Remotes) -> tuple[str, Identity]:
-    """The URL without its secrets, and what it is. A URL without scheme is taken for host/path."""
+def _parts(url: str) -> SplitResult | None:
+    """The parts of a URL; one without scheme is taken for host/path. None for what is no URL."""
     try:
-        parts = urlsplit(url if "://" in url else f"//{url}")
-        host = parts.hostname or ""
+        return urlsplit(url if "://" in url else f"//{url}")
     except ValueError:  # an address in brackets that is none
-        return "", UNKNOWN
-    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
-    return bare, remotes.identify(host, parts.path)
+        return None
 
 
 def _text(identity: Identity) -> str:
@@ -50,5 +49,9 @@ def _text(identity: Identity) -> str:
     )
 
 
-def _json(url: str, identity: Identity) -> str:
+def _json(parts: SplitResult | None, identity: Identity) -> str:
+    url = None
+    if parts is not None:
+        bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
+        url = bare.geturl().removeprefix("//")
     return json.dumps({"url": url, **identity._asdict()}, ensure_ascii=False)

@@ -118,10 +118,9 @@ def _of_mount(host: str, mount: Mount, digest: str | None) -> Identity:
         "vendor": mount.vendor,
         "digest": digest if digest and _DIGEST.fullmatch(digest) else None,
     }
-    missing = {name for name, value in given.items() if value is None}
     path = mount.path.encode()
     for rule in mount.rules.candidates(path):
-        if not rule.wants.isdisjoint(missing):
+        if any(given[name] is None for name in rule.wants):
             continue
         identity = _of_rule(mount.name, rule, path, given)
         if identity is not None:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote
 
-from packageurl import PackageURL, normalize_name, normalize_namespace, normalize_version
+from packageurl import PackageURL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -105,6 +106,7 @@ class PurlTemplate:
         self._type, _, name = path.partition("/")
         if not re.fullmatch(r"[a-z][a-z0-9.-]*", self._type):  # purl-spec: type, as plain text
             raise ValueError("has no type after pkg:")
+        self._prefix = f"pkg:{self._type}/"
         self._segments = [self._part(segment) for segment in name.split("/")]
         self._version = self._part(version)
         pairs = [pair.partition("=") for pair in qualifiers.split("&") if pair]
@@ -139,18 +141,14 @@ class PurlTemplate:
         namespace, _, name = "/".join(segments).rpartition("/")
         if not name.strip():
             return None
-        # to_string() normalises by itself, and the columns need three of the six components.
+        # Not normalised here, because to_string() does so once more.
         purl = PackageURL(
             self._type, namespace, name, version, qualifiers, subpath, normalize_purl=False
-        )
-        package = normalize_name(name, qualifiers, self._type, encode=None) or name
-        folder = normalize_namespace(namespace, self._type, encode=None)
-        return Package(
-            self._type,
-            f"{folder}/{package}" if folder else package,
-            normalize_version(version, self._type, encode=None),
-            purl.to_string(),
-        )
+        ).to_string()
+        # purl-spec: in all that stands before them, an @, ? or # is written as %40, %3F or %23.
+        path = purl.partition("#")[0].partition("?")[0]
+        package, _, version = path[len(self._prefix) :].partition("@")
+        return Package(self._type, _unquoted(package), _unquoted(version) or None, purl)
 
     def _try(self) -> None:
         """Fill with stand-ins, so that a template that never works is found when it is read."""
@@ -177,6 +175,10 @@ class PurlTemplate:
             for index, piece in enumerate(pieces)
             if piece
         )
+
+
+def _unquoted(text: str) -> str:
+    return unquote(text) if "%" in text else text
 
 
 def _fill(part: _Part, values: Mapping[str, str | None]) -> str | None:

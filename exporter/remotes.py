@@ -16,14 +16,15 @@ from .purls import PurlTemplate
 from .rules import (
     GIVEN,
     KINDS,
+    Folder,
     Pattern,
     Remote,
     Rule,
     RuleSet,
     Text,
     Then,
+    folder,
     host_pattern,
-    path_pattern,
 )
 
 if TYPE_CHECKING:
@@ -140,14 +141,14 @@ class _RawRemote(NamedTuple):
     name: Text
     label: str  # the name as written
     host: str
-    paths: tuple[Pattern, ...]
+    paths: tuple[Folder, ...]
     format: str | None
     vendor: str | None
     place: _Place
 
     @property
     def knows_vendor(self) -> bool:
-        return self.vendor is not None or any("vendor" in path.groups for path in self.paths)
+        return self.vendor is not None or any("vendor" in _groups(path) for path in self.paths)
 
 
 def _root(path: Path, problems: list[str]) -> _Place | None:
@@ -281,10 +282,9 @@ def _remote(place: _Place, fields: Mapping[str, _Place]) -> _RawRemote | None:
     label = fields["name"].text("name of a remote")
     what = f"remote {label}"
     name = Text(label)
-    paths = _paths(what, fields["path"]) if "path" in fields else ()
-    for path in paths or ((),):
-        groups = set(path.groups if isinstance(path, Pattern) else path)
-        _check_groups(f"name of {what}", name.names, groups, fields["name"])
+    paths = _paths(what, fields["path"]) if "path" in fields else ("",)
+    for path in paths:
+        _check_groups(f"name of {what}", name.names, _groups(path), fields["name"])
     try:
         host = host_pattern(fields["host"].texts(f"host of {what}"))
     except ValueError as e:
@@ -295,14 +295,18 @@ def _remote(place: _Place, fields: Mapping[str, _Place]) -> _RawRemote | None:
     return _RawRemote(name, label, host, paths, chosen, vendor, place)
 
 
-def _paths(what: str, place: _Place) -> tuple[Pattern, ...]:
-    patterns = []
+def _paths(what: str, place: _Place) -> tuple[Folder, ...]:
+    patterns: list[Folder] = []
     for text in place.texts(f"path of {what}"):
         try:
-            patterns.append(path_pattern(text))
+            patterns.append(folder(text))
         except ValueError as e:
             place.wrong(f"{what} has a path that can't be used ({e})")
     return tuple(patterns)
+
+
+def _groups(path: Folder) -> set[str]:
+    return set() if isinstance(path, str) else {*path.groups}
 
 
 def _check_references(formats: Mapping[str, _Format], remotes: Sequence[_RawRemote]) -> None:

@@ -94,6 +94,8 @@ class Text:
 
     def fill(self, values: Mapping[str, str | None]) -> str:
         """The text; a placeholder without a value is empty."""
+        if not self.names:
+            return self._pieces[0]
         return "".join(
             (values.get(piece) or "") if index % 2 else piece
             for index, piece in enumerate(self._pieces)
@@ -143,6 +145,10 @@ class RuleSet:
         return [self.rules[place] for place in self._patterns.matching(path)]
 
 
+# Plain text, or a pattern with a last group `rest` for what follows the folder.
+Folder = str | Pattern
+
+
 class Mount(NamedTuple):
     """Where in a host a remote was found."""
 
@@ -158,18 +164,20 @@ class Remote(NamedTuple):
 
     name: Text
     host: str  # RE2 pattern, anchored
-    paths: tuple[Pattern, ...]  # with a last group `rest`; none: the whole host
+    paths: tuple[Folder, ...]
     rules: RuleSet | None
     by_name: Mapping[str, RuleSet]  # which rules a group `format` of the path may choose
     vendor: str | None
 
     def mount(self, path: str) -> Mount | None:
         """This remote, if the path is one of its paths."""
-        if not self.paths:
-            return Mount(self.name.fill({}), self.rules, "", path, self.vendor)
-        encoded = path.encode()
-        for pattern in self.paths:
-            values = pattern.fullmatch(encoded)
+        for folder in self.paths:
+            if isinstance(folder, str):
+                if path.startswith(folder) and path[len(folder) : len(folder) + 1] in {"", "/"}:
+                    rest = path[len(folder) :]
+                    return Mount(self.name.fill({}), self.rules, folder, rest, self.vendor)
+                continue
+            values = folder.fullmatch(path.encode())
             if values is not None:
                 rest = values["rest"] or ""
                 return Mount(
@@ -182,12 +190,16 @@ class Remote(NamedTuple):
         return None
 
 
-def path_pattern(text: str) -> Pattern:
-    """A remote's path: a prefix that ends where a segment ends; group `rest` is what follows.
+def folder(text: str) -> Folder:
+    """Where on a host a remote begins, from a pattern for it; a / is the whole host.
+
+    It ends where a segment of the path ends.
 
     Raises:
         ValueError: RE2 refuses the pattern; the text says why.
     """
+    if re.fullmatch(r"[\w/-]*", text):
+        return text.rstrip("/")
     Pattern(text)  # so that a wrong one is reported as it was written
     return Pattern(f"(?s)(?:{text})(?P<rest>/.*)?")
 
