@@ -5,7 +5,7 @@ filled. `{name?}` may have none: then the segment, version, qualifier or subpath
 left out. `{name|lower}` passes the value through a filter; a filter that refuses a value leaves
 none. Quoting and what each type wants in lower case is `packageurl`'s job.
 
-https://github.com/package-url/purl-spec
+The rules are purl-spec's: PURL-SPECIFICATION.rst and the definition of each type.
 """
 
 from __future__ import annotations

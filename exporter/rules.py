@@ -4,7 +4,7 @@ Patterns are RE2's, not Python's: matching takes time linear in the path whateve
 whatever the path, so that neither a client nor a careless rule can hold up who asks. What RE2 can't
 do in linear time (back-references, look-around) it refuses when a pattern is compiled.
 
-https://github.com/google/re2/wiki/Syntax
+The syntax is described in RE2's own doc/syntax.txt.
 """
 
 from __future__ import annotations
