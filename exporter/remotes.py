@@ -184,6 +184,8 @@ def _formats(place: _Place | None) -> dict[str, _Format]:
 def _rules(name: str, place: _Place) -> _Format:
     rules: list[Rule] = []
     for_any: list[Rule] = []
+    if isinstance(place.node, yaml.SequenceNode) and not place.node.value:
+        place.wrong(f"format {name} has no rules")
     for number, rule_place in enumerate(place.items(f"format {name}"), start=1):
         label = f"{name}#{number}"
         keys = ("then", "purl", "any")
