@@ -173,8 +173,8 @@ class Remote(NamedTuple):
         """This remote, if the path is one of its paths."""
         for folder in self.paths:
             if isinstance(folder, str):
-                if path.startswith(folder) and path[len(folder) : len(folder) + 1] in {"", "/"}:
-                    rest = path[len(folder) :]
+                rest = path.removeprefix(folder)
+                if not folder or (rest != path and rest[:1] in {"", "/"}):
                     return Mount(self.name.fill({}), self.rules, folder, rest, self.vendor)
                 continue
             values = folder.fullmatch(path.encode())

@@ -74,9 +74,9 @@ MISTAKES = [
         "then of rule mine#1 uses {b}, which is no group of its pattern (a)",
     ),
     (
-        "formats:\n  mine:\n    - {re: '(?P<a>b)', kind: api, then: {group: a, after: '{c}', re: d}}"  # noqa: E501,
+        "formats:\n  it:\n    - {re: '(?P<a>b)', kind: api, then: {group: a, after: '{c}', re: d}}",
         3,
-        "then of rule mine#1 uses {c}",
+        "then of rule it#1 uses {c}",
     ),
     ("formats:\n  mine:\n    - {re: a, kind: api, then: {re: c}}", 3, "then of rule mine#1 lacks"),
     ("formats:\n  mine:\n    - {re: '(?P<a>b)', kind: api, then: {group: a, re: '['}}", 3, "then"),
