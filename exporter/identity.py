@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from .remotes import RemotesError, read_remotes
-from .rules import PatternSet
+from .rules import PatternSet, TooLargeError
 
 if TYPE_CHECKING:
     from .rules import Mount, Remote, Rule
@@ -29,7 +29,7 @@ SHIPPED = Path(__file__).resolve().parents[1] / "configs" / "remotes.yaml"
 PATH_MAX = 2048  # characters; a longer path has a remote, but no package
 _HOST_MAX = 255  # RFC 1035 2.3.4
 _REMEMBERED = 16_384  # identities
-_REMEMBERED_PATH_MAX = 512  # characters; what is longer is seldom asked twice, and fills the memory
+_REMEMBERED_MAX = 768  # characters of one question; longer ones fill the memory, and seldom repeat
 _REMEMBERED_HOSTS = 1024
 
 # OCI image spec, descriptor.md, "Registered Algorithms".
@@ -55,7 +55,7 @@ UNKNOWN = Identity()
 class Remotes:
     """The table of remotes, and what it says of URLs. Safe in any thread; remembers what was asked.
 
-    The memory is bounded: 16,384 identities of paths of at most 512 characters.
+    The memory is bounded: 16,384 answers, to questions of at most 768 characters.
     """
 
     def __init__(self, remotes: tuple[Remote, ...]) -> None:
@@ -71,7 +71,14 @@ class Remotes:
         Raises:
             RemotesError: a file can't be read or is wrong; the text names each file and line.
         """
-        return cls(read_remotes([SHIPPED] if extra is None else [SHIPPED, extra]))
+        paths = [SHIPPED] if extra is None else [SHIPPED, extra]
+        try:
+            return cls(read_remotes(paths))
+        except TooLargeError as e:
+            raise RemotesError(
+                f"{paths[-1]}, line 1: its patterns are too large together, expected fewer or "
+                f"simpler ones ({e})."
+            ) from e
 
     def identify(
         self, host: str, path: str, *, upstream: str | None = None, digest: str | None = None
@@ -85,7 +92,7 @@ class Remotes:
                 is none.
             digest: `Docker-Content-Digest` of the response: what a tag stood for.
         """
-        if len(path) <= _REMEMBERED_PATH_MAX:
+        if len(host) + len(path) + (len(digest) if digest else 0) <= _REMEMBERED_MAX:
             return self._remembered(host, path, upstream, digest)
         return self._identify(host, path, upstream, digest)
 

@@ -71,14 +71,26 @@ class Pattern:
         }
 
 
+class TooLargeError(Exception):
+    """Patterns that are fine one by one are too large together."""
+
+
 class PatternSet:
     """Several patterns, asked in one pass which of them match. Immutable; safe in any thread."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
+        """Compile patterns each of which `Pattern` takes.
+
+        Raises:
+            TooLargeError: together they need more memory than a set may have.
+        """
         self._set = re2.Set.SearchSet(_options(_SET_MEMORY))
-        for pattern in patterns:
-            self._set.Add(pattern.encode())
-        self._set.Compile()
+        try:
+            for pattern in patterns:
+                self._set.Add(pattern.encode())
+            self._set.Compile()
+        except re2.error as e:
+            raise TooLargeError(_text(e)) from e
 
     def matching(self, text: bytes) -> list[int]:
         """The places of the patterns that match somewhere in `text`, in ascending order."""

@@ -255,7 +255,9 @@ def test_memory_of_what_was_asked_is_bounded() -> None:
     for number in range(20_000):
         remotes.identify("unknown.example", f"/{number}")
     for number in range(100):
-        remotes.identify("unknown.example", f"/{number}" + "x" * 600)
+        remotes.identify("unknown.example", f"/{number}" + "x" * 800)
+        remotes.identify(f"{number}" + "x" * 800, "/")
+        remotes.identify("unknown.example", "/", digest=f"{number}" + "x" * 800)
 
     remembered = remotes._remembered.cache_info()
     assert remembered.currsize == remembered.maxsize == 16_384

@@ -123,6 +123,14 @@ def test_all_mistakes_are_named_at_once(table: Callable[[str], Path]) -> None:
     assert re.findall(r", line (\d+): ", str(caught.value)) == ["4", "2", "5"]
 
 
+def test_patterns_too_large_together_are_refused(table: Callable[[str], Path]) -> None:
+    rule = "    - {re: 'x%d(?:[a-z]{0,60}y){0,10}', kind: api}\n"
+    path = table("formats:\n  mine:\n" + "".join(rule % number for number in range(500)))
+
+    with pytest.raises(RemotesError, match=r"mine\.yaml, line 1: its patterns are too large"):
+        Remotes.load(path)
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(RemotesError, match=r"nowhere\.yaml: can't be read \(No such file"):
         Remotes.load(tmp_path / "nowhere.yaml")
