@@ -192,7 +192,7 @@ ENDS = ["", ".whl", ".tar.gz", "-1.0.tgz", ".jar.sha1", "_1_a.deb", "-1-1.x.rpm"
 
 def hostile_paths(count: int) -> list[str]:
     """Repetitions that many patterns almost match, as long as a path may be."""
-    chance = random.Random(1)  # noqa: S311 - reproducible, not secret
+    chance = random.Random(1)
     paths = []
     for _ in range(count):
         unit = "".join(chance.choices(PIECES, k=chance.choice([1, 2, 3, 7, 40])))
