@@ -6,12 +6,13 @@ import contextlib
 import os
 import pwd
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Self
+
+import psutil
 
 from exporter.embedded import programs
 
@@ -75,7 +76,10 @@ class Postgres:
         """Start and wait until it accepts connections."""
         options = f"-h 127.0.0.1 -p {self.port}"
         log = self.folder / "log"
-        self.run("pg_ctl", "start", "-w", "-D", self.data, "-l", log, "-o", options)
+        try:
+            self.run("pg_ctl", "start", "-w", "-D", self.data, "-l", log, "-o", options)
+        except subprocess.CalledProcessError as e:
+            raise RuntimeError(f"{e.output}\n{log.read_text()[-2000:]}") from None
 
     def stop(self, mode: str = "immediate") -> None:
         """Stop and wait."""
@@ -87,8 +91,13 @@ class Postgres:
         return int((self.data / "postmaster.pid").read_text().split("\n", 1)[0])
 
     def kill(self) -> None:
-        """As the machine's out-of-memory killer would do."""
-        os.kill(self.pid, signal.SIGKILL)
+        """As the machine's out-of-memory killer would do, with all its processes."""
+        postmaster = psutil.Process(self.pid)
+        family = [postmaster, *postmaster.children()]
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family, timeout=10)
 
     def run(self, program: str, *arguments: str | Path) -> str:
         """Run one of PostgreSQL's programs as an account it accepts; its output."""
