@@ -262,27 +262,25 @@ def tls_postgres() -> Iterator[Postgres]:
 
 
 def test_a_wrong_certificate_is_refused(tls_postgres: Postgres, tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
-    for kind in ("good", "wrong-host"):
-        shutil.copy(certificate(tmp_path, kind), tls_postgres.data / f"{kind}.pem")
-        file = tls_postgres.data / f"{kind}.pem"
-        file.chmod(0o600)
-        os.chown(file, tls_postgres.data.stat().st_uid, -1)
-    tls_postgres.configure(ssl="on", ssl_cert_file="'good.pem'", ssl_key_file="'good.pem'")
-    tls_postgres.stop()
-    tls_postgres.start()
-    ca = certificate(tmp_path, "good")
-    secure = tls_postgres.dsn(host="localhost") + f" sslmode=verify-full sslrootcert={ca}"
-    database = Database(DatabaseSettings(dsn=secure))
+    good = _serve_with(tls_postgres, certificate(tmp_path, "good"))
+    database = Database(DatabaseSettings(dsn=good))
     assert database.write([make_entry(1)]) == []
     database.close()
-    ca = certificate(tmp_path, "wrong-host")
-    tls_postgres.configure(ssl_cert_file="'wrong-host.pem'", ssl_key_file="'wrong-host.pem'")
-    tls_postgres.stop()
-    tls_postgres.start()
-    wrong = tls_postgres.dsn(host="localhost") + f" sslmode=verify-full sslrootcert={ca}"
+    wrong = _serve_with(tls_postgres, certificate(tmp_path, "wrong-host"))
     with pytest.raises(DatabaseAway, match="certificate"):
         Database(DatabaseSettings(dsn=wrong)).write([make_entry(2)])
+
+
+def _serve_with(server: Postgres, pem: Path) -> str:
+    """Start the server anew with this certificate; a connection string that insists on it."""
+    file = server.data / pem.name
+    shutil.copy(pem, file)
+    file.chmod(0o600)
+    os.chown(file, server.data.stat().st_uid, -1)
+    server.configure(ssl="on", ssl_cert_file=f"'{pem.name}'", ssl_key_file=f"'{pem.name}'")
+    server.stop()
+    server.start()
+    return f"{server.dsn(host='localhost')} sslmode=verify-full sslrootcert={pem}"
 
 
 def test_a_full_disk_is_waited_through(own_postgres: Postgres, tmp_path: Path) -> None:
