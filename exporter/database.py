@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psycopg
 from psycopg import sql
 
+from .artifacts import is_fetch, record_artifacts
 from .connection import DeadlineConnection, DeadlineExceededError, connect, describe
 from .embedded import EmbeddedServer
 from .entry import AccessLogEntry
@@ -118,7 +119,7 @@ def _copy_value(value: str | float) -> str:
 def insert_access_log_batch(
     connection: psycopg.Connection[Any], entries: Sequence[AccessLogEntry]
 ) -> None:
-    """COPY the entries into access_log, all of them or none.
+    """COPY the entries into access_log and count their artifacts, all of it or nothing.
 
     Text format, since psycopg's binary one stores 40000 in a smallint as -25536 without a word.
     The payload is ready before COPY starts: a client that dies in mid-COPY holds its locks.
@@ -127,11 +128,20 @@ def insert_access_log_batch(
         psycopg.Error, UnicodeError: see `blame`.
     """
     payload = "".join(map(copy_line, entries)).encode()
+    if any(map(is_fetch, entries)):
+        with connection.transaction():
+            _copy(connection, payload, len(entries))
+            record_artifacts(connection, entries)
+    else:  # COPY is a transaction by itself
+        _copy(connection, payload, len(entries))
+
+
+def _copy(connection: psycopg.Connection[Any], payload: bytes, rows: int) -> None:
     with connection.cursor() as cursor:
         with cursor.copy(_COPY) as copy:
             copy.write(payload)
-        if cursor.rowcount != len(entries):
-            raise psycopg.DatabaseError(f"COPY took {cursor.rowcount} of {len(entries)} rows.")
+        if cursor.rowcount != rows:
+            raise psycopg.DatabaseError(f"COPY took {cursor.rowcount} of {rows} rows.")
 
 
 class Database:
@@ -275,9 +285,12 @@ class Database:
 
 
 def _insert_missing(connection: DeadlineConnection, entries: Sequence[AccessLogEntry]) -> None:
-    """Insert those that are not there yet. INSERT, since it needs no right to read or to make tables."""
-    with connection.transaction(), connection.cursor() as cursor:
-        cursor.executemany(_INSERT, entries)
+    """Insert those that are not there yet. INSERT: it needs no right to read or to make tables."""
+    with connection.transaction():
+        with connection.pipeline():
+            inserts = [connection.execute(_INSERT, entry) for entry in entries]
+        inserted = [e for e, insert in zip(entries, inserts, strict=True) if insert.rowcount]
+        record_artifacts(connection, inserted)
 
 
 def _insert_singly(
@@ -287,7 +300,7 @@ def _insert_singly(
     rejected = []
     for entry in entries:
         try:
-            connection.execute(_INSERT, entry)
+            _insert_missing(connection, [entry])
         except (psycopg.Error, UnicodeError) as e:
             if blame(e) is not Fault.ROW:
                 raise

@@ -7,9 +7,13 @@ import re
 import uuid
 from datetime import UTC, datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from .cache_status import CacheStatus, read_cache_status
+from .identity import UNKNOWN, Identity, Remotes
 from .redaction import redact_error, redact_path, redact_query
+from .redirects import REDIRECTS, Redirects
 
 if TYPE_CHECKING:
     from .exchange import Exchange
@@ -82,6 +86,9 @@ class EntryBuilder:
     """Makes entries by one set of settings. Not shared between threads."""
 
     def __init__(self, settings: Settings) -> None:
+        """Raises RemotesError if the user's table of remotes is wrong."""
+        self._remotes = load_remotes(settings)
+        self._redirects = Redirects()
         self._node = clean(settings.node_name, MAX_TEXT)
         policy = settings.redact.query
         self._split_target = lru_cache(_CACHE_ENTRIES)(lambda target: split_target(target, policy))
@@ -90,6 +97,9 @@ class EntryBuilder:
         """One exchange as a row. Takes any values an exchange can hold; never raises for them."""
         x = exchange
         path, query = self._split_target(x.target)
+        host = clean(x.host, MAX_TEXT).lower() or None
+        cache = _cache_status(x)
+        identity = self._identify(x, host, path)
         return AccessLogEntry(
             started_at=timestamp(x.started_at),
             flow_id=x.flow_id if _UUID.fullmatch(x.flow_id) else _uuid_of(x.flow_id),
@@ -100,7 +110,7 @@ class EntryBuilder:
             user_agent=_text(x.user_agent, MAX_USER_AGENT),
             method=_text(x.method, MAX_TEXT),
             scheme=_text(x.scheme, MAX_TEXT),
-            host=clean(x.host, MAX_TEXT).lower() or None,
+            host=host,
             port=x.port if 0 < x.port <= _MAX_PORT else None,
             path=path,
             query=query,
@@ -117,7 +127,52 @@ class EntryBuilder:
             server_ip=address(x.server),
             tls_version=x.tls_version,
             response_source=x.response_source,
+            cache_status=cache.status,
+            cache_source=cache.source,
+            cache_age_s=cache.age_s,
+            remote=identity.remote,
+            artifact_kind=identity.artifact_kind,
+            ecosystem=identity.ecosystem,
+            package=identity.package,
+            version=identity.version,
+            filename=identity.filename,
+            purl=identity.purl,
         )
+
+    def _identify(self, x: Exchange, host: str | None, path: str | None) -> Identity:
+        """By host and redacted path; else by the redirect that led here."""
+        if host is None or path is None:
+            return UNKNOWN
+        digest = _field(x, b"docker-content-digest") if "/manifests/" in path else None
+        identity = self._remotes.identify(host, path, digest=_text(digest, MAX_TEXT))
+        if identity.purl is None:
+            identity = self._redirects.find(host, path) or identity
+        if x.status_code in REDIRECTS and identity.artifact_kind is not None:
+            location = _field(x, b"location")
+            if location:
+                url = f"{x.scheme.decode('ascii', 'replace')}://{host}{path}"
+                self._redirects.remember(url, location.decode("utf-8", "replace"), identity)
+        return identity
+
+
+def load_remotes(settings: Settings) -> Remotes:
+    """The table of remotes that these settings name. Raises RemotesError if it is wrong."""
+    file = settings.remotes.file
+    return _load_remotes(Path(file).expanduser() if file else None)
+
+
+@lru_cache(4)
+def _load_remotes(file: Path | None) -> Remotes:
+    return Remotes.load(file)
+
+
+def _cache_status(x: Exchange) -> CacheStatus:
+    """Our side first: what was replayed came from our own store, what an addon made from no cache."""
+    if x.response_source == "replay":
+        return CacheStatus("HIT", "local", None)
+    if x.response_source == "addon":
+        return CacheStatus(None, None, None)
+    return read_cache_status(x.response_fields, x.status_code)
 
 
 def clean(text: str, limit: int) -> str:

@@ -72,9 +72,11 @@ def grants(schema: str, proxy_role: str, reader_role: str) -> str:
         "GRANT USAGE ON SCHEMA {schema} TO {proxy}, {reader};\n"
         "GRANT SELECT ON {schema}.access_log_schema TO {proxy};\n"
         "GRANT INSERT ON {schema}.access_log, {schema}.access_log_gap TO {proxy};\n"
-        "GRANT EXECUTE ON FUNCTION {schema}.access_log_ensure_partition(date) TO {proxy};\n"
+        "GRANT EXECUTE ON FUNCTION {schema}.access_log_ensure_partition, {schema}.artifact_record TO {proxy};\n"
         "GRANT SELECT ON {schema}.access_log, {schema}.access_log_gap, {schema}.artifact,"
-        " {schema}.access_log_schema TO {reader};\n"
+        " {schema}.access_log_schema, {schema}.access_log_artifacts, {schema}.access_log_first_seen,"
+        " {schema}.access_log_cache, {schema}.access_log_remotes, {schema}.access_log_unknown_hosts,"
+        " {schema}.access_log_not_found, {schema}.access_log_redundant TO {reader};\n"
     )
     return text.format(
         schema=sql.Identifier(schema),

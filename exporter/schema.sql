@@ -154,7 +154,84 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION access_log_ensure_partition(date) IS 'Makes the partition of access_log for one day (UTC) unless it is there';
 REVOKE EXECUTE ON FUNCTION access_log_ensure_partition(date) FROM PUBLIC;
+
+-- One upsert for each batch, in its transaction. With its owner's rights, so that a proxy needs none
+-- to read or change the table. Sorted, so that two proxies never wait for each other in a circle.
+CREATE FUNCTION artifact_record(
+  purls text[], remotes text[], users text[], firsts timestamptz[], lasts timestamptz[], counts bigint[], sizes bigint[]
+) RETURNS void LANGUAGE sql SECURITY DEFINER AS $$
+  INSERT INTO artifact (purl, remote, first_user, first_seen, last_seen, fetches, bytes)
+  SELECT * FROM unnest(purls, remotes, users, firsts, lasts, counts, sizes) AS seen ORDER BY 1
+  ON CONFLICT (purl) DO UPDATE SET
+    remote = CASE WHEN excluded.first_seen < artifact.first_seen THEN excluded.remote ELSE artifact.remote END,
+    first_user = CASE WHEN excluded.first_seen < artifact.first_seen THEN excluded.first_user ELSE artifact.first_user END,
+    first_seen = least(artifact.first_seen, excluded.first_seen),
+    last_seen = greatest(artifact.last_seen, excluded.last_seen),
+    fetches = artifact.fetches + excluded.fetches,
+    bytes = artifact.bytes + excluded.bytes
+$$;
+COMMENT ON FUNCTION artifact_record(text[], text[], text[], timestamptz[], timestamptz[], bigint[], bigint[])
+  IS 'Counts fetches of artifacts, one array element each';
+REVOKE EXECUTE ON FUNCTION artifact_record(text[], text[], text[], timestamptz[], timestamptz[], bigint[], bigint[]) FROM PUBLIC;
+
 -- Fixed, so that no caller's search_path can put another table in the way.
 DO $$ BEGIN
   EXECUTE format('ALTER FUNCTION access_log_ensure_partition(date) SET search_path = %I, pg_temp', current_schema());
+  EXECUTE format('ALTER FUNCTION artifact_record(text[], text[], text[], timestamptz[], timestamptz[], bigint[], bigint[])'
+                 ' SET search_path = %I, pg_temp', current_schema());
 END $$;
+
+CREATE VIEW access_log_artifacts AS
+  SELECT proxy_user, purl, min(filename) AS filename, min(remote) AS remote, count(*) AS fetches,
+         sum(response_bytes) AS bytes, min(started_at) AS first_at, max(started_at) AS last_at,
+         bool_or(cache_status IN ('HIT', 'STALE', 'UPDATING', 'REVALIDATED')) AS from_cache
+  FROM access_log
+  WHERE artifact_kind = 'artifact' AND purl IS NOT NULL AND status_code IN (200, 206, 304)
+  GROUP BY proxy_user, purl;
+COMMENT ON VIEW access_log_artifacts IS 'What each proxy user (build) downloaded';
+
+CREATE VIEW access_log_first_seen AS
+  SELECT first_seen, purl, remote, first_user, fetches, bytes, last_seen FROM artifact;
+COMMENT ON VIEW access_log_first_seen IS 'When each artifact was fetched for the first time, and by whom';
+
+CREATE VIEW access_log_cache AS
+  SELECT date_trunc('day', started_at) AS day, remote, cache_source, count(*) AS requests,
+         count(*) FILTER (WHERE cache_status IN ('HIT', 'STALE', 'UPDATING', 'REVALIDATED')) AS hits,
+         sum(response_bytes) AS bytes,
+         coalesce(sum(response_bytes) FILTER (WHERE cache_status IN ('HIT', 'STALE', 'UPDATING', 'REVALIDATED')), 0) AS hit_bytes
+  FROM access_log WHERE cache_status IS NOT NULL
+  GROUP BY 1, 2, 3;
+COMMENT ON VIEW access_log_cache IS 'Cache hits by day, remote and the evidence that says so: a CDN''s HIT is not one''s own';
+
+CREATE VIEW access_log_remotes AS
+  SELECT date_trunc('hour', started_at) AS hour, coalesce(remote, host) AS remote, count(*) AS requests,
+         sum(response_bytes) AS bytes,
+         count(*) FILTER (WHERE status_code IS NULL OR status_code >= 500) AS failures,
+         percentile_cont(0.5) WITHIN GROUP (ORDER BY duration_ms) AS p50_ms,
+         percentile_cont(0.95) WITHIN GROUP (ORDER BY duration_ms) AS p95_ms,
+         percentile_cont(0.99) WITHIN GROUP (ORDER BY duration_ms) AS p99_ms
+  FROM access_log
+  GROUP BY 1, 2;
+COMMENT ON VIEW access_log_remotes IS 'Requests, bytes, failures and durations by hour and remote (the host, where it is no known remote)';
+
+CREATE VIEW access_log_unknown_hosts AS
+  SELECT host, port, scheme, count(*) AS requests, count(DISTINCT coalesce(proxy_user, host(client_ip))) AS callers,
+         sum(request_bytes) AS sent_bytes, min(started_at) AS first_at, max(started_at) AS last_at
+  FROM access_log WHERE remote IS NULL
+  GROUP BY host, port, scheme;
+COMMENT ON VIEW access_log_unknown_hosts IS 'Hosts that are no known remote: where else builds talk to';
+
+CREATE VIEW access_log_not_found AS
+  SELECT remote, package, count(*) AS requests, count(DISTINCT coalesce(proxy_user, host(client_ip))) AS callers,
+         min(started_at) AS first_at, max(started_at) AS last_at
+  FROM access_log WHERE status_code IN (404, 410) AND package IS NOT NULL
+  GROUP BY remote, package;
+COMMENT ON VIEW access_log_not_found IS 'Packages asked of a remote and not found there: candidates for dependency confusion';
+
+CREATE VIEW access_log_redundant AS
+  SELECT purl, min(remote) AS remote, count(*) AS fetches, count(DISTINCT client_ip) AS clients,
+         sum(response_bytes) - max(response_bytes) AS avoidable_bytes
+  FROM access_log
+  WHERE artifact_kind = 'artifact' AND status_code = 200 AND purl IS NOT NULL
+  GROUP BY purl HAVING count(*) > 1;
+COMMENT ON VIEW access_log_redundant IS 'Bytes that a cache would have saved';

@@ -60,6 +60,12 @@ class ShutdownSettings(_Section, frozen=True):
     drain_seconds: Annotated[float, Meta(ge=0, le=60)] = 5.0
 
 
+class RemotesSettings(_Section, frozen=True):
+    """Which registries there are beside those we know."""
+
+    file: str = ""  # YAML as configs/remotes.yaml; its remotes are tried before those; empty: none
+
+
 class RedactSettings(_Section, frozen=True):
     """What of a query reaches the table."""
 
@@ -76,6 +82,7 @@ class Settings(_Section, frozen=True):
     spool: SpoolSettings = SpoolSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
     redact: RedactSettings = RedactSettings()
+    remotes: RemotesSettings = RemotesSettings()
 
     @property
     def node_name(self) -> str:

@@ -123,8 +123,8 @@ def test_a_partition_that_was_dropped_comes_back(database: Database, query: Quer
 
 def test_a_schema_that_was_dropped_comes_back(database: Database, query: Query) -> None:
     database.write([make_entry(1)])
-    query("DROP TABLE access_log, access_log_gap, access_log_schema, artifact")
-    query("DROP FUNCTION access_log_ensure_partition")
+    query("DROP TABLE access_log, access_log_gap, access_log_schema, artifact CASCADE")
+    query("DROP FUNCTION access_log_ensure_partition, artifact_record")
     assert database.write([make_entry(2)]) == []
     assert query("SELECT count(*) FROM access_log") == [(1,)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import pytest
 from exporter import AccessLogEntry, Settings
 from exporter.connection import connect
 from exporter.database import COLUMNS, Database, DatabaseAway
+from exporter.gaps import Gap
 from exporter.schema import SCHEMA, SchemaError, ensure_schema, grants, schema_name
 from tests.support.samples import make_entry
 
@@ -135,6 +137,11 @@ def test_a_proxy_role_may_write_and_nothing_else_a_reader_may_read(any_dsn: str)
             writer = database(as_proxy)
             assert writer.write([make_entry(1)]) == []
             assert writer.write([make_entry(1), make_entry(2)]) == []  # one is there already
+            fetched = {"artifact_kind": "artifact", "purl": "pkg:pypi/demo@1.0"}
+            assert writer.write([make_entry(3, **fetched)]) == []
+            writer.write_gaps(
+                [Gap(str(uuid.uuid4()), "n", "2026-01-01", "2026-01-01", "rejected", 1)]
+            )
             writer.close()
             with psycopg.connect(as_proxy, autocommit=True) as mine:
                 for statement in (
@@ -144,13 +151,17 @@ def test_a_proxy_role_may_write_and_nothing_else_a_reader_may_read(any_dsn: str)
                     "TRUNCATE access_log",
                     "DROP TABLE access_log",
                     "SELECT * FROM artifact",
+                    "SELECT * FROM access_log_gap",
+                    "DELETE FROM access_log_gap",
+                    "UPDATE artifact SET fetches = 0",
                 ):
                     with pytest.raises(psycopg.errors.InsufficientPrivilege):
                         mine.execute(statement.encode())
             with psycopg.connect(
                 any_dsn.replace("user=postgres", f"user={reader}"), autocommit=True
             ) as mine:
-                assert mine.execute("SELECT count(*) FROM access_log").fetchone() == (2,)
+                assert mine.execute("SELECT count(*) FROM access_log").fetchone() == (3,)
+                assert mine.execute("SELECT fetches FROM access_log_first_seen").fetchone() == (1,)
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
                     mine.execute("DELETE FROM access_log")
         finally:
