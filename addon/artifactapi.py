@@ -14,7 +14,14 @@ from mitmproxy import command, ctx, exceptions, flowfilter
 
 from addon import handover
 from addon.flows import FlowLog, streams_late
-from exporter import Exporter, Settings, SettingsError, load_settings, resolve_dsn
+from exporter import (
+    Exporter,
+    Settings,
+    SettingsError,
+    load_remotes,
+    load_settings,
+    resolve_dsn,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +113,7 @@ class ArtifactApi:
 
 def _settings(config: str, dsn: str) -> Settings:
     settings = load_settings(Path(config).expanduser() if config else None)
+    load_remotes(settings)
     return settings.with_dsn(resolve_dsn(dsn, settings))
 
 

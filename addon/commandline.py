@@ -14,7 +14,7 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from exporter import Settings, SettingsError, load_settings, resolve_dsn
+from exporter import Settings, SettingsError, load_remotes, load_settings, resolve_dsn
 from exporter.connection import (
     DeadlineExceededError,
     connect,
@@ -23,8 +23,9 @@ from exporter.connection import (
     without_password,
 )
 from exporter.embedded import EmbeddedServer, programs
+from exporter.identify_command import identify_urls
 from exporter.schema import SchemaError, ensure_schema, grants, schema_name
-from exporter.tail import follow, header, line, newest
+from exporter.tail import all_gaps, follow, gap_lines, header, line, newest
 
 SCRIPT = Path(__file__).resolve().with_name("artifactapi.py")
 _TOOLS = ("mitmdump", "mitmproxy", "mitmweb")
@@ -166,6 +167,44 @@ def tail(settings: Settings, lines: int, *, following: bool) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except _TROUBLE as e:
         raise click.ClickException(describe(e)) from None
+
+
+@main.command()
+@click.pass_obj
+def gaps(settings: Settings) -> None:
+    """Show the holes of the log: what was lost, when and why."""
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        with (
+            reachable(settings.database) as target,
+            connect(target, settings.database) as connection,
+        ):
+            ensure_schema(connection)
+            found = all_gaps(connection)
+    except _TROUBLE as e:
+        raise click.ClickException(describe(e)) from None
+    for text in gap_lines(found):
+        console.print(text)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.argument("urls", nargs=-1)
+@click.pass_obj
+def identify(settings: Settings, urls: tuple[str, ...], *, as_json: bool) -> None:
+    """Say which remote and which package each of URLS is; without any, of each line of the input.
+
+    With a settings file that names remotes.file this is how to try remotes of one's own.
+    """
+    try:
+        remotes = load_remotes(settings)
+    except SettingsError as e:
+        raise click.ClickException(str(e)) from None
+    given = urls or (
+        stripped for line in click.get_text_stream("stdin") if (stripped := line.strip())
+    )
+    for text in identify_urls(given, remotes, as_json=as_json):
+        click.echo(text)
 
 
 def _with_password(target: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 from .buffer import Buffer
 from .connection import public_name
 from .database import insert_access_log_batch
-from .entry import AccessLogEntry
+from .entry import AccessLogEntry, load_remotes
 from .exchange import RESPONSE_FIELDS, Exchange
 from .settings import Settings, SettingsError, data_folder, load_settings, resolve_dsn
 from .writer import Writer
@@ -24,6 +24,7 @@ __all__ = [
     "SettingsError",
     "data_folder",
     "insert_access_log_batch",
+    "load_remotes",
     "load_settings",
     "resolve_dsn",
 ]

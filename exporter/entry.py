@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .cache_status import CacheStatus, read_cache_status
-from .identity import UNKNOWN, Identity, Remotes
+from .identity import UNKNOWN, Identity, Remotes, RemotesError
 from .redaction import redact_error, redact_path, redact_query
 from .redirects import REDIRECTS, Redirects
+from .settings import SettingsError
 
 if TYPE_CHECKING:
     from .exchange import Exchange
@@ -86,7 +87,7 @@ class EntryBuilder:
     """Makes entries by one set of settings. Not shared between threads."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises RemotesError if the user's table of remotes is wrong."""
+        """Raises SettingsError if the user's table of remotes is wrong."""
         self._remotes = load_remotes(settings)
         self._redirects = Redirects()
         self._node = clean(settings.node_name, MAX_TEXT)
@@ -156,9 +157,16 @@ class EntryBuilder:
 
 
 def load_remotes(settings: Settings) -> Remotes:
-    """The table of remotes that these settings name. Raises RemotesError if it is wrong."""
+    """The table of remotes that these settings name.
+
+    Raises:
+        SettingsError: it can't be read or is wrong; a sentence for each place, with its line.
+    """
     file = settings.remotes.file
-    return _load_remotes(Path(file).expanduser() if file else None)
+    try:
+        return _load_remotes(Path(file).expanduser() if file else None)
+    except RemotesError as e:
+        raise SettingsError(str(e)) from e
 
 
 @lru_cache(4)

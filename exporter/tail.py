@@ -30,6 +30,8 @@ _SINCE = """
     FROM access_log WHERE logged_at >= %s - make_interval(secs => %s) ORDER BY logged_at, started_at
 """
 
+_GAPS = "SELECT node, from_at, to_at, reason, entries FROM access_log_gap ORDER BY from_at, to_at"
+
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _KILO = 1000
 _HEADER = f"{'time':<12}  {'status':>6}  {'method':<7}  {'bytes':>8}  {'ms':>8}  {'who':<16}  what"
@@ -80,6 +82,23 @@ def follow(connection: Connection[Any], shown: list[Row]) -> Iterator[Row]:
             last = max(seen.values())
         seen = {k: at for k, at in seen.items() if (last - at).total_seconds() <= OVERLAP_SECONDS}
         pause.wait(POLL_SECONDS)
+
+
+def all_gaps(connection: Connection[Any]) -> list[tuple[Any, ...]]:
+    """The holes of the log in order: node, from, to, reason, entries."""
+    return connection.execute(_GAPS).fetchall()
+
+
+def gap_lines(gaps: list[tuple[Any, ...]]) -> Iterator[Text]:
+    """The holes as aligned lines, and their sum."""
+    if not gaps:
+        yield Text("No gaps: every request that was seen has its row.", style="green")
+        return
+    yield Text(f"{'from':<23}  {'to':<23}  {'entries':>8}  {'reason':<13}  node", style="bold")
+    for node, from_at, to_at, reason, entries in gaps:
+        start, end = (f"{at.astimezone():%Y-%m-%d %H:%M:%S.%f}"[:23] for at in (from_at, to_at))
+        yield Text(f"{start}  {end}  {entries:>8}  {printable(reason):<13}  {printable(node)}")
+    yield Text(f"{sum(gap[4] for gap in gaps)} entries are missing in all.", style="red")
 
 
 def header() -> Text:
