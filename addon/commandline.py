@@ -200,9 +200,7 @@ def identify(settings: Settings, urls: tuple[str, ...], *, as_json: bool) -> Non
         remotes = load_remotes(settings)
     except SettingsError as e:
         raise click.ClickException(str(e)) from None
-    given = urls or (
-        stripped for line in click.get_text_stream("stdin") if (stripped := line.strip())
-    )
+    given = urls or filter(None, map(str.strip, click.get_text_stream("stdin")))
     for text in identify_urls(given, remotes, as_json=as_json):
         click.echo(text)
 
