@@ -50,11 +50,6 @@ class World:
     ports: dict[str, int]
     ca: Path
 
-    @property
-    def authority(self) -> tuple[str, str]:
-        """Arguments with which another proxy need not make an authority of its own."""
-        return "--set", f"confdir={self.ca.parent}"
-
     def open(self, mode: Mode, upstream: RawUpstream) -> RawClient:
         """A connection on which the upstream can be asked, without TLS so far."""
         secure = upstream is self.secure
@@ -101,7 +96,7 @@ def world(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Itera
             f"ssl_verify_upstream_trusted_ca={pem}",
             *OFFER_HTTP2,
             scripts=[SCRIPT],
-            env={"ARTIFACTAPI_DSN": dsn},
+            env={"ARTIFACTAPI_DSN": dsn, "ARTIFACTAPI_HOME": str(folder / "home")},
         ) as proxy:
             eventually(lambda: proxy.output().count("listening at") == len(names))
             yield World(AccessLog(dsn), proxy, plain, secure, ports, proxy.ca_path)
@@ -252,14 +247,12 @@ def test_a_thousand_requests_over_sixteen_connections_are_a_thousand_rows(world:
 # -- the start and the end ---------------------------------------------------------------------
 
 
-def test_a_stop_amid_traffic_loses_nothing_that_was_answered(
-    world: World, dsn: str, tmp_path: Path
-) -> None:
+def test_a_stop_amid_traffic_loses_nothing_that_was_answered(dsn: str, tmp_path: Path) -> None:
     log = AccessLog(dsn)
     answered: dict[str, int] = {}
     with (
         RawUpstream() as upstream,
-        Mitm(tmp_path, *world.authority, scripts=[SCRIPT], env={"ARTIFACTAPI_DSN": dsn}) as proxy,
+        Mitm(tmp_path, scripts=[SCRIPT], env={"ARTIFACTAPI_DSN": dsn}) as proxy,
     ):
 
         def work(worker: int) -> None:
@@ -288,12 +281,12 @@ def test_a_stop_amid_traffic_loses_nothing_that_was_answered(
 
 
 def test_postgres_that_comes_later_gets_what_was_asked_before(
-    world: World, postgres: Postgres, dsn: str, tmp_path: Path
+    postgres: Postgres, dsn: str, tmp_path: Path
 ) -> None:
     with Relay(("127.0.0.1", postgres.port)) as relay, RawUpstream() as upstream:
         relay.cut()
         env = {"ARTIFACTAPI_DSN": f"{dsn} port={relay.address[1]}"}
-        with Mitm(tmp_path, *world.authority, scripts=[SCRIPT], env=env) as proxy:
+        with Mitm(tmp_path, scripts=[SCRIPT], env=env) as proxy:
             eventually(lambda: "Postgres is away" in proxy.output())
             response = fetch(proxy.address, f"{upstream.url}/ok", "User-Agent: early")
             assert response
@@ -310,7 +303,6 @@ def test_the_start_line_names_no_password_and_a_row_alone_is_there_within_two_se
 ) -> None:
     with Mitm(
         tmp_path,
-        *world.authority,
         "--set",
         "artifactapi_fliter=~all",
         scripts=[SCRIPT],
@@ -342,7 +334,7 @@ WRONG = {
 }
 
 
-def test_a_wrong_setting_stops_the_start_with_one_sentence(world: World, tmp_path: Path) -> None:
+def test_a_wrong_setting_stops_the_start_with_one_sentence(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:  # side by side, since each takes seconds
         proxies = {}
         for case, (settings, option, _) in WRONG.items():
@@ -373,8 +365,7 @@ def test_two_proxies_share_the_embedded_server_and_a_kill_leaves_no_trace(
 
     with contextlib.ExitStack() as stack:
         first, second = (
-            stack.enter_context(Mitm(tmp_path / name, *world.authority, scripts=[SCRIPT]))
-            for name in ("1", "2")
+            stack.enter_context(Mitm(tmp_path / name, scripts=[SCRIPT])) for name in ("1", "2")
         )
         ask(first, "first")
         ask(second, "second")
@@ -386,7 +377,7 @@ def test_two_proxies_share_the_embedded_server_and_a_kill_leaves_no_trace(
         log.of("still there")
         second.kill()
         assert pid_file.exists(), "nobody was left to stop it"
-        with Mitm(tmp_path / "3", *world.authority, scripts=[SCRIPT]) as third:
+        with Mitm(tmp_path / "3", scripts=[SCRIPT]) as third:
             ask(third, "next")
             log.of("next")
     assert not pid_file.exists(), "the last one stops it"
