@@ -60,7 +60,7 @@ class ArtifactApi:
                 self.flows.filter = _filter(ctx.options.artifactapi_filter)
             if updated & {"artifactapi_config", "artifactapi_dsn"}:
                 self._take(_settings(ctx.options.artifactapi_config, ctx.options.artifactapi_dsn))
-        except (SettingsError, ValueError) as e:
+        except SettingsError as e:
             if self._exporter is not None:
                 raise exceptions.OptionsError(str(e)) from e  # type: ignore[no-untyped-call]
             # An ERROR before mitmproxy runs stops it; an exception would show a traceback too.
@@ -118,7 +118,12 @@ def _settings(config: str, dsn: str) -> Settings:
 
 
 def _filter(expression: str) -> flowfilter.TFilter | None:
-    return flowfilter.parse(expression) if expression else None
+    try:
+        return flowfilter.parse(expression) if expression else None
+    except ValueError:
+        raise SettingsError(
+            f"artifactapi_filter is {expression!r}, expected a filter expression of mitmproxy's."
+        ) from None
 
 
 def _say_goodbye(exporter: Exporter) -> None:

@@ -6,9 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal, Self
+
+from mitmproxy.certs import CertStore
 
 from .wait import eventually
 
@@ -22,6 +26,14 @@ def free_port() -> int:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
         return port
+
+
+@cache
+def _authority() -> dict[str, bytes]:
+    """The files of one authority that all proxies of a test run share: each takes long to make."""
+    with tempfile.TemporaryDirectory() as folder:
+        CertStore.create_store(Path(folder), "mitmproxy", 2048)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 class Mitm:
@@ -64,7 +76,10 @@ class Mitm:
         self._command += arguments
 
     def __enter__(self) -> Self:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        confdir = self.folder / "confdir"
+        confdir.mkdir(parents=True, exist_ok=True)
+        for name, content in _authority().items():
+            (confdir / name).write_bytes(content)
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 self._command,

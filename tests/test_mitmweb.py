@@ -1,0 +1,92 @@
+"""mitmweb as a process: rows, options and the status command over HTTP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.accesslog import SCRIPT, AccessLog, own_schema
+from tests.support.clients import fetch
+from tests.support.mitmweb import WebInterface
+from tests.support.proxy import Mitm
+from tests.support.upstream import RawUpstream
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.postgres import Postgres
+
+
+@dataclass
+class Web:
+    """One mitmweb and what is around it."""
+
+    log: AccessLog
+    proxy: Mitm
+    page: WebInterface
+    upstream: RawUpstream
+
+    def ask(self, agent: str) -> None:
+        """Send one request through the proxy."""
+        assert fetch(self.proxy.address, f"{self.upstream.url}/ok", f"User-Agent: {agent}")
+
+
+@pytest.fixture(scope="module")
+def web(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    folder = tmp_path_factory.mktemp("mitmweb")
+    with own_schema(postgres) as dsn, RawUpstream() as upstream:
+        env = {"ARTIFACTAPI_DSN": dsn, "ARTIFACTAPI_HOME": str(folder / "home")}
+        with Mitm(folder, scripts=[SCRIPT], env=env, program="mitmweb") as proxy:
+            yield Web(AccessLog(dsn), proxy, WebInterface(proxy.web_url), upstream)
+
+
+def test_rows_are_written(web: Web) -> None:
+    web.ask("seen in mitmweb")
+    assert web.log.of("seen in mitmweb")["status_code"] == 200
+
+
+def test_options_are_there_with_their_help(web: Web) -> None:
+    ours = {name: it for name, it in web.page.options().items() if name.startswith("artifactapi_")}
+    assert set(ours) >= {"artifactapi_config", "artifactapi_dsn", "artifactapi_filter"}
+    assert all(len(option["help"]) > 20 for option in ours.values())
+    assert ours["artifactapi_dsn"]["value"] == "", "the environment's DSN is not shown"
+
+
+def test_the_status_command_adds_up(web: Web) -> None:
+    for number in range(20):
+        web.ask(f"status-{number}")
+        status = web.page.status()
+        parts = ("written", "dropped", "rejected", "waiting", "spooled")
+        assert status["seen"] == sum(status[part] for part in parts)
+        assert status["seen"] >= number + 1
+    web.log.wait(20, "user_agent LIKE 'status-%%'")
+    status = eventually(lambda: now if not (now := web.page.status())["waiting"] else {})
+    assert status["written"] == len(web.log.rows())
+    assert status["last_error"] is None
+    assert status["last_written_at"]
+    assert "127.0.0.1" in status["database"]
+
+
+def test_the_status_command_is_for_those_with_the_token(web: Web) -> None:
+    assert web.page.post_without_token("/commands/artifactapi.status") == 403
+
+
+def test_a_wrong_option_is_refused_and_the_old_one_stays(web: Web) -> None:
+    code, text = web.page.set_options(artifactapi_filter="~bad(")
+    assert code == 400
+    assert "artifactapi_filter is '~bad(', expected" in text
+    assert web.page.options()["artifactapi_filter"]["value"] == ""
+    web.ask("after the refusal")
+    web.log.of("after the refusal")
+
+
+def test_a_filter_takes_effect_at_once(web: Web) -> None:
+    assert web.page.set_options(artifactapi_filter="!~u /health")[0] == 200
+    assert fetch(web.proxy.address, f"{web.upstream.url}/health", "User-Agent: health")
+    web.ask("no health check")
+    web.log.of("no health check")
+    assert web.log.rows("user_agent = 'health'") == []
+    assert web.page.set_options(artifactapi_filter="")[0] == 200
