@@ -38,6 +38,11 @@ _MESSAGES: tuple[tuple[re.Pattern[str], str, int | None], ...] = tuple(
             _BAD_REQUEST,
         ),
         (r"from server, refusing|Cannot parse HTTP response", "protocol", _BAD_GATEWAY),
+        (
+            r"unexpected server response: b[\"']HTTP/1",
+            "upstream_closed",
+            _BAD_GATEWAY,
+        ),  # half a head
         (r"unexpected server response", "protocol", _BAD_GATEWAY),
         (r"Connection killed", "killed", _BAD_GATEWAY),
         (
