@@ -42,6 +42,7 @@ class Note:
         "cut_by_shutdown",
         "ended",
         "head_came",
+        "held",
         "is_connect",
         "is_import",
         "is_tunnel",
@@ -64,6 +65,7 @@ class Note:
         self.websocket_sent = 0
         self.websocket_received = 0
         self.last_message: object = None
+        self.held: asyncio.Task[None] | None = None  # ended, but a user has intercepted it
 
 
 class FlowLog:
@@ -149,7 +151,12 @@ class FlowLog:
             note = Note(is_connect=True)
             note.is_tunnel = True
             self._record(tunnel, note)
-        left = [flow for flow in self._open if flow.client_conn is client]
+        # A replayed flow bears the client of its original, and outlives it.
+        left = [
+            flow
+            for flow in self._open
+            if flow.client_conn is client and flow.is_replay != "request"
+        ]
         if left:
             asyncio.get_running_loop().call_later(_ORPHAN_SECONDS, self._end_orphans, left)
 
@@ -159,7 +166,11 @@ class FlowLog:
             note = self._open.get(flow)
             if note is None:
                 continue
-            if note.ended:
+            if note.ended and flow.intercepted:
+                # Its user may yet change or kill it, and mitmweb fires no hook for either.
+                if note.held is None:
+                    note.held = asyncio.create_task(self._await_user(flow))
+            elif note.ended:
                 del self._open[flow]
                 self._record(flow, note)  # type: ignore[arg-type] # only HTTP flows are open
             else:
@@ -175,11 +186,16 @@ class FlowLog:
     def hand_over(self) -> dict[Flow, Note]:
         """What is under way, for the next instance of a script that is loaded anew."""
         flows, self._open = self._open, {}
+        for note in flows.values():
+            if note.held is not None:
+                note.held.cancel()
+                note.held = None
         return flows
 
     def take_over(self, flows: dict[Flow, Note]) -> None:
         """Go on with the flows of the instance before."""
         self._open.update(flows)
+        self.update([flow for flow, note in flows.items() if note.ended])
 
     def _end(self, flow: http.HTTPFlow) -> None:
         note = self._open.get(flow)
@@ -203,6 +219,10 @@ class FlowLog:
         else:
             note.answered_by_addon = not note.is_import
 
+    async def _await_user(self, flow: Flow) -> None:
+        await flow.wait_for_resume()
+        self.update([flow])
+
     def _count_message(self, flow: http.HTTPFlow, note: Note) -> None:
         messages = flow.websocket.messages if flow.websocket is not None else ()
         message = messages[-1] if messages else None
@@ -223,6 +243,8 @@ class FlowLog:
 
     def _record(self, flow: http.HTTPFlow, note: Note) -> None:
         """Capture and hand over. Nothing of ours may reach the proxied request, whatever happens."""
+        if note.held is not None:
+            note.held.cancel()  # a kill does not end the wait
         server_id = flow.server_conn.id
         if server_id in self._fresh_servers:
             self._fresh_servers.discard(server_id)

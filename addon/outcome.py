@@ -23,6 +23,7 @@ _BAD_GATEWAY = 502
 _TOO_LARGE = 413
 _BAD_REQUEST = 400
 _PROXY_AUTH = 407
+_MULTIPLEXED = (b"h2", b"h3")
 # RFC 6455 7.4.1: normal closure, going away, no status given.
 _NORMAL_CLOSE_CODES = frozenset({None, 1000, 1001, 1005})
 
@@ -38,6 +39,11 @@ _MESSAGES: tuple[tuple[re.Pattern[str], str, int | None], ...] = tuple(
             _BAD_REQUEST,
         ),
         (r"from server, refusing|Cannot parse HTTP response", "protocol", _BAD_GATEWAY),
+        (
+            r"unexpected server response: b[\"']HTTP/1",
+            "upstream_closed",
+            _BAD_GATEWAY,
+        ),  # half a head
         (r"unexpected server response", "protocol", _BAD_GATEWAY),
         (r"Connection killed", "killed", _BAD_GATEWAY),
         (
@@ -55,15 +61,15 @@ _MESSAGES: tuple[tuple[re.Pattern[str], str, int | None], ...] = tuple(
             "tls_upstream",
             _BAD_GATEWAY,
         ),
-        (r"stream (?:reset|closed) by client \((?:H3_REQUEST_)?CANCEL", "upstream_closed", None),
-        (r"stream (?:reset|closed) by client", "upstream_closed", _BAD_GATEWAY),
         (r"closed|peer unexpectedly|EOF|NO_ERROR", "upstream_closed", _BAD_GATEWAY),
         (r"protocol error|Received|invalid|Invalid", "protocol", _BAD_GATEWAY),
     )
 )
 # HTTP/1 heads that mitmproxy answers with 400 by itself leave these alone.
 _CLIENT_GONE = re.compile(r"Client disconnected|HTTP/1 protocol error|peer closed|NO_ERROR|stream ")
-_AMBIGUOUS_RESET = re.compile(r"stream (?:reset|closed) by client \((?!(?:H3_REQUEST_)?CANCEL)")
+# mitmproxy says "by client" whichever side reset the stream.
+_RESET = re.compile(r"stream (?:reset|closed) by client \((?:H3_)?(?P<code>\w+)")
+_CANCELS = frozenset({"CANCEL", "REQUEST_CANCELLED"})  # what only who asked has a use for
 
 
 class Outcome(NamedTuple):
@@ -130,12 +136,16 @@ def _kind(flow: http.HTTPFlow, message: str) -> tuple[str, int | None]:
         if flow.request.timestamp_end is None and not _CLIENT_GONE.match(message):
             return "protocol", _BAD_REQUEST  # mitmproxy sends 400 and closes before any hook
         return "client_disconnected", None
-    if "stream " in message and flow.server_conn.alpn not in (b"h2", b"h3"):
-        return "client_disconnected", None  # only a client can have reset it
+    reset = _RESET.match(message)
+    if reset:
+        if flow.server_conn.alpn not in _MULTIPLEXED or reset["code"] in _CANCELS:
+            return "client_disconnected", None
+        if flow.client_conn.alpn not in _MULTIPLEXED:
+            return "upstream_closed", _BAD_GATEWAY
+        return "_OTHER", None  # nobody can tell who it was, and so not what the client got
     for pattern, error_type, status in _MESSAGES:
         if pattern.search(message):
-            # With multiplexing on both sides the message does not say which of them reset.
-            return error_type, None if _AMBIGUOUS_RESET.match(message) else status
+            return error_type, status
     return "_OTHER", _BAD_GATEWAY
 
 
@@ -144,7 +154,7 @@ def _timed_out(flow: http.HTTPFlow) -> bool:
 
     Only where the connection carries one exchange at a time: others would have kept it alive.
     """
-    if flow.error is None or flow.client_conn.alpn in (b"h2", b"h3"):
+    if flow.error is None or flow.client_conn.alpn in _MULTIPLEXED:
         return False
     asked = flow.request.timestamp_end or flow.request.timestamp_start
     last_sign = max(asked, flow.server_conn.timestamp_tcp_setup or 0.0)
