@@ -200,7 +200,7 @@ def identify(settings: Settings, urls: tuple[str, ...], *, as_json: bool) -> Non
         remotes = load_remotes(settings)
     except SettingsError as e:
         raise click.ClickException(str(e)) from None
-    lines = (text.strip() for text in click.get_text_stream("stdin"))
+    lines = (text.strip() for text in sys.stdin)
     given = urls or (text for text in lines if text)
     for text in identify_urls(given, remotes, as_json=as_json):
         click.echo(text)
