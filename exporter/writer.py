@@ -212,7 +212,7 @@ class Writer:
         else:
             self._outage.end(self.progress.written + self.progress.recovered)
             self._pauses, self._retry_at = pauses(self._in_force.database), 0.0
-            if not self._replaying:
+            if not self._replaying and not self._stopping:
                 self.spool.settle()
 
     def _replay(self) -> None:
