@@ -1,0 +1,119 @@
+"""Artifacts made on the spot, an index of files that serves them, and the pip that came with Python."""
+
+from __future__ import annotations
+
+import base64
+import ensurepip
+import functools
+import hashlib
+import io
+import random
+import ssl
+import sys
+import tarfile
+import threading
+import zipfile
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Self
+
+
+def make_wheel(folder: Path, name: str = "demo_package", version: str = "1.2.3") -> Path:
+    """Write a small, valid, pure Python wheel (the binary distribution format) to `folder`."""
+    info = f"{name}-{version}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    tag = "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    files = {
+        f"{name}/__init__.py": f'__version__ = "{version}"\n'.encode(),
+        f"{name}/data.bin": _noise(140_000),
+        f"{info}/METADATA": metadata.encode(),
+        f"{info}/WHEEL": tag.encode(),
+    }
+    record = "".join(f"{path},{_digest(data)},{len(data)}\n" for path, data in files.items())
+    files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
+        for inner, data in files.items():
+            wheel.writestr(inner, data)
+    return path
+
+
+def make_tarball(folder: Path, name: str = "sources-4.5.tar.gz") -> Path:
+    """Write a small archive to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    with tarfile.open(path, "w:gz") as archive:
+        info = tarfile.TarInfo("README")
+        info.size = 1_200_000
+        archive.addfile(info, io.BytesIO(_noise(info.size)))
+    return path
+
+
+def make_index(folder: Path, wheel: Path, name: str = "demo-package") -> None:
+    """Write the page of a simple package index that lists this wheel, under `folder`/simple."""
+    page = folder / "simple" / name / "index.html"
+    page.parent.mkdir(parents=True)
+    link = f"../../{wheel.relative_to(folder).as_posix()}"
+    page.write_text(f'<!DOCTYPE html><html><body><a href="{link}">{wheel.name}</a></body></html>')
+
+
+def pip_command() -> list[str]:
+    """Run pip from the wheel that comes with Python, so that nothing need be installed.
+
+    Raises:
+        FileNotFoundError: this Python came without it.
+    """
+    bundled = Path(ensurepip.__file__).parent / "_bundled"
+    for wheel in sorted(bundled.glob("pip-*.whl")):
+        return [sys.executable, f"{wheel}/pip", "--isolated", "--no-input"]
+    raise FileNotFoundError("this Python came without pip")
+
+
+def _noise(size: int) -> bytes:
+    """Bytes that no compression makes fewer; always the same."""
+    return random.Random(1).randbytes(size)
+
+
+def _digest(data: bytes) -> str:
+    raw = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=")
+    return f"sha256={raw.decode()}"
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """The proxy's log is the one that counts."""
+
+
+class FileServer:
+    """Serves a folder on a port of this machine while its `with` lasts.
+
+    Args:
+        folder: What to serve.
+        certificate: PEM file with certificate and key; with it the server speaks TLS.
+    """
+
+    def __init__(self, folder: Path, certificate: Path | None = None) -> None:
+        handler = functools.partial(_Handler, directory=str(folder))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._scheme = "http"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+            self._scheme = "https"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    @property
+    def url(self) -> str:
+        """Where it listens, without a slash at the end."""
+        return f"{self._scheme}://localhost:{self._server.server_port}"

@@ -1,0 +1,119 @@
+"""Run the built wheel where no source tree is near: `python tests/wheel_check.py WHEEL`."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from urllib.request import ProxyHandler, build_opener
+
+START_SECONDS = 60
+_LISTENING = re.compile(r"proxy listening at \S+?:(\d+)")
+
+
+def check(wheel: Path, folder: Path) -> None:
+    """Install the wheel into a new environment in `folder`, and use it there.
+
+    Raises:
+        AssertionError, subprocess.CalledProcessError: it does not do what the README says.
+    """
+    environment = folder / "environment"
+    _run("uv", "venv", "--quiet", "--python", sys.executable, str(environment))
+    python = environment / "bin" / "python"
+    _run("uv", "pip", "install", "--quiet", "--python", str(python), str(wheel))
+    bin_folder = environment / "bin"
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    env = {
+        **{
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("ARTIFACTAPI_", "PYTHON", "PG"))
+        },
+        "ARTIFACTAPI_HOME": str(folder / "home"),
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONUNBUFFERED": "1",
+    }
+    script = Path(_run("artifactapi", "path", env=env, cwd=elsewhere).strip())
+    assert "site-packages" in script.parts, script
+    packages = script.parents[2]
+    _check_top_level(python, packages)
+    _check_rows(script, folder, elsewhere, env)
+
+
+def _check_top_level(python: Path, packages: Path) -> None:
+    """What the wheel brings to site-packages is one folder and its description."""
+    listing = (
+        "from importlib.metadata import files;"
+        "print(*sorted({f.parts[0] for f in files('artifactapi')} - {'..'}))"
+    )
+    top = _run(str(python), "-c", listing, cwd=packages).split()
+    description = [name for name in top if name.endswith(".dist-info")]
+    assert len(description) == 1, top
+    assert set(top) == {"artifactlog", *description}, top
+    for name in ("addon", "exporter", "configs", "tests"):
+        assert not (packages / name).exists(), name
+
+
+def _check_rows(script: Path, folder: Path, elsewhere: Path, env: dict[str, str]) -> None:
+    """The installed script, loaded by mitmdump, writes a row to the embedded server."""
+    output = folder / "output"
+    listen = ["--listen-host", "127.0.0.1", "-p", "0", "--set", f"confdir={folder / 'confdir'}"]
+    with output.open("wb") as file:
+        proxy = subprocess.Popen(
+            [Path(env["PATH"].split(os.pathsep)[0]) / "mitmdump", "-s", script, *listen],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            cwd=elsewhere,
+            env=env,
+        )
+    try:
+        port = _port(proxy, output)
+        # mitmproxy answers this name itself, so that no other server is needed
+        opener = build_opener(ProxyHandler({"http": f"http://127.0.0.1:{port}"}))
+        with opener.open("http://mitm.it/", timeout=START_SECONDS) as answer:
+            assert answer.status == 200
+    finally:
+        proxy.terminate()
+        proxy.wait(START_SECONDS)
+    text = output.read_text()
+    assert proxy.returncode == 0, text
+    assert "1 entries written, none lost" in text, text
+    shown = _run("artifactapi", "tail", env=env, cwd=elsewhere)
+    assert "http://mitm.it/" in shown, shown
+
+
+def _port(proxy: subprocess.Popen[bytes], output: Path) -> int:
+    deadline = time.monotonic() + START_SECONDS
+    while not (found := _LISTENING.search(output.read_text())):
+        assert proxy.poll() is None, output.read_text()
+        assert time.monotonic() < deadline, output.read_text()
+    return int(found[1])
+
+
+def _run(*command: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
+    program = command[0]
+    if env is not None:  # looked up in our own PATH otherwise
+        program = str(Path(env["PATH"].split(os.pathsep)[0]) / program)
+    done = subprocess.run(
+        [program, *command[1:]], check=False, capture_output=True, text=True, env=env, cwd=cwd
+    )
+    if done.returncode:
+        raise AssertionError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def main() -> None:
+    """Check the wheel that the command line names."""
+    with tempfile.TemporaryDirectory(prefix="artifactapi-wheel-") as folder:
+        check(Path(sys.argv[1]).resolve(), Path(folder))
+    sys.stdout.write("The wheel works outside the checkout.\n")
+
+
+if __name__ == "__main__":
+    main()
