@@ -41,6 +41,7 @@ def capture(flow: http.HTTPFlow, note: Note) -> Exchange:
         error = error[:MAX_ERROR_CHARACTERS]
     delivered = response is not None and status_code == response.status_code
     login = flow.metadata.get("proxyauth")
+    server = flow.server_conn if flow.server_conn is not note.old_server else None
     return Exchange(
         flow_id=_import_id(flow) if note.is_import else flow.id,
         started_at=request.timestamp_start,
@@ -48,7 +49,7 @@ def capture(flow: http.HTTPFlow, note: Note) -> Exchange:
         head_at=response.timestamp_start if delivered and response is not None else None,
         connect_seconds=connect_seconds(flow.server_conn) if note.connected_anew else None,
         client=flow.client_conn.peername,
-        server=flow.server_conn.peername,
+        server=server.peername if server is not None else None,
         proxy_user=str(login[0])[:MAX_VALUE_BYTES] if login else None,
         method=request.method[:MAX_VALUE_BYTES],
         scheme=request.scheme[:MAX_VALUE_BYTES],
@@ -63,7 +64,7 @@ def capture(flow: http.HTTPFlow, note: Note) -> Exchange:
         error=error,
         response_fields=fields,
         response_bytes=_response_bytes(flow, note) if delivered else None,
-        tls_version=flow.server_conn.tls_version,
+        tls_version=server.tls_version if server is not None else None,
         response_source=_source(flow, note) if delivered else None,
         size=_FIXED_BYTES
         + len(target)

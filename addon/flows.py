@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mitmproxy import flowfilter
-    from mitmproxy.connection import Client
+    from mitmproxy.connection import Client, Server
     from mitmproxy.proxy.server_hooks import ServerConnectionHookData
     from mitmproxy.tls import TlsData
 
@@ -47,18 +47,22 @@ class Note:
         "is_import",
         "is_tunnel",
         "last_message",
+        "old_server",
         "response_came",
         "websocket_received",
         "websocket_sent",
     )
 
-    def __init__(self, *, is_import: bool = False, is_connect: bool = False) -> None:
+    def __init__(
+        self, *, is_import: bool = False, is_connect: bool = False, is_tunnel: bool = False
+    ) -> None:
         self.is_import = is_import
         self.is_connect = is_connect
-        self.is_tunnel = False  # a CONNECT that was granted
+        self.is_tunnel = is_tunnel  # a CONNECT that was granted
         self.head_came = False  # the response head, from upstream or from an addon
         self.answered_by_addon = False
         self.response_came = False  # all of it
+        self.old_server: Server | None = None  # the one a replayed flow had before
         self.connected_anew = False  # first exchange on its upstream connection
         self.ended = False
         self.cut_by_shutdown = False
@@ -86,7 +90,9 @@ class FlowLog:
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """A flow begins; one that is not live and has no client comes from a file."""
         live = flow.live or flow.client_conn.connected
-        self._open[flow] = Note(is_import=not live)
+        self._open[flow] = note = Note(is_import=not live)
+        if flow.is_replay == "request":
+            note.old_server = flow.server_conn
         if self._tunnels:
             self._tunnels.pop(flow.client_conn.id, None)
 
@@ -148,9 +154,7 @@ class FlowLog:
         """What no hook has ended ends here, after a grace for hooks that are still on their way."""
         tunnel = self._tunnels.pop(client.id, None)
         if tunnel is not None:
-            note = Note(is_connect=True)
-            note.is_tunnel = True
-            self._record(tunnel, note)
+            self._record(tunnel, Note(is_connect=True, is_tunnel=True))
         # A replayed flow bears the client of its original, and outlives it.
         left = [
             flow
@@ -178,6 +182,9 @@ class FlowLog:
 
     def end_all(self) -> None:
         """The proxy stops: record what is still under way."""
+        for tunnel in self._tunnels.values():
+            self._open[tunnel] = Note(is_connect=True, is_tunnel=True)
+        self._tunnels.clear()
         for flow, note in self._open.items():
             note.cut_by_shutdown = not note.is_import
             self._record(flow, note)  # type: ignore[arg-type]
@@ -220,7 +227,7 @@ class FlowLog:
             note.answered_by_addon = not note.is_import
 
     async def _await_user(self, flow: Flow) -> None:
-        await flow.wait_for_resume()
+        await flow.wait_for_resume()  # type: ignore[no-untyped-call]
         self.update([flow])
 
     def _count_message(self, flow: http.HTTPFlow, note: Note) -> None:

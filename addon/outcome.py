@@ -85,7 +85,8 @@ def outcome(flow: http.HTTPFlow, note: Note) -> Outcome:
     response = flow.response
     head_sent = response is not None and note.head_came and bool(response.stream)
     if note.cut_by_shutdown:
-        status = response.status_code if response and (head_sent or flow.websocket) else None
+        began = head_sent or flow.websocket or note.is_tunnel
+        status = response.status_code if response and began else None
         return Outcome(status, "shutdown", "The proxy was stopped.")
     if note.is_connect:
         return _connect_outcome(flow)
@@ -98,7 +99,9 @@ def outcome(flow: http.HTTPFlow, note: Note) -> Outcome:
     if response is not None and (head_sent or (note.is_import and response.timestamp_end)):
         return Outcome(response.status_code, _kind(flow, message)[0], message)
     error_type, status = _kind(flow, message)
-    return Outcome(None if note.is_import else status, error_type, message)
+    # Nobody waits for a replay; and of an old flow it is not known who was told what.
+    told = status if not (note.is_import or flow.is_replay == "request") else None
+    return Outcome(told, error_type, message)
 
 
 def _answered(flow: http.HTTPFlow, note: Note) -> Outcome:
@@ -131,22 +134,27 @@ def _kind(flow: http.HTTPFlow, message: str) -> tuple[str, int | None]:
     """Kind of error, and the status the client got of mitmproxy's own making."""
     if message.startswith("Client disconnected"):
         return ("upstream_timeout" if _timed_out(flow) else "client_disconnected"), None
-    listening = bool(flow.client_conn.state & ConnectionState.CAN_WRITE)
-    if not listening:
+    # A saved or replayed flow bears a client that went long ago.
+    left = flow.live and flow.is_replay != "request"
+    if left and not flow.client_conn.state & ConnectionState.CAN_WRITE:
         if flow.request.timestamp_end is None and not _CLIENT_GONE.match(message):
             return "protocol", _BAD_REQUEST  # mitmproxy sends 400 and closes before any hook
         return "client_disconnected", None
     reset = _RESET.match(message)
     if reset:
-        if flow.server_conn.alpn not in _MULTIPLEXED or reset["code"] in _CANCELS:
-            return "client_disconnected", None
-        if flow.client_conn.alpn not in _MULTIPLEXED:
-            return "upstream_closed", _BAD_GATEWAY
-        return "_OTHER", None  # nobody can tell who it was, and so not what the client got
+        return _reset_kind(flow, reset["code"])
     for pattern, error_type, status in _MESSAGES:
         if pattern.search(message):
             return error_type, status
     return "_OTHER", _BAD_GATEWAY
+
+
+def _reset_kind(flow: http.HTTPFlow, code: str) -> tuple[str, int | None]:
+    if flow.server_conn.alpn not in _MULTIPLEXED or code in _CANCELS:
+        return "client_disconnected", None
+    if flow.client_conn.alpn not in _MULTIPLEXED:
+        return "upstream_closed", _BAD_GATEWAY
+    return "_OTHER", None  # nobody can tell who it was, and so not what the client got
 
 
 def _timed_out(flow: http.HTTPFlow) -> bool:

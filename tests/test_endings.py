@@ -502,15 +502,13 @@ def test_the_page_of_mitmproxy(rig: Rig) -> None:
 # -- other protocols ---------------------------------------------------------------------------
 
 
-def open_websocket(
-    rig: Rig, upstream: RawUpstream, path: str, client: RawClient
-) -> WebSocketClient:
+def open_websocket(upstream: RawUpstream, path: str, client: RawClient) -> WebSocketClient:
     return WebSocketClient(client, f"127.0.0.1:{upstream.port}", upstream.url + path)
 
 
 def test_a_websocket(rig: Rig, upstream: RawUpstream) -> None:
     with rig.client() as client:
-        websocket = open_websocket(rig, upstream, "/websocket", client)
+        websocket = open_websocket(upstream, "/websocket", client)
         for message in ("one", b"\x00" * 5000, "\N{SNOWMAN}"):
             websocket.send(message)
             assert websocket.receive() == message
@@ -524,7 +522,7 @@ def test_a_websocket(rig: Rig, upstream: RawUpstream) -> None:
 
 def test_a_websocket_that_is_left(rig: Rig, upstream: RawUpstream) -> None:
     with rig.client() as client:
-        websocket = open_websocket(rig, upstream, "/websocket?left", client)
+        websocket = open_websocket(upstream, "/websocket?left", client)
         websocket.send("one")
         assert websocket.receive() == "one"
         websocket.abort()
@@ -535,7 +533,7 @@ def test_a_websocket_that_is_left(rig: Rig, upstream: RawUpstream) -> None:
 
 def test_a_websocket_that_upstream_drops(rig: Rig, upstream: RawUpstream) -> None:
     with rig.client() as client:
-        websocket = open_websocket(rig, upstream, "/websocket-abrupt", client)
+        websocket = open_websocket(upstream, "/websocket-abrupt", client)
         websocket.send("one")
         assert websocket.receive() == "one"
         assert websocket.receive() is None
@@ -552,7 +550,7 @@ def test_a_websocket_closed_with_a_code(
     rig: Rig, upstream: RawUpstream, code: int, error_type: str | None
 ) -> None:
     with rig.client() as client:
-        websocket = open_websocket(rig, upstream, f"/websocket-bye?code={code}&n{code}=", client)
+        websocket = open_websocket(upstream, f"/websocket-bye?code={code}&n{code}=", client)
         websocket.send("one")
         assert websocket.receive() == "one"
         assert websocket.receive() is None
@@ -564,7 +562,7 @@ def test_a_websocket_closed_with_a_code(
 
 def test_a_websocket_that_is_refused(rig: Rig, upstream: RawUpstream) -> None:
     with rig.client() as client:
-        websocket = open_websocket(rig, upstream, "/status/418", client)
+        websocket = open_websocket(upstream, "/status/418", client)
         assert websocket.rejected == 418
         row = rig.row("path = '/status/418'")
     assert Facts.of(row) == (418, None, 0, 4, "upstream")
