@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .cache_status import CacheStatus, read_cache_status
 from .identity import UNKNOWN, Identity, Remotes, RemotesError
-from .redaction import redact_error, redact_path, redact_query
+from .redaction import PathPatterns, redact_error, redact_path, redact_query
 from .redirects import REDIRECTS, Redirects
 from .settings import SettingsError
 
@@ -92,6 +92,7 @@ class EntryBuilder:
         self._redirects = Redirects()
         self._node = clean(settings.node_name, MAX_TEXT)
         policy = settings.redact.query
+        self._path_patterns = PathPatterns(settings.redact.paths)
         self._split_target = lru_cache(_CACHE_ENTRIES)(lambda target: split_target(target, policy))
 
     def build(self, exchange: Exchange) -> AccessLogEntry:
@@ -99,6 +100,8 @@ class EntryBuilder:
         x = exchange
         path, query = self._split_target(x.target)
         host = clean(x.host, MAX_TEXT).lower() or None
+        if self._path_patterns and path is not None:
+            path = self._path_patterns.redact(host or "", path)
         cache = _cache_status(x)
         identity = self._identify(x, host, path)
         return AccessLogEntry(

@@ -7,7 +7,12 @@ and is stricter by default: every value goes, since no list of secret names is c
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+import re2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 REDACTED = "REDACTED"
 QueryPolicy = Literal["keys", "signed", "drop", "full"]
@@ -41,6 +46,29 @@ _SIGNED = re.compile(
     r"|signature|sig|policy|key-pair-id|.*token.*|.*api[_-]?key.*|key|.*auth.*|.*pass(?:word|wd)?.*|pwd"
     r"|.*secret.*|jwt|verify|code|credential|session(?:id)?|sas|se|ske|skoid|sks|skt|sktid|skv|sp|spr|sr|sv|hmac"
 )
+
+
+class PathPatterns:
+    """Patterns of the user's own: where their registries put a token into the path."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        """RE2 patterns over "host/path", already checked. Matching takes linear time."""
+        self._patterns = [re2.compile(pattern) for pattern in patterns]
+
+    def __bool__(self) -> bool:
+        return bool(self._patterns)
+
+    def redact(self, host: str, path: str) -> str:
+        """The path with what group 1, or else the whole pattern, matches of it replaced."""
+        for pattern in self._patterns:
+            text = host + path
+            for match in reversed(list(pattern.finditer(text))):
+                start, end = match.span(1 if pattern.groups else 0)
+                start = max(start, len(host))
+                if start < end:
+                    text = text[:start] + REDACTED + text[end:]
+            path = text[len(host) :]
+        return path
 
 
 def redact_path(path: str) -> str:

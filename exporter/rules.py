@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import re2  # type: ignore[import-untyped]
+import re2
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

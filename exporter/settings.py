@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
 import platformdirs
+import re2
 import yaml
 from msgspec import Meta
 
@@ -67,9 +68,11 @@ class RemotesSettings(_Section, frozen=True):
 
 
 class RedactSettings(_Section, frozen=True):
-    """What of a query reaches the table."""
+    """What of a query, and of secrets in paths, reaches the table."""
 
     query: Literal["keys", "signed", "drop", "full"] = "keys"
+    # RE2 patterns over "host/path"; what group 1 matches, or else all of it, is REDACTED in the path
+    paths: tuple[str, ...] = ()
 
 
 class Settings(_Section, frozen=True):
@@ -118,6 +121,13 @@ def load_settings(path: Path | None) -> Settings:
         settings = msgspec.convert({} if document is None else document, Settings)
     except msgspec.ValidationError as e:
         raise SettingsError(f"{path}: {_sentence(str(e), document)}") from e
+    for pattern in settings.redact.paths:
+        try:
+            re2.compile(pattern)
+        except re2.error as e:
+            raise SettingsError(
+                f"{path}: redact.paths has {pattern!r}, expected an RE2 pattern."
+            ) from e
     if settings.database.retry_max_seconds < settings.database.retry_min_seconds:
         raise SettingsError(
             f"{path}: database.retry_max_seconds is {settings.database.retry_max_seconds}, "

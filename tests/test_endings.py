@@ -120,7 +120,7 @@ def same(response: Response | None, row: Row) -> None:
         ("M-SEARCH", "/ok", 200, 3),
     ],
 )
-def test_a_response_that_ends_well(  # noqa: PLR0917 - one table
+def test_a_response_that_ends_well(
     either: Rig,
     upstream: RawUpstream,
     method: str,
@@ -463,7 +463,7 @@ def test_changed_by_another_addon(rig: Rig, upstream: RawUpstream, who: str) -> 
 @pytest.mark.parametrize("who", ["X-Meddle", "X-Meddle-Late"])
 @pytest.mark.parametrize(("deed", "size"), [("stream", 2000), ("double", 4000)])
 @pytest.mark.parametrize("path", ["/sized?size=2000", "/cut-sized?size=9000&sent=2000"])
-def test_streamed_by_another_addon(  # noqa: PLR0917 - one table
+def test_streamed_by_another_addon(
     rig: Rig, upstream: RawUpstream, who: str, deed: str, size: int, path: str
 ) -> None:
     response, row = ask(rig, upstream.url + path, f"{who}: responseheaders {deed}")

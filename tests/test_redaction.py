@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.redaction import MAX_PARAMETERS, redact_error, redact_path, redact_query
+from exporter.redaction import MAX_PARAMETERS, PathPatterns, redact_error, redact_path, redact_query
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl-_x"
 
@@ -95,3 +95,16 @@ def test_nothing_raises_and_no_value_survives(text: str) -> None:
     kept = redact_query(f"name={text.replace('&', '')}CANARY", "keys")
     assert kept is not None
     assert "CANARY" not in kept
+
+
+@pytest.mark.parametrize(
+    ("pattern", "host", "path", "expected"),
+    [
+        (r"^dl\.vendor\.example/([^/]+)/", "dl.vendor.example", "/s3cret/x.deb", "/REDACTED/x.deb"),
+        (r"^dl\.vendor\.example/([^/]+)/", "other.example", "/s3cret/x.deb", "/s3cret/x.deb"),
+        (r"k-[0-9]+", "k-1.example", "/a/k-23/k-4", "/a/REDACTED/REDACTED"),
+        (r"(b)?c", "h", "/abc/c", "/aREDACTEDc/c"),
+    ],
+)
+def test_patterns_of_the_users_own(pattern: str, host: str, path: str, expected: str) -> None:
+    assert PathPatterns([pattern]).redact(host, path) == expected
