@@ -66,6 +66,8 @@ def capture(flow: http.HTTPFlow, note: Note) -> Exchange:
         response_bytes=_response_bytes(flow, note) if delivered else None,
         tls_version=server.tls_version if server is not None else None,
         response_source=_source(flow, note) if delivered else None,
+        body=None,
+        sha256=None,
         size=_FIXED_BYTES
         + len(target)
         + len(user_agent or b"")
@@ -102,6 +104,8 @@ def capture_tls_failure(data: TlsData) -> Exchange:
         response_bytes=None,
         tls_version=None,
         response_source=None,
+        body=None,
+        sha256=None,
         size=_FIXED_BYTES + MAX_ERROR_CHARACTERS,
     )
 

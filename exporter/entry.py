@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
 import uuid
@@ -81,6 +82,7 @@ class AccessLogEntry(NamedTuple):
     version: str | None = None
     filename: str | None = None
     purl: str | None = None
+    sha256: str | None = None  # as bytea's hex format: \\x and 64 digits
 
 
 class EntryBuilder:
@@ -141,6 +143,7 @@ class EntryBuilder:
             version=identity.version,
             filename=identity.filename,
             purl=identity.purl,
+            sha256=_sha256(x) if identity.artifact_kind == "artifact" else None,
         )
 
     def _identify(self, x: Exchange, host: str | None, path: str | None) -> Identity:
@@ -256,6 +259,11 @@ def _text(value: bytes | None, limit: int) -> str | None:
     if not value:
         return None
     return clean(value.decode("utf-8", "surrogateescape"), limit)
+
+
+def _sha256(x: Exchange) -> str | None:
+    digest = hashlib.sha256(x.body).digest() if x.body is not None else x.sha256
+    return f"\\x{digest.hex()}" if digest is not None else None
 
 
 def _field(exchange: Exchange, name: bytes) -> bytes | None:

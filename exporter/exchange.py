@@ -57,4 +57,8 @@ class Exchange(NamedTuple):
     response_bytes: int | None
     tls_version: str | None
     response_source: str | None
+    body: (
+        bytes | None
+    )  # only where its digest is wanted: a whole response body, hashed by the writer
+    sha256: bytes | None  # of a body that was streamed, where wanted
     size: int  # upper bound of the memory this holds, bytes

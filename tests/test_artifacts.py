@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -131,8 +132,12 @@ def test_a_row_says_which_artifact_it_was_and_whether_a_cache_had_it() -> None:
             response_fields=((b"x-cache", b"HIT from edge"), (b"age", b"75")),
         )
     )
-    assert entry[-10:-3] == ("HIT", "x-cache", 75, "pypi", "artifact", "pypi", "requests")
-    assert entry[-3:] == ("2.31.0", "requests-2.31.0-py3-none-any.whl", "pkg:pypi/requests@2.31.0")
+    assert entry[-11:-4] == ("HIT", "x-cache", 75, "pypi", "artifact", "pypi", "requests")
+    assert entry[-4:-1] == (
+        "2.31.0",
+        "requests-2.31.0-py3-none-any.whl",
+        "pkg:pypi/requests@2.31.0",
+    )
 
 
 def test_the_digest_of_a_registry_names_what_a_tag_stood_for() -> None:
@@ -226,3 +231,25 @@ def test_every_view_says_what_it_is_for(database: Database, query: Query) -> Non
     database.open()
     silent = "SELECT relname FROM pg_class WHERE relkind = 'v' AND relnamespace = current_schema()::regnamespace"
     assert query(f"{silent} AND obj_description(oid) IS NULL") == []
+
+
+def test_the_digest_of_an_artifact_is_written_and_of_nothing_else(
+    database: Database, query: Query
+) -> None:
+    builder = EntryBuilder(Settings(node="test"))
+    wheel = {"host": "files.pythonhosted.example", "target": b"/packages/demo-1.0-py3-none-any.whl"}
+    digest = hashlib.sha256(b"content")
+    database.write(
+        [
+            builder.build(make_exchange(1, **wheel, body=b"content")),
+            builder.build(make_exchange(2, **wheel, sha256=digest.digest())),
+            builder.build(make_exchange(3, body=b"content")),
+            builder.build(make_exchange(4, **wheel)),
+        ]
+    )
+    assert query("SELECT encode(sha256, 'hex') FROM access_log ORDER BY started_at") == [
+        (digest.hexdigest(),),
+        (digest.hexdigest(),),
+        (None,),
+        (None,),
+    ]

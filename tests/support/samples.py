@@ -35,6 +35,8 @@ def make_exchange(number: int = 0, **changes: Any) -> Exchange:
         response_bytes=1234,
         tls_version="TLSv1.3",
         response_source="upstream",
+        body=None,
+        sha256=None,
         size=1200,
     )._replace(**changes)
 
