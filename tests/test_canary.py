@@ -155,10 +155,10 @@ def test_no_secret_is_kept_anywhere(rig: Rig, postgres: Postgres, tmp_path: Path
     ours = [line for line in rig.proxy.output().splitlines() if OURS.search(line)]
     assert any("entries written, none lost" in line for line in ours)
     _clean("our output", "\n".join(ours))
-    files = [path for path in rig.proxy.folder.rglob("*") if path.is_file()]
-    for path in files:
-        if path.name != "mitmdump.log":
-            _clean(str(path), path.read_text("latin-1"))
+    files = [file for file in rig.proxy.folder.rglob("*") if file.is_file()]
+    for file in files:
+        if file.name != "mitmdump.log":
+            _clean(str(file), file.read_text("latin-1"))
 
 
 def test_the_password_of_a_database_that_is_away(tmp_path: Path) -> None:
