@@ -18,6 +18,8 @@ from exporter import (
     Exporter,
     Settings,
     SettingsError,
+    check_dsn,
+    has_password,
     load_remotes,
     load_settings,
     resolve_dsn,
@@ -75,9 +77,15 @@ class ArtifactApi:
         for name in ctx.options.deferred:
             if name.startswith(_PREFIX):
                 logger.warning("There is no option %s; there are %s.", name, ", ".join(_OPTIONS))
+        if has_password(ctx.options.artifactapi_dsn):
+            logger.warning(
+                "artifactapi_dsn holds a password, and mitmweb shows options to its users; "
+                "put it into ~/.pgpass, PGPASSWORD or a service file."
+            )
         self._exporter = Exporter(self._settings)
         self.flows.log_access = self._exporter.log_access
         self.flows.wait_for_room = self._exporter.wait_for_room
+        self.flows.count_unreadable = self._exporter.count_unreadable
         self.flows.take_over(handover.take())
         logger.info(
             "Access log: rows go to %s. See them with: artifactapi tail -f",
@@ -102,7 +110,7 @@ class ArtifactApi:
         """Counters of the access log as one JSON object: what was seen, written, dropped, rejected, waits."""
         if self._exporter is None:
             raise exceptions.CommandError("The access log is not running.")
-        return json.dumps({**self._exporter.status(), "unreadable": self.flows.failures})
+        return json.dumps(self._exporter.status())
 
     def _take(self, settings: Settings) -> None:
         self._settings = settings
@@ -114,30 +122,30 @@ class ArtifactApi:
 def _settings(config: str, dsn: str) -> Settings:
     settings = load_settings(Path(config).expanduser() if config else None)
     load_remotes(settings)
-    return settings.with_dsn(resolve_dsn(dsn, settings))
+    settings = settings.with_dsn(resolve_dsn(dsn, settings))
+    check_dsn(settings.database.dsn)
+    return settings
 
 
 def _filter(expression: str) -> flowfilter.TFilter | None:
     try:
         return flowfilter.parse(expression) if expression else None
-    except ValueError:
-        raise SettingsError(
-            f"artifactapi_filter is {expression!r}, expected a filter expression of mitmproxy's."
-        ) from None
+    except ValueError as e:
+        raise SettingsError(f"artifactapi_filter: {e}.") from None
 
 
 def _say_goodbye(exporter: Exporter) -> None:
     status = exporter.status()
+    spooled = status["spooled"]
+    kept = f", {spooled} kept on disk for the next run" if spooled else ""
     lost = status["dropped"] + status["rejected"] + status["waiting"]
     if lost:
+        why = status["last_error"] or "there was no time left to write them"
         logger.warning(
-            "Access log: %d entries written, %d lost (%s).",
-            status["written"],
-            lost,
-            status["last_error"] or "no time was left to write them",
+            "Access log: %d entries written%s, %d lost: %s", status["written"], kept, lost, why
         )
     else:
-        logger.info("Access log: %d entries written, none lost.", status["written"])
+        logger.info("Access log: %d entries written%s, none lost.", status["written"], kept)
 
 
 addons = [ArtifactApi()]

@@ -21,6 +21,7 @@ MAX_TARGET_PART_BYTES = 4 * 2048 + 4
 MAX_VALUE_BYTES = 4 * 512 + 4
 MAX_FIELDS = 32
 MAX_ERROR_CHARACTERS = 2048
+_CHARACTER_BYTES = 4  # of a str, at most
 _FIXED_BYTES = 1024  # what an Exchange without its text takes, rounded up
 
 # Which of our names a header name is, None for none; remembered, since names repeat and
@@ -39,8 +40,13 @@ def capture(flow: http.HTTPFlow, note: Note) -> Exchange:
     target = _bounded_target(request.path) if not note.is_connect else b""
     if error is not None:
         error = error[:MAX_ERROR_CHARACTERS]
+    method = request.method[:MAX_VALUE_BYTES]
+    scheme = request.scheme[:MAX_VALUE_BYTES]
+    http_version = request.http_version[:MAX_VALUE_BYTES]
+    host = _host(flow)[:MAX_VALUE_BYTES]
     delivered = response is not None and status_code == response.status_code
     login = flow.metadata.get("proxyauth")
+    proxy_user = str(login[0])[:MAX_VALUE_BYTES] if login else None
     server = flow.server_conn if flow.server_conn is not note.old_server else None
     return Exchange(
         flow_id=_import_id(flow) if note.is_import else flow.id,
@@ -50,13 +56,13 @@ def capture(flow: http.HTTPFlow, note: Note) -> Exchange:
         connect_seconds=connect_seconds(flow.server_conn) if note.connected_anew else None,
         client=flow.client_conn.peername,
         server=server.peername if server is not None else None,
-        proxy_user=str(login[0])[:MAX_VALUE_BYTES] if login else None,
-        method=request.method[:MAX_VALUE_BYTES],
-        scheme=request.scheme[:MAX_VALUE_BYTES],
-        host=_host(flow)[:MAX_VALUE_BYTES],
+        proxy_user=proxy_user,
+        method=method,
+        scheme=scheme,
+        host=host,
         port=request.port,
         target=target,
-        http_version=request.http_version[:MAX_VALUE_BYTES],
+        http_version=http_version,
         user_agent=user_agent,
         request_bytes=_request_bytes(flow, note),
         status_code=status_code,
@@ -71,7 +77,10 @@ def capture(flow: http.HTTPFlow, note: Note) -> Exchange:
         size=_FIXED_BYTES
         + len(target)
         + len(user_agent or b"")
-        + len(error or "")
+        + len(method)
+        + len(scheme)
+        + len(http_version)
+        + _CHARACTER_BYTES * (len(host) + len(error or "") + len(proxy_user or ""))
         + sum(len(value) for _, value in fields),
     )
 
@@ -106,7 +115,7 @@ def capture_tls_failure(data: TlsData) -> Exchange:
         response_source=None,
         body=None,
         sha256=None,
-        size=_FIXED_BYTES + MAX_ERROR_CHARACTERS,
+        size=_FIXED_BYTES + _CHARACTER_BYTES * (MAX_ERROR_CHARACTERS + MAX_VALUE_BYTES),
     )
 
 

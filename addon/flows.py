@@ -81,6 +81,7 @@ class FlowLog:
         self.log_access: Callable[[Exchange], bool] | None = None
         self.wait_for_room: Callable[[int], bool] | None = None
         self.filter: flowfilter.TFilter | None = None
+        self.count_unreadable: Callable[[float], None] | None = None
         self.failures = 0
         self.may_stream_late = False
         self._open: dict[Flow, Note] = {}
@@ -264,6 +265,8 @@ class FlowLog:
                     self.wait_for_room(exchange.size)
                 self.log_access(exchange)
         except Exception:
+            if self.count_unreadable is not None:
+                self.count_unreadable(flow.timestamp_created)
             self.failures += 1
             if self.failures == 1:
                 logger.warning("A flow could not be read for the access log.", exc_info=True)

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from .buffer import Buffer
-from .connection import public_name
+from .connection import check_dsn, has_password, public_name
 from .database import insert_access_log_batch
 from .entry import AccessLogEntry, load_remotes
 from .exchange import RESPONSE_FIELDS, Exchange
@@ -22,7 +22,9 @@ __all__ = [
     "Exporter",
     "Settings",
     "SettingsError",
+    "check_dsn",
     "data_folder",
+    "has_password",
     "insert_access_log_batch",
     "load_remotes",
     "load_settings",

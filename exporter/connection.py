@@ -12,6 +12,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from .embedded import EmbeddedServer
+from .settings import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -155,6 +156,22 @@ class _Attempt:
                 else:
                     self._connection = connection
         self._done.set()
+
+
+def check_dsn(dsn: str) -> None:
+    """Raise SettingsError unless this is a connection string; its text may hold a password, so it is not told."""
+    try:
+        conninfo_to_dict(dsn)
+    except psycopg.Error:
+        raise SettingsError(
+            "The connection string of the database (artifactapi_dsn, ARTIFACTAPI_DSN or database.dsn) can't be"
+            " read, expected key=value pairs or a postgresql:// URI."
+        ) from None
+
+
+def has_password(dsn: str) -> bool:
+    """Whether a connection string holds a password."""
+    return bool(conninfo_to_dict(dsn).get("password"))
 
 
 def without_password(dsn: str) -> str:

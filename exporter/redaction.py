@@ -35,6 +35,12 @@ _ERROR_QUERY = re.compile(r"\?[^\s'\")>\]]+")
 _RAW_BYTES = re.compile(
     r"\b(?:b|bytearray\(b)(?:'(?:[^'\\]|\\.)*(?:'|$)|\"(?:[^\"\\]|\\.)*(?:\"|$))", re.DOTALL
 )
+# Others quote a value of a peer as it was; of what stands in quotes only addresses are kept.
+_QUOTED = re.compile(
+    r"(?<!\w)(?!'(?:\d{1,3}(?:\.\d{1,3}){3}|[\da-fA-F]{0,4}:[\da-fA-F.:]*(?:%\w+)?)')"
+    r"(?:'(?:[^'\\]|\\.)*(?:'|$)|\"(?:[^\"\\]|\\.)*(?:\"|$))",
+    re.DOTALL,
+)
 _CREDENTIALS = re.compile(r"(?i)\b(basic|bearer|digest|negotiate|token)\s+[\w.~+/=-]{4,}")
 _ASSIGNMENT = re.compile(
     r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie|location|referer|password|passwd|pwd|secret|token"
@@ -98,6 +104,7 @@ def redact_query(query: str, policy: QueryPolicy) -> str | None:
 def redact_error(text: str) -> str:
     """A message with queries, userinfo, credentials and the raw bytes of a peer replaced."""
     text = _RAW_BYTES.sub(f"<{REDACTED}>", text)
+    text = _QUOTED.sub(f"<{REDACTED}>", text)
     text = _ERROR_QUERY.sub(f"?{REDACTED}", text)
     text = _USERINFO.sub(f"{REDACTED}@", text)
     text = _CREDENTIALS.sub(rf"\1 {REDACTED}", text)

@@ -330,7 +330,8 @@ WRONG = {
         "config=it.yaml",
         "it.yaml: batch.max_entries is 0, expected int >= 1.",
     ),
-    "bad filter": (None, "filter=~bad(", "artifactapi_filter is '~bad(', expected a filter"),
+    "bad filter": (None, "filter=~bad(", "artifactapi_filter: Invalid filter expression: '~bad('."),
+    "bad dsn": (None, "dsn=host", "expected key=value pairs or a postgresql:// URI."),
 }
 
 

@@ -73,6 +73,9 @@ def test_paths(path: str, expected: str) -> None:
         "Location: https://x.example/?sig=s3cret",
         "password=s3cret",
         "sent Bearer s3cret123 along",
+        "Cannot parse HTTP response: invalid content-length header: 's3cret'",
+        'invalid transfer-encoding header: "it\'s s3cret"',
+        "'127.0.0.1 s3cret'",
     ],
 )
 def test_errors_keep_no_secret(error: str) -> None:
@@ -82,6 +85,8 @@ def test_errors_keep_no_secret(error: str) -> None:
 def test_a_harmless_error_stays_as_it_is() -> None:
     for error in (
         "[Errno 111] Connect call failed ('127.0.0.1', 1)",
+        "[Errno 111] Connect call failed ('::1', 1, 0, 0)",
+        "Request body exceeds mitmproxy's body_size_limit.",
         "Client disconnected.",
         "Certificate verify failed: x",
     ):

@@ -55,6 +55,7 @@ class Rig:
         arguments: More of its command line.
         scripts: What is loaded; ours alone if nothing is said.
         config: Our settings, as YAML.
+        password: What the connection string says, though the server asks for none.
         options: What else Mitm takes.
     """
 
@@ -65,6 +66,7 @@ class Rig:
         *arguments: str,
         scripts: Sequence[Path] = (SCRIPT,),
         config: str = _CONFIG,
+        password: str = "",
         **options: Any,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,9 +75,10 @@ class Rig:
         self._schema = f"rig_{next(_numbers)}"
         self._server = server
         self.dsn = f"{server.dsn()} options=-csearch_path={self._schema}"
+        secret = f" password={password}" if password else ""
         self.proxy = Mitm(
             folder,
-            *("--set", f"artifactapi_dsn={self.dsn}"),
+            *("--set", f"artifactapi_dsn={self.dsn}{secret}"),
             *("--set", f"artifactapi_config={settings}"),
             *arguments,
             scripts=scripts,
