@@ -345,7 +345,7 @@ def test_a_wrong_setting_stops_the_start_with_one_sentence(tmp_path: Path) -> No
                 (folder / "it.yaml").write_text(settings)
             proxy = Mitm(folder, "--set", f"artifactapi_{option}", scripts=[SCRIPT], listens=False)
             proxies[case] = stack.enter_context(proxy)
-        assert {case: proxy.wait() for case, proxy in proxies.items()} == dict.fromkeys(WRONG, 1)
+        assert {case: proxy.wait(60) for case, proxy in proxies.items()} == dict.fromkeys(WRONG, 1)
     for case, (_, _, sentence) in WRONG.items():
         output = proxies[case].output()
         assert output.count(sentence) == 1, output
