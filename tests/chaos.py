@@ -141,24 +141,24 @@ class Stage:
         self._aside: list[str] = []  # partitions that were taken away, with what is in them
         self._pause = threading.Event()  # never set: for the pace of the schedule
         self._over = threading.Event()
+        self._watch = threading.Thread(target=self._sample, name="chaos-watch")
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        with contextlib.ExitStack() as stack:
+        with self._stack:
             for name in ("addon", "exporter"):  # a copy, whose script may be touched
                 shutil.copytree(_ROOT / name, self._product / name)
-            self.postgres = stack.enter_context(Postgres(available()["18"]))
-            self.disk = stack.enter_context(_small_disk(self.postgres))
+            self.postgres = self._stack.enter_context(Postgres(available()["18"]))
+            self.disk = self._stack.enter_context(_small_disk(self.postgres))
             self._prepare()
-            self.relay = stack.enter_context(Relay(("127.0.0.1", self.postgres.port)))
-            self.traffic = stack.enter_context(
+            self.relay = self._stack.enter_context(Relay(("127.0.0.1", self.postgres.port)))
+            self.traffic = self._stack.enter_context(
                 Traffic(self._folder / "requests", self.bounds.rate, _CONNECTIONS)
             )
-            self._stack = stack.pop_all()
-            self._watch = threading.Thread(target=self._sample, name="chaos-watch")
             self._watch.start()
             self._stack.callback(self._end_watch)
-        self.start_proxy()
+            self.start_proxy()
+            self._stack = self._stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -192,6 +192,10 @@ class Stage:
         during = [s for s in ticks if s["at"] >= episode.began]
         episode.spooled = max((s["spooled"] for s in during), default=0)
         episode.waiting = max((s["waiting"] for s in during), default=0)
+        sys.stderr.write(
+            f"{step.fault}: {episode.ended - episode.began:.1f} s,"
+            f" recovered after {episode.recovered - episode.ended:.1f} s {episode.note}\n"
+        )
 
     def settle(self) -> None:
         """Wait until rows are written again and nothing but the latest waits."""
@@ -227,7 +231,6 @@ class Stage:
             *("--set", f"artifactapi_config={self._configuration(number)}"),
             *("--set", f"status_file={status_file}"),
             *("--set", "flow_detail=0"),
-            *("--set", f"confdir={self._folder / 'confdir'}"),
             scripts=[
                 self._product / "addon" / "artifactapi.py",
                 _ROOT / "tests" / "support" / "statusfile.py",
@@ -347,7 +350,7 @@ class Stage:
         rules = self.postgres.data / "pg_hba.conf"
         rule = f"host all {_ROLE} 127.0.0.1/32 scram-sha-256\n"
         rules.write_text(rule + rules.read_text())
-        self.postgres.start()
+        self.postgres.run("pg_ctl", "reload", "-D", self.postgres.data)
         with self.admin() as connection:
             if self.disk:
                 connection.execute(f"CREATE TABLESPACE small LOCATION '{self.disk}'".encode())
