@@ -91,9 +91,10 @@ class Generation:
     number: int
     mitm: Mitm
     status_file: Path
-    handles: dict[str, int] = field(default_factory=dict)  # once warm
+    handles: dict[str, int] = field(default_factory=dict)  # at its end
     killed_at: float | None = None
     deaf: bool = False  # killed while a call was unanswered
+    warm: bool = False  # it has written rows
     peak_rss: int = 0
     first_rss: int = 0
 
@@ -134,6 +135,7 @@ class Stage:
         self.episodes: list[Episode] = []
         self.stops: list[float] = []  # how long each orderly end of the proxy took
         self.peak_spool = 0
+        self.handles: dict[str, int] = {}  # of the first proxy, before anything befell it
         self.complaints: list[str] = []
         self._folder = folder
         self._home = folder / "home"
@@ -221,6 +223,7 @@ class Stage:
         except AssertionError:
             fault = self.episodes[-1].step.fault if self.episodes else "the start"
             self.complaints.append(f"not recovered {patience:.0f} s after: {fault}")
+        self.proxy.warm = True
 
     def start_proxy(self) -> None:
         """A new process of the proxy, which the traffic goes to from now on."""
@@ -365,22 +368,19 @@ class Stage:
         return len(_GOODBYE.findall(self.proxy.mitm.output()))
 
     def _check_handles(self) -> None:
-        """What the proxy holds is what it held once warm; connections to be closed get their time."""
-        first = self.proxy.handles
-        if not first:
-            return
+        """The proxy holds no more than the first did; what is to be closed gets its time."""
         grown: dict[str, int] = {}
 
         def same() -> bool:
-            now = self.proxy.handles_now()
+            self.proxy.handles = now = self.proxy.handles_now()
             grown.clear()
-            grown.update({name: now[name] - n for name, n in first.items() if now[name] > n})
+            grown.update({name: now[name] - n for name, n in self.handles.items() if now[name] > n})
             return not grown
 
         try:
             eventually(same, timeout=15)
         except AssertionError:
-            self.complaints.append(f"proxy {self.proxy.number} holds more than at first: {grown}")
+            self.complaints.append(f"proxy {self.proxy.number} holds more than the first: {grown}")
 
     def _sample(self) -> None:
         while not self._over.wait(0.25):
@@ -391,7 +391,7 @@ class Stage:
                 generation = self.proxy
                 rss = psutil.Process(generation.mitm.pid).memory_info().rss
                 generation.peak_rss = max(generation.peak_rss, rss)
-                if generation.handles and not generation.first_rss:
+                if generation.warm and not generation.first_rss:
                     generation.first_rss = rss
 
     def _end_watch(self) -> None:
@@ -402,7 +402,7 @@ class Stage:
         """Remember what the proxy holds, once it is warm and before anything befalls it."""
         self.settle()
         self.wait(_WARM_SECONDS)
-        self.proxy.handles = self.proxy.handles_now()
+        self.handles = self.proxy.handles_now()
 
 
 @contextlib.contextmanager
@@ -833,6 +833,10 @@ class Report:
         )
         self._expect(max(grown, default=0) <= _RSS_GROWTH_BYTES, "the proxy's memory has grown")
         self._expect(stage.peak_spool <= _SPOOL_BYTES + 2**21, "the spool is over its bound")
+        ends = "; ".join(
+            f"proxy {g.number} {_shown(g.handles)}" for g in stage.generations if g.handles
+        )
+        self._say(f"held at first: {_shown(stage.handles)}; at the end: {ends}")
         longest = max(stage.stops, default=0.0)
         self._say(f"stop: {len(stage.stops)} orderly ends, the longest {longest:.2f} s")
         self._expect(longest <= _DRAIN_SECONDS + 2.0, f"a stop took {longest:.2f} s")
@@ -860,6 +864,10 @@ def _lives(statuses: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
             lives.append([])
         lives[-1].append(status)
     return lives
+
+
+def _shown(handles: dict[str, int]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in handles.items())
 
 
 def _within(at: float, spans: Sequence[tuple[float, float]]) -> bool:
