@@ -246,6 +246,8 @@ class Stage:
                 "PGPASSWORD": _PASSWORD,
             },
         )
+        if number:  # making an authority anew takes seconds
+            shutil.copytree(self.generations[0].mitm.folder / "confdir", mitm.folder / "confdir")
         generation = Generation(number, self._stack.enter_context(mitm), status_file)
         self.generations.append(generation)
         self.traffic.go_to(number, mitm.port)
