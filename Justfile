@@ -27,3 +27,7 @@ package:
     rm -rf dist
     uv build
     python tests/wheel_check.py dist/*.whl
+
+# break everything around a proxy under load, e.g. `just chaos --minutes 10 --seed 7`
+chaos *options:
+    python -m tests.chaos {{options}}

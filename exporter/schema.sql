@@ -137,17 +137,26 @@ COMMENT ON COLUMN artifact.bytes IS 'Bytes transferred for it, all fetches toget
 CREATE FUNCTION access_log_ensure_partition(day date) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET timezone = 'UTC' AS $$
 DECLARE
-  partition_name text := 'access_log_' || to_char(day, 'YYYYMMDD');
+  plain_name text := 'access_log_' || to_char(day, 'YYYYMMDD');
+  partition_name text := plain_name;
+  taken integer := 1;
 BEGIN
-  IF to_regclass(quote_ident(partition_name)) IS NOT NULL THEN
+  IF EXISTS (SELECT FROM pg_inherits WHERE inhparent = 'access_log'::regclass
+             AND inhrelid = to_regclass(quote_ident(plain_name))) THEN
     RETURN;
   END IF;
   PERFORM pg_advisory_xact_lock(hashtext('artifactapi'), hashtext(current_schema()));
   -- Not to_regclass again: its cache still says what was true before the wait.
-  IF EXISTS (SELECT FROM pg_class WHERE relname = partition_name
-             AND relnamespace = current_schema()::regnamespace) THEN
-    RETURN;
-  END IF;
+  WHILE EXISTS (SELECT FROM pg_class WHERE relname = partition_name
+                AND relnamespace = current_schema()::regnamespace) LOOP
+    IF EXISTS (SELECT FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+               WHERE inhparent = 'access_log'::regclass AND relname = partition_name) THEN
+      RETURN;
+    END IF;
+    -- A day that was detached and kept under its name must not hold up the rows that still come for it.
+    taken := taken + 1;
+    partition_name := plain_name || '_' || taken;
+  END LOOP;
   EXECUTE format('CREATE TABLE %I (LIKE access_log INCLUDING ALL)', partition_name);
   EXECUTE format('ALTER TABLE access_log ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
                  partition_name, day::timestamptz, (day + 1)::timestamptz);

@@ -121,6 +121,22 @@ def test_a_partition_that_was_dropped_comes_back(database: Database, query: Quer
     assert query("SELECT count(*) FROM access_log") == [(1,)]
 
 
+def test_a_day_that_was_detached_and_kept_holds_up_no_row_that_still_comes_for_it(
+    database: Database, query: Query
+) -> None:
+    database.write([make_entry(1)])
+    ((name,),) = query(
+        "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'access_log'::regclass"
+    )
+    for number in (2, 3):
+        query(f"ALTER TABLE access_log DETACH PARTITION {name}")
+        assert database.write([make_entry(number)]) == []
+        assert query("SELECT count(*) FROM access_log") == [(1,)]
+        name = f"{name}_2"
+    assert database.write([make_entry(4)]) == []
+    assert query("SELECT count(*) FROM access_log") == [(2,)]
+
+
 def test_a_schema_that_was_dropped_comes_back(database: Database, query: Query) -> None:
     database.write([make_entry(1)])
     query("DROP TABLE access_log, access_log_gap, access_log_schema, artifact CASCADE")
