@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mitmproxy import command, ctx, exceptions, flowfilter
 
 from addon import handover
-from addon.flows import FlowLog, streams_late
+from addon.flows import FlowLog
+from addon.streamed import Streaming
 from exporter import (
     Exporter,
     Settings,
@@ -67,8 +68,11 @@ class ArtifactApi:
                 raise exceptions.OptionsError(str(e)) from e  # type: ignore[no-untyped-call]
             # An ERROR before mitmproxy runs stops it; an exception would show a traceback too.
             logger.error("%s", e)  # noqa: TRY400
-        if "stream_large_bodies" in updated:
-            self.flows.may_stream_late = streams_late()
+        if self._settings is not None:
+            self.flows.streaming = Streaming(
+                may_begin_late=bool(ctx.options.stream_large_bodies),
+                digests=self._settings.artifact.sha256,
+            )
 
     def running(self) -> None:
         """Start writing, and say where to. Here and not in `load`: only now will `done` be called."""

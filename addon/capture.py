@@ -6,7 +6,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 from addon.outcome import outcome
-from addon.streamed import body_bytes
+from addon.streamed import body_bytes, body_digest
 from exporter import RESPONSE_FIELDS, Exchange
 
 if TYPE_CHECKING:
@@ -30,8 +30,11 @@ _known_names: dict[bytes, bytes | None] = {}
 _MAX_KNOWN_NAMES = 4096
 
 
-def capture(flow: http.HTTPFlow, note: Note) -> Exchange:
-    """The facts of a flow that has ended. The flow and its body are not referred to by the result."""
+def capture(flow: http.HTTPFlow, note: Note, *, with_body: bool = False) -> Exchange:
+    """The facts of a flow that has ended. The flow is not referred to by the result.
+
+    Nor is its body, unless `with_body` asks for what a digest is taken from.
+    """
     request = flow.request.data
     response = flow.response
     status_code, error_type, error = outcome(flow, note)
@@ -45,6 +48,8 @@ def capture(flow: http.HTTPFlow, note: Note) -> Exchange:
     http_version = request.http_version[:MAX_VALUE_BYTES]
     host = _host(flow)[:MAX_VALUE_BYTES]
     delivered = response is not None and status_code == response.status_code
+    whole = with_body and error is None and status_code == 200 and request.method == b"GET"  # noqa: PLR2004
+    body = response.data.content if whole and response is not None else None
     login = flow.metadata.get("proxyauth")
     proxy_user = str(login[0])[:MAX_VALUE_BYTES] if login else None
     server = flow.server_conn if flow.server_conn is not note.old_server else None
@@ -72,9 +77,10 @@ def capture(flow: http.HTTPFlow, note: Note) -> Exchange:
         response_bytes=_response_bytes(flow, note) if delivered else None,
         tls_version=server.tls_version if server is not None else None,
         response_source=_source(flow, note) if delivered else None,
-        body=None,
-        sha256=None,
+        body=body,
+        sha256=body_digest(response) if whole and response is not None else None,
         size=_FIXED_BYTES
+        + len(body or b"")
         + len(target)
         + len(user_agent or b"")
         + len(method)

@@ -11,11 +11,11 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from mitmproxy import ctx, http
+from mitmproxy import http
 from mitmproxy.flow import Error, Flow
 
 from addon.capture import capture, capture_tls_failure
-from addon.streamed import count_stream
+from addon.streamed import Streaming, count_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,12 +53,10 @@ class Note:
         "websocket_sent",
     )
 
-    def __init__(
-        self, *, is_import: bool = False, is_connect: bool = False, is_tunnel: bool = False
-    ) -> None:
+    def __init__(self, *, is_import: bool = False, is_connect: bool = False) -> None:
         self.is_import = is_import
         self.is_connect = is_connect
-        self.is_tunnel = is_tunnel  # a CONNECT that was granted
+        self.is_tunnel = False  # a CONNECT that was granted
         self.head_came = False  # the response head, from upstream or from an addon
         self.answered_by_addon = False
         self.response_came = False  # all of it
@@ -83,10 +81,12 @@ class FlowLog:
         self.filter: flowfilter.TFilter | None = None
         self.count_unreadable: Callable[[float], None] | None = None
         self.failures = 0
-        self.may_stream_late = False
-        self._open: dict[Flow, Note] = {}
+        self.streaming = Streaming()
+        self._open: dict[http.HTTPFlow, Note] = {}
         self._fresh_servers: set[str] = set()  # connections no exchange has used yet
-        self._tunnels: dict[str, http.HTTPFlow] = {}  # nothing was asked through them yet
+        self._tunnels: dict[
+            str, http.HTTPFlow
+        ] = {}  # by client: nothing was asked through them yet
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """A flow begins; one that is not live and has no client comes from a file."""
@@ -95,7 +95,7 @@ class FlowLog:
         if flow.is_replay == "request":
             note.old_server = flow.server_conn
         if self._tunnels:
-            self._tunnels.pop(flow.client_conn.id, None)
+            self._forget_tunnel(flow.client_conn)
 
     def request(self, flow: http.HTTPFlow) -> None:
         """The request is complete; for one saved without an answer that is the end."""
@@ -130,7 +130,9 @@ class FlowLog:
 
     def http_connected(self, flow: http.HTTPFlow) -> None:
         """The tunnel is there; what is asked through it are flows of their own."""
-        if self._open.pop(flow, None) is not None:
+        note = self._open.get(flow)
+        if note is not None:
+            note.is_tunnel = True
             self._tunnels[flow.client_conn.id] = flow
 
     def http_connect_error(self, flow: http.HTTPFlow) -> None:
@@ -147,7 +149,7 @@ class FlowLog:
 
     def tls_failed_client(self, data: TlsData) -> None:
         """A client does not trust our certificate; there will be no flow."""
-        self._tunnels.pop(data.context.client.id, None)
+        self._forget_tunnel(data.context.client)
         if self.log_access is not None and self.filter is None:
             self.log_access(capture_tls_failure(data))
 
@@ -155,7 +157,7 @@ class FlowLog:
         """What no hook has ended ends here, after a grace for hooks that are still on their way."""
         tunnel = self._tunnels.pop(client.id, None)
         if tunnel is not None:
-            self._record(tunnel, Note(is_connect=True, is_tunnel=True))
+            self._record(tunnel, self._open.pop(tunnel))
         # A replayed flow bears the client of its original, and outlives it.
         left = [
             flow
@@ -168,8 +170,8 @@ class FlowLog:
     def update(self, flows: Sequence[Flow]) -> None:
         """Runs after each hook, when every addon has had its say."""
         for flow in flows:
-            note = self._open.get(flow)
-            if note is None:
+            note = self._open.get(flow)  # type: ignore[call-overload] # also asked of other kinds
+            if note is None or not isinstance(flow, http.HTTPFlow):
                 continue
             if note.ended and flow.intercepted:
                 # Its user may yet change or kill it, and mitmweb fires no hook for either.
@@ -177,33 +179,39 @@ class FlowLog:
                     note.held = asyncio.create_task(self._await_user(flow))
             elif note.ended:
                 del self._open[flow]
-                self._record(flow, note)  # type: ignore[arg-type] # only HTTP flows are open
+                self._record(flow, note)
             else:
-                self._look(flow, note)  # type: ignore[arg-type]
+                self._look(flow, note)
 
     def end_all(self) -> None:
         """The proxy stops: record what is still under way."""
-        for tunnel in self._tunnels.values():
-            self._open[tunnel] = Note(is_connect=True, is_tunnel=True)
-        self._tunnels.clear()
         for flow, note in self._open.items():
             note.cut_by_shutdown = not note.is_import
-            self._record(flow, note)  # type: ignore[arg-type]
+            self._record(flow, note)
         self._open.clear()
+        self._tunnels.clear()
 
-    def hand_over(self) -> dict[Flow, Note]:
+    def hand_over(self) -> dict[http.HTTPFlow, Note]:
         """What is under way, for the next instance of a script that is loaded anew."""
         flows, self._open = self._open, {}
+        self._tunnels.clear()
         for note in flows.values():
             if note.held is not None:
                 note.held.cancel()
                 note.held = None
         return flows
 
-    def take_over(self, flows: dict[Flow, Note]) -> None:
+    def take_over(self, flows: dict[http.HTTPFlow, Note]) -> None:
         """Go on with the flows of the instance before."""
         self._open.update(flows)
+        self._tunnels.update({f.client_conn.id: f for f, note in flows.items() if note.is_tunnel})
         self.update([flow for flow, note in flows.items() if note.ended])
+
+    def _forget_tunnel(self, client: Client) -> None:
+        """Something is asked through it, or it came to a row of its own."""
+        tunnel = self._tunnels.pop(client.id, None)
+        if tunnel is not None:
+            del self._open[tunnel]
 
     def _end(self, flow: http.HTTPFlow) -> None:
         note = self._open.get(flow)
@@ -220,10 +228,10 @@ class FlowLog:
                 self._record(flow, note)
         elif flow.response is None:
             if not note.is_import:
-                count_stream(flow.request, may_stream_late=self.may_stream_late)
+                count_stream(flow.request, self.streaming)
         elif note.head_came:
             if not note.is_import:
-                count_stream(flow.response, may_stream_late=self.may_stream_late)
+                count_stream(flow.response, self.streaming)
         else:
             note.answered_by_addon = not note.is_import
 
@@ -243,11 +251,11 @@ class FlowLog:
             else:
                 note.websocket_received += len(message.content)
 
-    def _end_orphans(self, flows: Sequence[Flow]) -> None:
+    def _end_orphans(self, flows: Sequence[http.HTTPFlow]) -> None:
         for flow in flows:
             note = self._open.pop(flow, None)
             if note is not None:
-                self._record(flow, note)  # type: ignore[arg-type]
+                self._record(flow, note)
 
     def _record(self, flow: http.HTTPFlow, note: Note) -> None:
         """Capture and hand over. Nothing of ours may reach the proxied request, whatever happens."""
@@ -259,7 +267,7 @@ class FlowLog:
             note.connected_anew = True
         try:
             if self.log_access is not None and (self.filter is None or self.filter(flow)):
-                exchange = capture(flow, note)
+                exchange = capture(flow, note, with_body=self.streaming.digests)
                 if note.is_import and self.wait_for_room is not None:
                     # mitmproxy reads a file with its loop blocked: only here nobody is held up.
                     self.wait_for_room(exchange.size)
@@ -270,8 +278,3 @@ class FlowLog:
             self.failures += 1
             if self.failures == 1:
                 logger.warning("A flow could not be read for the access log.", exc_info=True)
-
-
-def streams_late() -> bool:
-    """Whether mitmproxy may begin to stream a body in its middle."""
-    return bool(ctx.options.stream_large_bodies)

@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
-    from mitmproxy.flow import Flow
+    from mitmproxy.http import HTTPFlow
 
     from addon.flows import Note
 
 # Weak: when the script is taken away for good, no flow is kept alive for a next one.
-_flows: WeakKeyDictionary[Flow, Note] = WeakKeyDictionary()
+_flows: WeakKeyDictionary[HTTPFlow, Note] = WeakKeyDictionary()
 
 
-def give(flows: dict[Flow, Note]) -> None:
+def give(flows: dict[HTTPFlow, Note]) -> None:
     """Leave flows for the next instance of the script."""
     _flows.update(flows)
 
 
-def take() -> dict[Flow, Note]:
+def take() -> dict[HTTPFlow, Note]:
     """The flows that the instance before has left."""
     flows = dict(_flows)
     _flows.clear()

@@ -194,3 +194,24 @@ def test_no_body_is_kept_alive() -> None:
     (exchange,) = play(flow, *ENDINGS["response"])
     assert exchange.request_bytes == 1_000_000
     assert exchange.size < 10_000
+
+
+def test_a_tunnel_nothing_was_asked_through_is_a_row_also_after_a_reload() -> None:
+    taken: list[Exchange] = []
+    before, after = FlowLog(), FlowLog()
+    after.log_access = lambda exchange: taken.append(exchange) or True  # type: ignore[func-returns-value]
+    idle, used = make_flow(method=b"CONNECT"), make_flow(method=b"CONNECT")
+    for tunnel in (idle, used):
+        before.http_connect(tunnel)
+        tunnel.response = http.Response.make(200)
+        before.http_connected(tunnel)
+        before.update([tunnel])
+    after.take_over(before.hand_over())
+    inner = make_flow()
+    inner.client_conn = used.client_conn
+    after.requestheaders(inner)
+    after.update([inner])
+    after.client_disconnected(idle.client_conn)
+    assert [(x.method, x.status_code, x.error_type) for x in taken] == [(b"CONNECT", 200, None)]
+    after.end_all()
+    assert [x.error_type for x in taken] == [None, "shutdown"]
