@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def test_the_readme_lists_each_setting_with_its_default() -> None:
     for name, default in _leaves(document):
         row = next((it for it in README.splitlines() if it.startswith(f"| `{name}` |")), "")
         assert row, f"README says nothing of {name}"
-        shown = "empty" if default == "" else f"`{default}`"
+        shown = "empty" if default == "" else f"`{json.dumps(default).strip('"')}`"
         assert shown in row, f"README gives another default of {name} than {default}"
 
 

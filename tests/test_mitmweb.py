@@ -77,7 +77,8 @@ def test_the_status_command_is_for_those_with_the_token(web: Web) -> None:
 def test_a_wrong_option_is_refused_and_the_old_one_stays(web: Web) -> None:
     code, text = web.page.set_options(artifactapi_filter="~bad(")
     assert code == 400
-    assert "artifactapi_filter is '~bad(', expected" in text
+    assert "artifactapi_filter" in text
+    assert "'~bad('" in text
     assert web.page.options()["artifactapi_filter"]["value"] == ""
     web.ask("after the refusal")
     web.log.of("after the refusal")
