@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from tests.chaos import Bounds, Step, run
+from tests.chaos import run
+from tests.support.stage import Bounds, Step
 
 if TYPE_CHECKING:
     from pathlib import Path
