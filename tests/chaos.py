@@ -69,13 +69,15 @@ def _trickle(stage: Stage, seconds: float) -> None:
 
 def _freeze(stage: Stage, seconds: float) -> None:
     processes = stage.server_processes()
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGSTOP)
-    stage.wait(seconds)
-    for process in reversed(processes):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGCONT)
+    try:
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGSTOP)
+        stage.wait(seconds)
+    finally:  # nobody can stop a server that is frozen
+        for process in reversed(processes):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGCONT)
 
 
 def _lock(stage: Stage, seconds: float) -> None:
