@@ -22,6 +22,7 @@ import psutil
 
 from tests.support.stage import PASSWORD, ROLE, Bounds, Stage, Step
 from tests.support.verdict import Report
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,6 +48,18 @@ def _blackhole(stage: Stage, seconds: float) -> None:
     stage.relay.blackhole()
     stage.wait(seconds)
     stage.relay.mend()
+
+
+def _cut_answer(stage: Stage, _seconds: float) -> None:
+    """The rows are in the table, and the word of it is not: the COPY's second message is lost."""
+    stage.relay.cut_at_message("to_client", 1)
+    eventually(lambda: stage.relay.struck)
+
+
+def _swallow_answer(stage: Stage, _seconds: float) -> None:
+    """As before, but the proxy hears nothing at all until its patience ends."""
+    stage.relay.swallow_from_message("to_client", 1)
+    eventually(lambda: stage.relay.struck)
 
 
 def _zero_window(stage: Stage, seconds: float) -> None:
@@ -183,6 +196,8 @@ def _kill_proxy_deaf(stage: Stage, seconds: float) -> None:
 FAULTS: dict[str, Callable[[Stage, float], str | None]] = {
     "postgres kill -9, restart": _restart_postgres,
     "wire cut": _cut,
+    "commit's answer cut off": _cut_answer,
+    "commit's answer swallowed": _swallow_answer,
     "black hole": _blackhole,
     "zero window": _zero_window,
     "200 ms latency": _delay,
@@ -203,10 +218,12 @@ FAULTS: dict[str, Callable[[Stage, float], str | None]] = {
 }
 
 
-# Half of them kill -9: ten of these in each deck, hence twenty in ten minutes.
+# Some five minutes; ten of them kill -9, hence twenty in ten minutes.
 _DECK = {
     "postgres kill -9, restart": (10, 0.5, 4.0),
     "wire cut": (2, 2.0, 8.0),
+    "commit's answer cut off": (3, 0.0, 0.0),
+    "commit's answer swallowed": (1, 0.0, 0.0),
     "black hole": (1, 15.0, 15.0),
     "zero window": (1, 10.0, 10.0),
     "200 ms latency": (1, 10.0, 10.0),

@@ -145,7 +145,9 @@ class Stage:
             self.postgres = self._stack.enter_context(Postgres(available()["18"]))
             self.disk = self._stack.enter_context(_small_disk(self.postgres))
             self._prepare()
-            self.relay = self._stack.enter_context(Relay(("127.0.0.1", self.postgres.port)))
+            self.relay = self._stack.enter_context(
+                Relay(("127.0.0.1", self.postgres.port), postgres=True)
+            )
             self.traffic = self._stack.enter_context(
                 Traffic(self._folder / "requests", self.bounds.rate, _CONNECTIONS)
             )
