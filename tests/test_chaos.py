@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from tests.chaos import Bounds, Step, run
+from tests.chaos import run
+from tests.support.stage import Bounds, Step
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 _SCHEDULE = (
     Step("postgres kill -9, restart", 1.0),
     Step("wire cut", 2.0),
+    Step("commit's answer cut off", 0.0),
+    Step("commit's answer swallowed", 0.0),
     Step("black hole", 3.0),
     Step("server SIGSTOP", 3.0),
     Step("ACCESS EXCLUSIVE lock", 3.0),
