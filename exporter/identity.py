@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from .redaction import REDACTED
 from .remotes import RemotesError, read_remotes
 from .rules import PatternSet, TooLargeError
 
@@ -144,6 +145,8 @@ def _of_rule(remote: str, rule: Rule, path: bytes, given: dict[str, str | None])
     filename = values.get("file")
     if rule.purl is None:
         return Identity(remote, kind, filename=filename, rule=rule.label)
+    if any(REDACTED in (values.get(name) or "") for name in rule.purl.names):
+        return Identity(remote, kind, rule=rule.label)  # what is left of a name is another's
     package = rule.purl.fill(given | values)
     if package is None:
         return None
