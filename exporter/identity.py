@@ -33,6 +33,8 @@ _REMEMBERED = 16_384  # identities
 _REMEMBERED_MAX = 768  # characters of one question; longer ones fill the memory, and seldom repeat
 _REMEMBERED_HOSTS = 1024
 
+_REDACTED = REDACTED.encode()
+
 # OCI image spec, descriptor.md, "Registered Algorithms".
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
 
@@ -145,7 +147,7 @@ def _of_rule(remote: str, rule: Rule, path: bytes, given: dict[str, str | None])
     filename = values.get("file")
     if rule.purl is None:
         return Identity(remote, kind, filename=filename, rule=rule.label)
-    if any(REDACTED in (values.get(name) or "") for name in rule.purl.names):
+    if _REDACTED in path and any(REDACTED in (values.get(name) or "") for name in rule.purl.names):
         return Identity(remote, kind, rule=rule.label)  # what is left of a name is another's
     package = rule.purl.fill(given | values)
     if package is None:
