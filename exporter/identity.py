@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from .redaction import REDACTED
 from .remotes import RemotesError, read_remotes
 from .rules import PatternSet, TooLargeError
 
@@ -31,6 +32,8 @@ _HOST_MAX = 255  # RFC 1035 2.3.4
 _REMEMBERED = 16_384  # identities
 _REMEMBERED_MAX = 768  # characters of one question; longer ones fill the memory, and seldom repeat
 _REMEMBERED_HOSTS = 1024
+
+_REDACTED = REDACTED.encode()
 
 # OCI image spec, descriptor.md, "Registered Algorithms".
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
@@ -144,6 +147,8 @@ def _of_rule(remote: str, rule: Rule, path: bytes, given: dict[str, str | None])
     filename = values.get("file")
     if rule.purl is None:
         return Identity(remote, kind, filename=filename, rule=rule.label)
+    if _REDACTED in path and any(REDACTED in (values.get(name) or "") for name in rule.purl.names):
+        return Identity(remote, kind, rule=rule.label)  # what is left of a name is another's
     package = rule.purl.fill(given | values)
     if package is None:
         return None

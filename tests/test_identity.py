@@ -273,3 +273,23 @@ def test_the_same_in_any_order_and_on_a_second_asking() -> None:
 
     assert again[::-1] == first
     assert all(re.fullmatch(r"[a-z]+#[1-9]\d*", found.rule) for found in first if found.rule)
+
+
+@pytest.mark.parametrize(
+    ("host", "path"),
+    [
+        ("pypi.example", "/simple/aREDACTED/"),
+        ("pypi.example", "/packages/source/a/a/aREDACTED-1.0.tar.gz"),
+        ("registry.npmjs.example", "/@scope/flaREDACTED/-/flaREDACTED-1.0.0.tgz"),
+    ],
+)
+def test_a_name_that_lost_a_part_to_redaction_names_no_package(host: str, path: str) -> None:
+    found = Remotes.load().identify(host, path)
+    assert found.remote is not None
+    assert found.artifact_kind in {"artifact", "index"}
+    assert found[2:7] == (None, None, None, None, None)
+
+
+def test_what_is_redacted_before_the_registry_begins_leaves_the_package_known() -> None:
+    path = "/repository/REDACTED-pypi/simple/demo/"
+    assert Remotes.load().identify("nexus.example", path).purl == "pkg:pypi/demo"

@@ -25,7 +25,7 @@ def make_wheel(folder: Path, name: str = "demo_package", version: str = "1.2.3")
     tag = "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     files = {
         f"{name}/__init__.py": f'__version__ = "{version}"\n'.encode(),
-        f"{name}/data.bin": _noise(140_000),
+        f"{name}/data.bin": noise(140_000),
         f"{info}/METADATA": metadata.encode(),
         f"{info}/WHEEL": tag.encode(),
     }
@@ -46,7 +46,7 @@ def make_tarball(folder: Path, name: str = "sources-4.5.tar.gz") -> Path:
     with tarfile.open(path, "w:gz") as archive:
         info = tarfile.TarInfo("README")
         info.size = 1_200_000
-        archive.addfile(info, io.BytesIO(_noise(info.size)))
+        archive.addfile(info, io.BytesIO(noise(info.size)))
     return path
 
 
@@ -70,7 +70,7 @@ def pip_command() -> list[str]:
     raise FileNotFoundError("this Python came without pip")
 
 
-def _noise(size: int) -> bytes:
+def noise(size: int) -> bytes:
     """Bytes that no compression makes fewer; always the same."""
     return random.Random(1).randbytes(size)
 

@@ -1,0 +1,322 @@
+"""Small registries on this machine that real package clients fetch from, and what they served.
+
+Each `add_*` makes what its client wants to find, from the archives up, below a folder of its own:
+a user maps such a folder to a remote and a format, as for any mirror.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import ssl
+import subprocess
+import tarfile
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, override
+from urllib.parse import quote, unquote
+
+from .packages import make_wheel, noise
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+REMOTES = """
+remotes:
+  - {name: our-wheels, host: localhost, path: /pypi, format: pypi}
+  - {name: our-npm, host: localhost, path: /npm, format: npm}
+  - {name: our-crates, host: localhost, path: /cargo, format: cargo}
+  - {name: our-debs, host: localhost, path: /apt, format: deb, vendor: acme}
+  - {name: our-git, host: localhost, path: /git, format: github}
+  - {name: our-releases, host: localhost, path: /releases, format: github}
+"""
+
+SIGNATURE = "5ecre7" * 10  # what a storage's URL is signed with: never to be stored
+
+
+class Served(NamedTuple):
+    """One response, as the server sent it."""
+
+    method: str
+    path: str  # as on the wire, without query
+    status: int
+    size: int  # bytes of the body
+
+
+class _Reply(NamedTuple):
+    body: bytes
+    content_type: str
+    status: int = 200
+    location: str | None = None
+
+
+class Registry:
+    """An HTTP/1.1 server on a port of this machine while its `with` lasts; content is added to it.
+
+    Args:
+        certificate: PEM file with certificate and key; with it the server speaks TLS.
+
+    Attributes:
+        served: What it answered, in order.
+    """
+
+    def __init__(self, certificate: Path | None = None) -> None:
+        self.served: list[Served] = []
+        self.repositories: Path | None = None
+        self._replies: dict[str, _Reply] = {}
+        outer = self
+
+        class Handler(_Handler):
+            registry = outer
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._scheme = "http"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
+            self._scheme = "https"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    @property
+    def url(self) -> str:
+        """Where it listens, by name, without a slash at the end."""
+        return f"{self._scheme}://localhost:{self._server.server_port}"
+
+    @property
+    def other_url(self) -> str:
+        """The same by address: to a client and to a table of remotes that is another host."""
+        return f"{self._scheme}://127.0.0.1:{self._server.server_port}"
+
+    def put(self, path: str, body: bytes, content_type: str = "application/octet-stream") -> str:
+        """Serve these bytes at a path, however a client quotes it; returns the path."""
+        self._replies[unquote(path)] = _Reply(body, content_type)
+        return path
+
+    def redirect(self, path: str, location: str) -> None:
+        """Answer a path with a redirect."""
+        self._replies[unquote(path)] = _Reply(b"", "text/plain", 302, location)
+
+    def reply(self, path: str) -> _Reply:
+        """What is to be had at a path."""
+        return self._replies.get(unquote(path)) or _Reply(b"not here\n", "text/plain", 404)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    registry: Registry
+
+    @override
+    def log_message(self, *_: object) -> None:
+        """The proxy's log is the one that counts."""
+
+    def do_GET(self) -> None:
+        path, _, query = self.path.partition("?")
+        if path.startswith("/git/"):
+            self._answer(path, self._git(path, query))
+        else:
+            self._answer(path, self.registry.reply(path))
+
+    do_HEAD = do_GET  # noqa: N815 - the base class asks for these names
+    do_POST = do_GET  # noqa: N815
+
+    def _answer(self, path: str, reply: _Reply) -> None:
+        sent = b"" if self.command == "HEAD" else reply.body
+        # Noted before it is sent, so that whoever has the answer finds the note.
+        self.registry.served.append(Served(self.command, path, reply.status, len(sent)))
+        self.send_response(reply.status)
+        self.send_header("Content-Type", reply.content_type)
+        self.send_header("Content-Length", str(len(reply.body)))
+        if reply.location is not None:
+            self.send_header("Location", reply.location)
+        self.end_headers()
+        self.wfile.write(sent)
+
+    def _git(self, path: str, query: str) -> _Reply:
+        """What git's own server side says (git-http-backend(1), a CGI program: RFC 3875)."""
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        variables = {
+            "GIT_PROJECT_ROOT": str(self.registry.repositories),
+            "GIT_HTTP_EXPORT_ALL": "1",
+            "PATH_INFO": path.removeprefix("/git"),
+            "QUERY_STRING": query,
+            "REQUEST_METHOD": self.command,
+            "CONTENT_TYPE": self.headers.get("Content-Type", ""),
+            "CONTENT_LENGTH": str(len(body)),
+            "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding", ""),
+            "GIT_PROTOCOL": self.headers.get("Git-Protocol", ""),
+            "PATH": os.environ["PATH"],
+        }
+        done = subprocess.run(
+            ["git", "http-backend"], input=body, env=variables, capture_output=True, check=True
+        )
+        head, _, content = done.stdout.partition(b"\r\n\r\n")
+        lines = (line.partition(": ") for line in head.decode().split("\r\n"))
+        fields = {name.lower(): value for name, _, value in lines}
+        status = int(fields.get("status", "200").split()[0])
+        return _Reply(content, fields.get("content-type", "text/plain"), status)
+
+
+def add_wheels(registry: Registry, folder: Path, *packages: tuple[str, str]) -> list[Path]:
+    """A simple index (PEP 503) with the metadata of each wheel beside it (PEP 658)."""
+    wheels = []
+    for name, version in packages:
+        wheel = make_wheel(folder, name, version)
+        wheels.append(wheel)
+        project = name.lower().replace("_", "-").replace(".", "-")
+        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode()
+        path = f"/pypi/packages/{project}/{quote(wheel.name)}"
+        registry.put(path, wheel.read_bytes())
+        registry.put(f"{path}.metadata", metadata)
+        link = (
+            f'<a href="{path}#sha256={_sha256(wheel.read_bytes())}"'
+            f' data-core-metadata="sha256={_sha256(metadata)}">{wheel.name}</a>'
+        )
+        page = f"<!DOCTYPE html><html><body>{link}</body></html>"
+        registry.put(f"/pypi/simple/{project}/", page.encode(), "text/html")
+    return wheels
+
+
+def add_npm(
+    registry: Registry, name: str, version: str, needs: dict[str, str] | None = None
+) -> bytes:
+    """A package of an npm registry: its packument and its tarball, which is returned."""
+    manifest: dict[str, Any] = {"name": name, "version": version, "dependencies": needs or {}}
+    files = {"package/package.json": json.dumps(manifest).encode(), "package/data": noise(20_000)}
+    tarball = _tar_gz(files)
+    path = f"/npm/{name}/-/{name.rpartition('/')[2]}-{version}.tgz"
+    registry.put(path, tarball)
+    integrity = base64.b64encode(hashlib.sha512(tarball).digest()).decode()
+    dist = {"tarball": registry.url + path, "integrity": f"sha512-{integrity}"}
+    packument = {
+        "name": name,
+        "dist-tags": {"latest": version},
+        "versions": {version: {**manifest, "dist": dist}},
+    }
+    registry.put(f"/npm/{name}", json.dumps(packument).encode(), "application/json")
+    return tarball
+
+
+def add_crate(
+    registry: Registry, name: str, version: str, needs: dict[str, str] | None = None
+) -> bytes:
+    """A crate of a sparse index, which is returned; its download leads on to a signed URL elsewhere."""
+    dependencies = "".join(f'{other} = "{which}"\n' for other, which in (needs or {}).items())
+    manifest = (
+        f'[package]\nname = "{name}"\nversion = "{version}"\nedition = "2021"\n'
+        f"[dependencies]\n{dependencies}"
+    )
+    root = f"{name}-{version}"
+    crate = _tar_gz(
+        {
+            f"{root}/Cargo.toml": manifest.encode(),
+            f"{root}/src/lib.rs": b"// nothing\n",
+            f"{root}/data": noise(30_000),
+        }
+    )
+    stored = registry.put(f"/storage/{_sha256(crate)[:20]}", crate)
+    where = f"{registry.other_url}{stored}?X-Amz-Credential=AKIDSIGNED&X-Amz-Signature={SIGNATURE}"
+    registry.redirect(f"/cargo/api/v1/crates/{name}/{version}/download", where)
+    config = json.dumps({"dl": f"{registry.url}/cargo/api/v1/crates"})
+    registry.put("/cargo/index/config.json", config.encode(), "application/json")
+    common = {"features": [], "optional": False, "default_features": True, "target": None}
+    deps = [
+        {"name": other, "req": f"^{which}", "kind": "normal", **common}
+        for other, which in (needs or {}).items()
+    ]
+    line = {
+        "name": name,
+        "vers": version,
+        "deps": deps,
+        "cksum": _sha256(crate),
+        "features": {},
+        "yanked": False,
+    }
+    registry.put(f"/cargo/index/{_index_folder(name)}/{name}", f"{json.dumps(line)}\n".encode())
+    return crate
+
+
+def add_debs(registry: Registry, folder: Path, *packages: tuple[str, str, str]) -> list[Path]:
+    """An apt repository of packages (name, version, architecture), suite `stable`, part `main`."""
+    debs, stanzas = [], []
+    for name, version, arch in packages:
+        root = folder / name
+        (root / "DEBIAN").mkdir(parents=True)
+        control = (
+            f"Package: {name}\nVersion: {version}\nArchitecture: {arch}\n"
+            f"Maintainer: Tests <tests@acme.example>\nDescription: {name}\n"
+        )
+        (root / "DEBIAN" / "control").write_text(control)
+        (root / "data").write_bytes(noise(25_000))
+        deb = folder / f"{name}_{version.partition(':')[2] or version}_{arch}.deb"
+        build = ["dpkg-deb", "--root-owner-group", "-b", str(root), str(deb)]
+        subprocess.run(build, check=True, capture_output=True)
+        data = deb.read_bytes()
+        path = f"pool/main/{name[0]}/{name}/{deb.name}"
+        registry.put(f"/apt/{path}", data)
+        stanzas.append(f"{control}Filename: {path}\nSize: {len(data)}\nSHA256: {_sha256(data)}\n")
+        debs.append(deb)
+    listing = "\n".join(stanzas).encode()
+    inner = "main/binary-amd64/Packages"
+    registry.put(f"/apt/dists/stable/{inner}", listing)
+    release = (
+        "Origin: acme\nSuite: stable\nCodename: stable\nArchitectures: amd64 all\nComponents: main\n"
+        "Date: Mon, 04 May 2026 10:00:00 UTC\n"
+        f"SHA256:\n {_sha256(listing)} {len(listing)} {inner}\n"
+    )
+    registry.put("/apt/dists/stable/Release", release.encode())
+    return debs
+
+
+def add_repository(registry: Registry, folder: Path, name: str) -> str:
+    """A git repository with one commit, served as git serves it over HTTP; returns its commit."""
+    registry.repositories = folder
+    bare, work = folder / f"{name}.git", folder / "work"
+    git = ["git", "-c", "user.name=Tests", "-c", "user.email=tests@acme.example"]
+    for command in (["init", "-q", "-b", "main", str(work)], ["init", "-q", "--bare", str(bare)]):
+        _run([*git, *command])
+    (work / "data").write_bytes(noise(40_000))
+    inside = [*git, "-C", str(work)]
+    _run([*inside, "add", "data"])
+    _run([*inside, "commit", "-q", "-m", "First"])
+    _run([*inside, "push", "-q", str(bare), "main"])
+    _run(["git", "-C", str(bare), "symbolic-ref", "HEAD", "refs/heads/main"])
+    return _run([*inside, "rev-parse", "HEAD"]).strip()
+
+
+def _run(command: list[str]) -> str:
+    env = {"PATH": os.environ["PATH"], "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
+
+
+def _index_folder(name: str) -> str:
+    """Cargo book, "Index Format", "Index files"; names here have three letters or more."""
+    return f"3/{name[0]}" if len(name) == 3 else f"{name[:2]}/{name[2:4]}"
+
+
+def _tar_gz(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
