@@ -80,7 +80,7 @@ COMMENT ON COLUMN access_log.response_bytes IS 'Response body as transferred (co
 COMMENT ON COLUMN access_log.duration_ms IS 'Start to the last byte from upstream or to the error, ms; NULL = not known';
 COMMENT ON COLUMN access_log.ttfb_ms IS 'Start to the response head, ms; NULL = none came';
 COMMENT ON COLUMN access_log.connect_ms IS 'TCP and TLS set-up to upstream, ms; NULL = connection re-used, or none made';
-COMMENT ON COLUMN access_log.server_ip IS 'Upstream address; NULL = no connection made';
+COMMENT ON COLUMN access_log.server_ip IS 'Upstream address; NULL = no connection made, or it is known to an upstream proxy alone';
 COMMENT ON COLUMN access_log.tls_version IS 'TLS version between proxy and upstream; NULL = no TLS';
 COMMENT ON COLUMN access_log.response_source IS 'upstream; addon = answered by mitmproxy or an addon, no upstream was asked; replay = from a recording; NULL = no response';
 COMMENT ON COLUMN access_log.cache_status IS 'HIT, MISS, BYPASS, EXPIRED, STALE, UPDATING or REVALIDATED; NULL = no evidence';
