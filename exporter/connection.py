@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .settings import DatabaseSettings
 
 _MAX_REASON = 300
+_TICK_SECONDS = 0.05  # how soon a new moment to give up is noticed
 _LEAST_CONNECT_SECONDS = 2  # libpq takes no less
 # A backend whose client has vanished gives up its locks soon, whether it waits for the client's data
 # or for a lock. Set and not passed at start-up: poolers refuse `options` there. Behind one these
@@ -36,14 +37,24 @@ class DeadlineExceededError(Exception):
     """A call to the server took longer than it may."""
 
 
+class GiveUp:
+    """The moment (monotonic seconds) at which every call ends; any thread may bring it forward."""
+
+    def __init__(self) -> None:
+        self.at = float("inf")
+
+
 class DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
     """A connection whose every wait ends at `deadline` (monotonic seconds), whatever the peer does.
+
+    Or earlier, when `give_up` says so.
 
     No parameter of libpq or the server ends a COPY to a peer that acknowledges and never answers;
     looking at the clock while psycopg waits does.
     """
 
     deadline: float = float("inf")
+    give_up = GiveUp()
 
     def wait(self, gen: PQGen[RV], *args: Any, **options: Any) -> RV:
         """As psycopg's, and raises DeadlineExceededError at the deadline."""
@@ -53,7 +64,7 @@ class DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
         try:
             waiting_for = next(gen)
             while True:
-                if time.monotonic() > self.deadline:
+                if time.monotonic() > min(self.deadline, self.give_up.at):
                     raise DeadlineExceededError
                 waiting_for = gen.send((yield waiting_for))
         except StopIteration as stop:
@@ -96,9 +107,9 @@ def reachable(settings: DatabaseSettings) -> Iterator[str]:
 
 
 def connect(
-    dsn: str, settings: DatabaseSettings, give_up_at: float = float("inf")
+    dsn: str, settings: DatabaseSettings, give_up: GiveUp | None = None
 ) -> DeadlineConnection:
-    """Open a connection with our bounds, in autocommit, before `give_up_at` (monotonic seconds).
+    """Open a connection with our bounds, in autocommit.
 
     Its deadline is set `call_seconds` ahead.
 
@@ -106,9 +117,11 @@ def connect(
         psycopg.Error: the string is no connection string, or nobody answered to it.
         DeadlineExceededError: it took longer than `connect_seconds`.
     """
-    deadline = min(time.monotonic() + settings.connect_seconds, give_up_at)
-    connection = _Attempt(connection_string(dsn, settings)).wait(deadline)
-    connection.deadline = min(time.monotonic() + settings.call_seconds, give_up_at)
+    give_up = give_up or GiveUp()
+    attempt = _Attempt(connection_string(dsn, settings))
+    connection = attempt.wait(time.monotonic() + settings.connect_seconds, give_up)
+    connection.deadline = time.monotonic() + settings.call_seconds
+    connection.give_up = give_up
     connection.prepare_threshold = (
         None  # behind a pooler the next statement may meet another session
     )
@@ -134,8 +147,10 @@ class _Attempt:
         self._error: Exception | None = None
         threading.Thread(target=self._run, name="artifactapi-connect", daemon=True).start()
 
-    def wait(self, deadline: float) -> DeadlineConnection:
-        self._done.wait(max(deadline - time.monotonic(), 0.0))
+    def wait(self, deadline: float, give_up: GiveUp) -> DeadlineConnection:
+        while not self._done.wait(_TICK_SECONDS):
+            if time.monotonic() > min(deadline, give_up.at):
+                break
         with self._lock:
             self._abandoned = True
         if self._error is not None:

@@ -17,7 +17,7 @@ import psycopg
 from psycopg import sql
 
 from .artifacts import is_fetch, record_artifacts
-from .connection import DeadlineConnection, DeadlineExceededError, connect, describe
+from .connection import DeadlineConnection, DeadlineExceededError, GiveUp, connect, describe
 from .embedded import EmbeddedServer
 from .entry import AccessLogEntry
 from .gaps import Gap
@@ -155,8 +155,7 @@ def _copy(connection: psycopg.Connection[Any], payload: bytes, rows: int) -> Non
 class Database:
     """Owns at most one connection, opened when first needed. One thread uses it.
 
-    Only `give_up_at` may be set from another thread: the moment (monotonic seconds) at which any
-    call still running is given up.
+    Only `give_up.at` may be set from another thread: the moment at which any call still running ends.
     """
 
     def __init__(self, settings: DatabaseSettings) -> None:
@@ -164,7 +163,7 @@ class Database:
         self._connection: DeadlineConnection | None = None
         self._embedded: EmbeddedServer | None = None
         self._days: set[str] = set()
-        self.give_up_at = float("inf")
+        self.give_up = GiveUp()
 
     def use(self, settings: DatabaseSettings) -> None:
         """Go on with other settings; a connection to another place is closed."""
@@ -245,7 +244,7 @@ class Database:
         return connection
 
     def _set_deadline(self, connection: DeadlineConnection) -> None:
-        connection.deadline = min(time.monotonic() + self._settings.call_seconds, self.give_up_at)
+        connection.deadline = time.monotonic() + self._settings.call_seconds
 
     def _connect(self) -> DeadlineConnection:
         if self._connection is not None and not self._connection.closed:
@@ -254,8 +253,8 @@ class Database:
         try:
             if not dsn:
                 self._embedded = self._embedded or EmbeddedServer()
-                dsn = self._embedded.start(self.give_up_at)
-            self._connection = connect(dsn, self._settings, self.give_up_at)
+                dsn = self._embedded.start(self.give_up.at)
+            self._connection = connect(dsn, self._settings, self.give_up)
             ensure_schema(self._connection)
         except SchemaError as e:
             self._disconnect()

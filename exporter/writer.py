@@ -99,9 +99,8 @@ class Writer:
         not take is counted as dropped.
         """
         deadline = time.monotonic() + drain_seconds
-        self._database.give_up_at = min(
-            self._database.give_up_at, deadline - drain_seconds * _SPOOL_SHARE
-        )
+        give_up = self._database.give_up
+        give_up.at = min(give_up.at, deadline - drain_seconds * _SPOOL_SHARE)
         self._stopping = True
         self._interrupt.set()
         self._buffer.wake()
@@ -192,7 +191,7 @@ class Writer:
         """Whether to ask Postgres now; at a stop once more, whatever pause there was."""
         now = time.monotonic()
         if self._stopping:
-            return not self._gave_up and now < self._database.give_up_at
+            return not self._gave_up and now < self._database.give_up.at
         return now >= self._retry_at
 
     def _deliver(self) -> None:
@@ -240,7 +239,7 @@ class Writer:
             self._in_hand = []
         elif not self._stopping:
             self._pause(self._retry_at - time.monotonic())
-        elif time.monotonic() < self._database.give_up_at:
+        elif time.monotonic() < self._database.give_up.at:
             self._gave_up = False
             self._pause(_PAUSE_AT_STOP_SECONDS)
         else:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from exporter import Exporter, Settings
 from exporter.connection import connect
 from exporter.database import Database, DatabaseAway
-from exporter.settings import BatchSettings, DatabaseSettings
+from exporter.settings import BatchSettings, DatabaseSettings, ShutdownSettings
 from tests.support.certificates import certificate
 from tests.support.postgres import Postgres, available
 from tests.support.relay import Relay
@@ -138,6 +138,51 @@ def test_a_peer_that_accepts_and_never_speaks_ends_connecting_at_its_deadline() 
         with pytest.raises(DatabaseAway, match="in time"):
             Database(bounds).write([make_entry(1)])
         assert time.monotonic() - started < 0.5 + _SLACK_SECONDS + _NOISE_SECONDS
+
+
+def test_a_name_that_takes_for_ever_to_look_up_ends_connecting_at_its_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answer.wait(30) and [])
+    database = Database(DatabaseSettings(dsn="host=db.example dbname=x", connect_seconds=0.5))
+    started = time.monotonic()
+    with pytest.raises(DatabaseAway, match="in time"):
+        database.write([make_entry(1)])
+    assert time.monotonic() - started < 0.5 + _SLACK_SECONDS + _NOISE_SECONDS
+    answer.set()
+
+
+@pytest.mark.parametrize("state", ["cut", "blackhole", "zero_window", "locked"])
+def test_a_stop_is_bounded_and_loses_nothing_in_any_state(
+    dsn: str, query: Query, postgres: Postgres, relay: Relay, state: str
+) -> None:
+    settings = Settings(
+        node="test",
+        database=through(relay, dsn, postgres, call_seconds=8.0, connect_seconds=5.0),
+        batch=BatchSettings(max_seconds=0.05),
+        shutdown=ShutdownSettings(drain_seconds=1.0),
+    )
+    exporter = Exporter(settings)
+    exporter.log_access(make_exchange(0))
+    eventually(lambda: exporter.status()["written"] == 1)
+    with psycopg.connect(dsn) as other:
+        if state == "locked":
+            other.execute("LOCK TABLE access_log")
+        else:
+            getattr(relay, state)()
+        for number in range(1, 1001):
+            exporter.log_access(make_exchange(number))
+        started = time.monotonic()
+        exporter.stop()
+        assert time.monotonic() - started < 1.0 + 1.0 + _NOISE_SECONDS
+    status = exporter.status()
+    assert (status["waiting"], status["dropped"]) == (0, 0)
+    assert status["written"] + status["spooled"] == 1001
+    relay.mend()
+    after = Exporter(settings)
+    eventually(lambda: query(_COUNT) == [(1001, 1001)])
+    assert after.stop()
 
 
 def test_a_slow_and_a_trickling_wire_only_take_longer(
