@@ -6,6 +6,7 @@ import contextlib
 import re
 import threading
 import time
+import traceback
 from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
@@ -163,7 +164,11 @@ class _Attempt:
         try:
             connection = DeadlineConnection.connect(self._conninfo, autocommit=True)
         except Exception as e:  # noqa: BLE001 - raised where it is waited for
-            self._error = e
+            # What the error and its traceback hold, a socket among it, must not wait for the collector.
+            traceback.clear_frames(e.__traceback__)
+            if isinstance(e, psycopg.Error) and e.pgconn is not None:
+                e.pgconn.finish()
+            self._error = e.with_traceback(None)
         else:
             with self._lock:
                 if self._abandoned:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import psycopg
 import pytest
 
@@ -21,6 +23,7 @@ from exporter.database import (
     insert_access_log_batch,
 )
 from exporter.schema import ensure_schema
+from exporter.settings import DatabaseSettings
 from tests.support.samples import make_entry
 
 if TYPE_CHECKING:
@@ -215,6 +218,20 @@ def test_nobody_there_is_away_and_no_secret_is_told() -> None:
             database.write([make_entry(1)])
     assert "refused" in str(caught.value)
     assert "s3cret" not in str(caught.value)
+
+
+def test_an_attempt_to_connect_that_failed_holds_no_socket() -> None:
+    gc.disable()  # which may come late, and did
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as deaf:
+            sockets = len(psutil.Process().net_connections("all"))
+            dsn = f"host=127.0.0.1 port={deaf.getsockname()[1]} connect_timeout=2"
+            database = Database(DatabaseSettings(dsn=dsn, connect_seconds=10))
+            with pytest.raises(DatabaseAway):
+                database.open()
+            assert len(psutil.Process().net_connections("all")) <= sockets
+    finally:
+        gc.enable()
 
 
 def test_blame_goes_by_sqlstate() -> None:
