@@ -335,7 +335,7 @@ def test_apt_fetches_what_it_says_it_would(world: World, tmp_path: Path) -> None
         f'Dir::Etc::sourcelist "{home}/sources.list"; Dir::Etc::sourceparts "/dev/null";\n'
         'Dir::Etc::preferencesparts "/dev/null";\n'
         f'Dir::State "{home}/state"; Dir::State::status "{home}/status";\n'
-        f'Dir::Cache "{home}/cache"; Dir::Log "{home}/log"; Dir::Bin::methods "/usr/lib/apt/methods";\n'
+        f'Dir::Cache "{home}/cache"; Dir::Log "{home}/log";\n'
         'APT::Architecture "amd64"; APT::Architectures { "amd64"; }; APT::Sandbox::User "";\n'
         'Acquire::Languages "none"; Acquire::Retries "0"; Acquire::By-Hash "no";\n'
     )
