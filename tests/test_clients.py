@@ -190,6 +190,12 @@ def program(name: str, package: str) -> str:
     return path
 
 
+def _version(path: str) -> tuple[int, ...]:
+    done = subprocess.run([path, "--version"], check=True, capture_output=True, text=True)
+    found = re.search(r"\d+(?:\.\d+)+", done.stdout)
+    return tuple(int(number) for number in found[0].split(".")) if found else (0,)
+
+
 def downloads(rows: Sequence[Row]) -> Counter[Artifact]:
     """The artifacts that reached the client, by the rows."""
     return Counter(
@@ -329,7 +335,7 @@ def test_apt_fetches_what_it_says_it_would(world: World, tmp_path: Path) -> None
         f'Dir::Etc::sourcelist "{home}/sources.list"; Dir::Etc::sourceparts "/dev/null";\n'
         'Dir::Etc::preferencesparts "/dev/null";\n'
         f'Dir::State "{home}/state"; Dir::State::status "{home}/status";\n'
-        f'Dir::Cache "{home}/cache"; Dir::Log "{home}/log"; Dir::Bin::methods "/usr/lib/apt/methods";\n'
+        f'Dir::Cache "{home}/cache"; Dir::Log "{home}/log";\n'
         'APT::Architecture "amd64"; APT::Architectures { "amd64"; }; APT::Sandbox::User "";\n'
         'Acquire::Languages "none"; Acquire::Retries "0"; Acquire::By-Hash "no";\n'
     )
@@ -370,7 +376,9 @@ def test_apt_fetches_what_it_says_it_would(world: World, tmp_path: Path) -> None
 def test_cargo_fetches_what_its_lock_file_says_from_the_storage_it_is_sent_to(
     world: World, tmp_path: Path
 ) -> None:
-    cargo = program("cargo", "cargo")
+    cargo = program("cargo", "cargo 1.68 or newer")
+    if _version(cargo) < (1, 68):  # which first knew sparse indexes
+        pytest.skip("cargo is too old: install cargo 1.68 or newer")
     home = tmp_path / "home"
     (home / "src").mkdir(parents=True)
     (home / "src" / "lib.rs").touch()
