@@ -86,28 +86,33 @@ class ArtifactApi:
                 "artifactapi_dsn holds a password, and mitmweb shows options to its users; "
                 "put it into ~/.pgpass, PGPASSWORD or a service file."
             )
-        self._exporter = Exporter(self._settings)
+        exporter, flows = handover.take()
+        if exporter is not None:
+            exporter.use(self._settings)
+        self._exporter = exporter or Exporter(self._settings)
         self.flows.log_access = self._exporter.log_access
         self.flows.wait_for_room = self._exporter.wait_for_room
         self.flows.count_unreadable = self._exporter.count_unreadable
-        self.flows.take_over(handover.take())
+        self.flows.take_over(flows)
         logger.info(
             "Access log: rows go to %s. See them with: artifactapi tail -f",
             self._exporter.database_name,
         )
 
     def done(self) -> None:
-        """Write what is left, within shutdown.drain_seconds, flows still under way included."""
+        """Write what is left, within shutdown.drain_seconds, flows still under way included.
+
+        On a reload nothing is waited for: the next instance goes on with the same exporter.
+        """
         exporter, self._exporter = self._exporter, None
         if exporter is None:
             return
         if ctx.master.should_exit.is_set():
             self.flows.end_all()
-        else:
-            handover.give(self.flows.hand_over())  # the script is being edited
+            _end(exporter)
+        else:  # the script is being edited, or taken away
+            handover.give(handover.Estate(exporter, self.flows.hand_over()), _end)
         self.flows.log_access = None
-        exporter.stop()
-        _say_goodbye(exporter)
 
     @command.command("artifactapi.status")  # type: ignore[untyped-decorator]
     def status(self) -> str:
@@ -138,7 +143,9 @@ def _filter(expression: str) -> flowfilter.TFilter | None:
         raise SettingsError(f"artifactapi_filter: {e}.") from None
 
 
-def _say_goodbye(exporter: Exporter) -> None:
+def _end(exporter: Exporter) -> None:
+    """Write what is left and say what became of it."""
+    exporter.stop()
     status = exporter.status()
     spooled = status["spooled"]
     kept = f", {spooled} kept on disk for the next run" if spooled else ""

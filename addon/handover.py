@@ -1,26 +1,59 @@
-"""Keep flows under way while mitmproxy loads the edited script anew; this module is not loaded anew."""
+"""Keep the exporter and the flows under way while mitmproxy loads the edited script anew.
+
+This module is not loaded anew, the script is: the old one gives, the new one takes in the same turn
+of the event loop. What nobody takes, because the script was taken away or is broken, is ended.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import atexit
+import threading
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mitmproxy.http import HTTPFlow
 
     from addon.flows import Note
+    from exporter import Exporter
+
+_CLAIM_SECONDS = 1.0
+
+
+class Estate(NamedTuple):
+    """What one instance of the script leaves to the next."""
+
+    exporter: Exporter
+    flows: dict[HTTPFlow, Note]
+
 
 # Weak: when the script is taken away for good, no flow is kept alive for a next one.
 _flows: WeakKeyDictionary[HTTPFlow, Note] = WeakKeyDictionary()
+_exporters: list[Exporter] = []
 
 
-def give(flows: dict[HTTPFlow, Note]) -> None:
-    """Leave flows for the next instance of the script."""
-    _flows.update(flows)
+def give(estate: Estate, end: Callable[[Exporter], None]) -> None:
+    """Leave this to the next instance; without one, `end` is called for the exporter, in a thread."""
+    _flows.update(estate.flows)
+    _exporters.append(estate.exporter)
+    atexit.register(estate.exporter.stop)
+
+    def end_unclaimed() -> None:
+        if estate.exporter in _exporters:
+            _exporters.remove(estate.exporter)
+            threading.Thread(target=end, args=(estate.exporter,), daemon=True).start()
+
+    asyncio.get_running_loop().call_later(_CLAIM_SECONDS, end_unclaimed)
 
 
-def take() -> dict[HTTPFlow, Note]:
-    """The flows that the instance before has left."""
+def take() -> tuple[Exporter | None, dict[HTTPFlow, Note]]:
+    """What the instance before has left."""
     flows = dict(_flows)
     _flows.clear()
-    return flows
+    exporter = _exporters.pop() if _exporters else None
+    if exporter is not None:
+        atexit.unregister(exporter.stop)
+    return exporter, flows

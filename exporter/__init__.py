@@ -74,6 +74,7 @@ class Exporter:
                 taken, since = self._buffer.bytes_out, time.monotonic()
             elif time.monotonic() - since > _STANDSTILL_SECONDS:
                 return False
+            self._buffer.wake()  # there may be room for less than a batch
             pause.wait(_ROOM_TICK_SECONDS)
         return True
 

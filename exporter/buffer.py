@@ -94,4 +94,5 @@ class Buffer:
 
     def wake(self) -> None:
         """End a `wait` now. Any thread may call it."""
-        self._wake.put(None)
+        if self._wake.empty():
+            self._wake.put(None)

@@ -16,7 +16,7 @@ from .embedded import EmbeddedServer
 from .settings import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from psycopg.abc import RV, PQGen
 
@@ -38,24 +38,29 @@ class DeadlineExceededError(Exception):
     """A call to the server took longer than it may."""
 
 
-class GiveUp:
-    """The moment (monotonic seconds) at which every call ends; any thread may bring it forward."""
+class Patience:
+    """What a wait for the server depends on, shared by all calls of one writer.
 
-    def __init__(self) -> None:
-        self.at = float("inf")
+    `give_up_at` is the moment (monotonic seconds) at which every call ends; any thread may bring it
+    forward. `meanwhile` is called several times a second by whoever waits.
+    """
+
+    def __init__(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        self.give_up_at = float("inf")
+        self.meanwhile = meanwhile
 
 
 class DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
     """A connection whose every wait ends at `deadline` (monotonic seconds), whatever the peer does.
 
-    Or earlier, when `give_up` says so.
+    Or earlier, when its `patience` says so.
 
     No parameter of libpq or the server ends a COPY to a peer that acknowledges and never answers;
     looking at the clock while psycopg waits does.
     """
 
     deadline: float = float("inf")
-    give_up = GiveUp()
+    patience = Patience()
 
     def wait(self, gen: PQGen[RV], *args: Any, **options: Any) -> RV:
         """As psycopg's, and raises DeadlineExceededError at the deadline."""
@@ -65,8 +70,9 @@ class DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
         try:
             waiting_for = next(gen)
             while True:
-                if time.monotonic() > min(self.deadline, self.give_up.at):
+                if time.monotonic() > min(self.deadline, self.patience.give_up_at):
                     raise DeadlineExceededError
+                self.patience.meanwhile()
                 waiting_for = gen.send((yield waiting_for))
         except StopIteration as stop:
             return cast("RV", stop.value)
@@ -108,7 +114,7 @@ def reachable(settings: DatabaseSettings) -> Iterator[str]:
 
 
 def connect(
-    dsn: str, settings: DatabaseSettings, give_up: GiveUp | None = None
+    dsn: str, settings: DatabaseSettings, patience: Patience | None = None
 ) -> DeadlineConnection:
     """Open a connection with our bounds, in autocommit.
 
@@ -118,11 +124,11 @@ def connect(
         psycopg.Error: the string is no connection string, or nobody answered to it.
         DeadlineExceededError: it took longer than `connect_seconds`.
     """
-    give_up = give_up or GiveUp()
+    patience = patience or Patience()
     attempt = _Attempt(connection_string(dsn, settings))
-    connection = attempt.wait(time.monotonic() + settings.connect_seconds, give_up)
+    connection = attempt.wait(time.monotonic() + settings.connect_seconds, patience)
     connection.deadline = time.monotonic() + settings.call_seconds
-    connection.give_up = give_up
+    connection.patience = patience
     connection.prepare_threshold = (
         None  # behind a pooler the next statement may meet another session
     )
@@ -148,10 +154,11 @@ class _Attempt:
         self._error: Exception | None = None
         threading.Thread(target=self._run, name="artifactapi-connect", daemon=True).start()
 
-    def wait(self, deadline: float, give_up: GiveUp) -> DeadlineConnection:
+    def wait(self, deadline: float, patience: Patience) -> DeadlineConnection:
         while not self._done.wait(_TICK_SECONDS):
-            if time.monotonic() > min(deadline, give_up.at):
+            if time.monotonic() > min(deadline, patience.give_up_at):
                 break
+            patience.meanwhile()
         with self._lock:
             self._abandoned = True
         if self._error is not None:

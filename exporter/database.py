@@ -17,7 +17,7 @@ import psycopg
 from psycopg import sql
 
 from .artifacts import is_fetch, record_artifacts
-from .connection import DeadlineConnection, DeadlineExceededError, GiveUp, connect, describe
+from .connection import DeadlineConnection, DeadlineExceededError, Patience, connect, describe
 from .embedded import EmbeddedServer
 from .entry import AccessLogEntry
 from .gaps import Gap
@@ -155,15 +155,15 @@ def _copy(connection: psycopg.Connection[Any], payload: bytes, rows: int) -> Non
 class Database:
     """Owns at most one connection, opened when first needed. One thread uses it.
 
-    Only `give_up.at` may be set from another thread: the moment at which any call still running ends.
+    Only `patience.give_up_at` may be set from another thread.
     """
 
-    def __init__(self, settings: DatabaseSettings) -> None:
+    def __init__(self, settings: DatabaseSettings, patience: Patience | None = None) -> None:
         self._settings = settings
+        self.patience = patience or Patience()
         self._connection: DeadlineConnection | None = None
         self._embedded: EmbeddedServer | None = None
         self._days: set[str] = set()
-        self.give_up = GiveUp()
 
     def use(self, settings: DatabaseSettings) -> None:
         """Go on with other settings; a connection to another place is closed."""
@@ -231,7 +231,7 @@ class Database:
 
     def close(self) -> None:
         """Close the connection and let go of the embedded server. Idempotent."""
-        self._disconnect()
+        self.disconnect()
         if self._embedded is not None:
             self._embedded.release()
             self._embedded = None
@@ -253,17 +253,18 @@ class Database:
         try:
             if not dsn:
                 self._embedded = self._embedded or EmbeddedServer()
-                dsn = self._embedded.start(self.give_up.at)
-            self._connection = connect(dsn, self._settings, self.give_up)
+                dsn = self._embedded.start(self.patience.give_up_at)
+            self._connection = connect(dsn, self._settings, self.patience)
             ensure_schema(self._connection)
         except SchemaError as e:
-            self._disconnect()
+            self.disconnect()
             raise DatabaseAway(str(e), configuration=True) from None
         except OSError as e:
             raise DatabaseAway(f"The embedded server did not start: {e}") from None
         return self._connection
 
-    def _disconnect(self) -> None:
+    def disconnect(self) -> None:
+        """Close the connection; the next call opens another. Idempotent."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(psycopg.Error):  # closing what is broken may say so once more
@@ -282,12 +283,12 @@ class Database:
     def _mend(self, fault: Fault) -> None:
         """What the server says is missing is no longer believed to be there."""
         if fault is Fault.SCHEMA:
-            self._disconnect()
+            self.disconnect()
         self._days.clear()
 
     def _away(self, error: Exception, fault: Fault) -> DatabaseAway:
         if fault is not Fault.BUSY:
-            self._disconnect()
+            self.disconnect()
         return DatabaseAway(describe(error), configuration=fault is Fault.CONFIGURATION)
 
 

@@ -210,7 +210,7 @@ CREATE VIEW access_log_cache AS
          coalesce(sum(response_bytes) FILTER (WHERE cache_status IN ('HIT', 'STALE', 'UPDATING', 'REVALIDATED')), 0) AS hit_bytes
   FROM access_log WHERE cache_status IS NOT NULL
   GROUP BY 1, 2, 3;
-COMMENT ON VIEW access_log_cache IS 'Cache hits by day, remote and the evidence that says so: a CDN''s HIT is not one''s own';
+COMMENT ON VIEW access_log_cache IS 'Answers from a cache (HIT, STALE, UPDATING, and REVALIDATED, where only the origin was asked whether it still holds) by day, remote and evidence: a CDN''s HIT is not one''s own';
 
 CREATE VIEW access_log_remotes AS
   SELECT date_trunc('hour', started_at) AS hour, coalesce(remote, host) AS remote, count(*) AS requests,

@@ -115,6 +115,14 @@ class SpoolFile:
         with suppress(sqlite3.Error):  # then the next run finds it, and Postgres has it already
             self._sqlite.execute("DELETE FROM batch WHERE id = ?", (batch.batch_id,))
 
+    def is_done(self) -> bool:
+        """Whether all batches are in Postgres."""
+        sql = "SELECT NOT EXISTS (SELECT 1 FROM batch WHERE id > ?)"
+        try:
+            return bool(self._sqlite.execute(sql, (self._done,)).fetchone()[0])
+        except sqlite3.DatabaseError:
+            return False  # `oldest` will say what is wrong with it
+
     def gaps(self) -> list[Gap]:
         """The gaps kept here. Raises DamagedError if they can't be read."""
         sql = "SELECT gap_id, node, from_at, to_at, reason, entries FROM gap"
@@ -233,13 +241,20 @@ class Spool:
             except (*_FORGIVABLE, DamagedError) as e:
                 logger.warning("The spool in %s can't be written: %s.", self._folder, e)
 
-    def settle(self) -> None:
-        """All is in Postgres: let go of what is empty."""
+    def settle(self) -> bool:
+        """The gaps are in Postgres: let go of the files that hold no batch. True if none does."""
+        left = []
         for file in self._files():
-            with suppress(*_FORGIVABLE):
-                file.replace_gaps(())
-            file.close()
-        self._own, self._inherited = None, []
+            if file.is_done():
+                with suppress(*_FORGIVABLE):
+                    file.replace_gaps(())
+                file.close()
+            else:
+                left.append(file)
+        self._inherited = [file for file in left if file is not self._own]
+        if self._own not in left:
+            self._own = None
+        return not left
 
     def close(self) -> None:
         """Let go of all files; the next run finds what is in them."""

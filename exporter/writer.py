@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from .connection import Patience
 from .database import Database, DatabaseAway
 from .entry import EntryBuilder, timestamp
 from .gaps import Gaps
@@ -36,6 +37,7 @@ _SUMMARY_SECONDS = 60.0  # how often an outage is mentioned again
 _CONFIGURATION_RETRY_SECONDS = 15.0  # what only the user can mend is not asked for more often
 _PAUSE_AT_STOP_SECONDS = 0.1  # the last attempts come closer together
 _SPOOL_SHARE = 0.25  # of the time to stop: for bringing to disk what Postgres did not take
+_MEANWHILE_SECONDS = 0.5  # what comes while Postgres is slow is left in memory for so long
 _REPLAY_BATCHES = 100  # brought home between two batches of today
 _JOIN_SECONDS = 1.0  # what the thread gets to notice that its time is up
 
@@ -64,9 +66,11 @@ class Writer:
         self._settings = settings
         self._in_force = settings  # what the thread works by; it looks for others between attempts
         self._builder = EntryBuilder(settings)
-        self._database = Database(settings.database)
+        self._database = Database(settings.database, Patience(self._spool_meanwhile))
         self._gaps = Gaps()
         self._in_hand: list[AccessLogEntry] = []  # taken from the buffer, not yet anywhere else
+        self._next_in_hand: list[AccessLogEntry] = []  # taken too, while that was being written
+        self._taken_at = 0.0
         self._unplaced_drops = 0
         self._spool_lost = 0
         self._replaying = False  # more waits in the spool than was brought home
@@ -99,8 +103,9 @@ class Writer:
         not take is counted as dropped.
         """
         deadline = time.monotonic() + drain_seconds
-        give_up = self._database.give_up
-        give_up.at = min(give_up.at, deadline - drain_seconds * _SPOOL_SHARE)
+        patience = self._database.patience
+        share = drain_seconds * _SPOOL_SHARE
+        patience.give_up_at = min(patience.give_up_at, deadline - share)
         self._stopping = True
         self._interrupt.set()
         self._buffer.wake()
@@ -120,6 +125,7 @@ class Writer:
                 break
             except BaseException as e:  # noqa: BLE001 - whatever it was, the log must go on
                 self._count_failure(e)
+                self._database.disconnect()  # whatever was under way on it
                 self._pause(next(pause))
         self._database.close()
         self.spool.close()
@@ -135,7 +141,7 @@ class Writer:
                 self._deliver()
             if self._in_hand or self._outage:
                 self._put_aside()
-            if last and not self._in_hand:
+            if last and not self._in_hand and not self._next_in_hand:
                 return
 
     def _open(self) -> None:
@@ -158,19 +164,42 @@ class Writer:
         if self._in_hand:
             return
         batch = self._in_force.batch
-        if not self._stopping and not self._replaying:
+        if not self._stopping and not self._replaying and not self._next_in_hand:
             until_retry = self._retry_at - time.monotonic() if self._outage else batch.max_seconds
             self._buffer.wait(min(batch.max_seconds, until_retry))
-        for exchange in self._buffer.take(batch.max_entries):
-            self._build(exchange)
+        self._in_hand, self._next_in_hand = self._next_in_hand, []
+        self._in_hand += self._build_next()
+        self._taken_at = time.monotonic()
 
-    def _build(self, exchange: Exchange) -> None:
+    def _build_next(self) -> list[AccessLogEntry]:
+        built = map(self._build, self._buffer.take(self._in_force.batch.max_entries))
+        return [entry for entry in built if entry is not None]
+
+    def _build(self, exchange: Exchange) -> AccessLogEntry | None:
         try:
-            self._in_hand.append(self._builder.build(exchange))
+            return self._builder.build(exchange)
         except Exception as e:  # noqa: BLE001 - one bad exchange costs itself alone
             self._count_failure(e)
             self.progress.rejected += 1
             self._gaps.add(self._in_force.node_name, "unreadable", timestamp(time.time()))
+            return None
+
+    def _spool_meanwhile(self) -> None:
+        """Called while Postgres is waited for: what comes in the meantime must not wait in memory.
+
+        So a proxy that is killed loses no more than it would if Postgres answered at once.
+        """
+        waited = time.monotonic() - self._taken_at
+        if waited < _MEANWHILE_SECONDS:
+            return
+        batch = self._in_force.batch
+        enough = 1 if waited >= batch.max_seconds else batch.max_entries
+        while len(self._buffer) >= enough and not self._next_in_hand:
+            entries = self._build_next()
+            if entries and not self.spool.append(entries):
+                self._next_in_hand = entries
+        if enough == 1:
+            self._taken_at = time.monotonic()
 
     def _collect_drops(self) -> None:
         """What the proxy's thread had to drop becomes gaps."""
@@ -191,7 +220,7 @@ class Writer:
         """Whether to ask Postgres now; at a stop once more, whatever pause there was."""
         now = time.monotonic()
         if self._stopping:
-            return not self._gave_up and now < self._database.give_up.at
+            return not self._gave_up and now < self._database.patience.give_up_at
         return now >= self._retry_at
 
     def _deliver(self) -> None:
@@ -211,22 +240,20 @@ class Writer:
         else:
             self._outage.end(self.progress.written + self.progress.recovered)
             self._pauses, self._retry_at = pauses(self._in_force.database), 0.0
-            if not self._replaying and not self._stopping:
-                self.spool.settle()
+            if not self._stopping:
+                self._replaying = not self.spool.settle()
 
     def _replay(self) -> None:
         """Bring a stretch of the spool home; what is on disk can wait when there is little time."""
-        self._replaying = False
         if self._stopping:
             return
         for _ in range(_REPLAY_BATCHES):
             batch = self.spool.oldest()
             if batch is None:
-                return
+                break
             rejected = self._database.write(batch.entries)
             own = self.spool.remove(batch)
             self._count_written(batch.entries, rejected, own=own)
-        self._replaying = True
 
     def _put_aside(self) -> None:
         """Keep on disk what Postgres does not take; without room there it stays in memory, to the end."""
@@ -239,7 +266,7 @@ class Writer:
             self._in_hand = []
         elif not self._stopping:
             self._pause(self._retry_at - time.monotonic())
-        elif time.monotonic() < self._database.give_up.at:
+        elif time.monotonic() < self._database.patience.give_up_at:
             self._gave_up = False
             self._pause(_PAUSE_AT_STOP_SECONDS)
         else:

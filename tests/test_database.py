@@ -167,12 +167,12 @@ def test_a_locked_table_ends_the_call_at_its_deadline(dsn: str, query: Query) ->
     database.write([make_entry(1)])
     with psycopg.connect(dsn) as other:
         other.execute("LOCK TABLE access_log")
-        database.give_up.at = time.monotonic() + 0.5
+        database.patience.give_up_at = time.monotonic() + 0.5
         started = time.monotonic()
         with pytest.raises(DatabaseAway, match="did not answer in time"):
             database.write([make_entry(2)])
         assert time.monotonic() - started < 5
-    database.give_up.at = float("inf")
+    database.patience.give_up_at = float("inf")
     assert database.write([make_entry(2)]) == []
     database.close()
     assert query("SELECT count(*) FROM access_log") == [(2,)]
