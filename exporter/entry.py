@@ -91,7 +91,7 @@ class EntryBuilder:
     def __init__(self, settings: Settings) -> None:
         """Raises SettingsError if the user's table of remotes is wrong."""
         self._remotes = load_remotes(settings)
-        self._redirects = Redirects()
+        self._redirects = Redirects(lambda host, target: self._split(host, target)[0])
         self._node = clean(settings.node_name, MAX_TEXT)
         policy = settings.redact.query
         self._path_patterns = PathPatterns(settings.redact.paths)
@@ -100,10 +100,8 @@ class EntryBuilder:
     def build(self, exchange: Exchange) -> AccessLogEntry:
         """One exchange as a row. Takes any values an exchange can hold; never raises for them."""
         x = exchange
-        path, query = self._split_target(x.target)
         host = clean(x.host, MAX_TEXT).lower() or None
-        if self._path_patterns and path is not None:
-            path = self._path_patterns.redact(host or "", path)
+        path, query = self._split(host or "", x.target)
         cache = _cache_status(x)
         identity = self._identify(x, host, path)
         return AccessLogEntry(
@@ -146,19 +144,26 @@ class EntryBuilder:
             sha256=_sha256(x) if identity.artifact_kind == "artifact" else None,
         )
 
+    def _split(self, host: str, target: bytes) -> tuple[str | None, str | None]:
+        """Path and query as a row has them."""
+        path, query = self._split_target(target)
+        if self._path_patterns and path is not None:
+            path = self._path_patterns.redact(host, path)
+        return path, query
+
     def _identify(self, x: Exchange, host: str | None, path: str | None) -> Identity:
         """By host and redacted path; else by the redirect that led here."""
         if host is None or path is None:
             return UNKNOWN
         digest = _field(x, b"docker-content-digest") if "/manifests/" in path else None
         identity = self._remotes.identify(host, path, digest=_text(digest, MAX_TEXT))
-        if identity.purl is None:
+        if identity.purl is None and not _is_page(x):
             identity = self._redirects.find(host, path) or identity
         if x.status_code in REDIRECTS and identity.artifact_kind is not None:
             location = _field(x, b"location")
             if location:
                 url = f"{x.scheme.decode('ascii', 'replace')}://{host}{path}"
-                self._redirects.remember(url, location.decode("utf-8", "replace"), identity)
+                self._redirects.remember(url, location, identity)
         return identity
 
 
@@ -259,6 +264,11 @@ def _text(value: bytes | None, limit: int) -> str | None:
     if not value:
         return None
     return clean(value.decode("utf-8", "surrogateescape"), limit)
+
+
+def _is_page(x: Exchange) -> bool:
+    """A redirect to a login page leads to no artifact."""
+    return (_field(x, b"content-type") or b"").lower().startswith(b"text/html")
 
 
 def _sha256(x: Exchange) -> str | None:

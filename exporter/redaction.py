@@ -22,13 +22,15 @@ _MAX_NAME = 128
 
 # Tokens that tell themselves by their shape, wherever they stand: JSON web tokens, and the
 # prefixes that the issuers of access tokens chose so that scanners can find them.
+# Only at the beginning of a word, and long: "ask-sdk" and "npm_package" are no tokens.
 _TOKEN = re.compile(
+    r"(?<![A-Za-z0-9])(?:"
     r"eyJ[\w-]{8,}(?:(?:\.|%2[eE])[\w-]*)*"
-    r"|(?:gh[pousr]_|github_pat_|glpat-|gldt-|npm_|pypi-|hf_|dckr_pat_|dop_v1_|shpat_|sk_live_|rk_live_"
-    r"|xox[abeoprs]-|sk-|ya29\.|AIza)[\w-]{16,}"
-    r"|(?:AKIA|ASIA)[0-9A-Z]{16}"
+    r"|(?:gh[pousr]_|github_pat_|hf_|npm_|dop_v1_|dckr_pat_|shpat_|[sr]k_live_)[A-Za-z0-9_]{16,}"
+    r"|(?:glpat|gldt|xox[abeoprs])-[\w-]{16,}|pypi-AgE[\w-]{16,}|ya29\.[\w-]{16,}|AIza[\w-]{16,}"
+    r"|sk-(?:[a-z]+-)?[A-Za-z0-9_]{20,}"
+    r"|(?:AKIA|ASIA)[0-9A-Z]{16})"
 )
-# Only the name of a registry's index may follow "pypi-" or "npm_": the 16 characters above see to that.
 _USERINFO = re.compile(r"(?<=//)[^/?#@\s]*(?:@|%40)")
 _ERROR_QUERY = re.compile(r"\?[^\s'\")>\]]+")
 # mitmproxy and h11 quote raw bytes of a peer in some messages: any header may be among them.

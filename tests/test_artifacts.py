@@ -114,7 +114,7 @@ def test_a_redirect_hands_its_identity_to_the_request_it_leads_to() -> None:
     first = builder.build(release)
     second = builder.build(
         make_exchange(
-            2, host="assets.storage.example", target=b"/1234/abcd?sig=s3cret", status_code=200
+            2, host="assets.storage.example", target=b"/1234/abcd?sig=s3cret", response_fields=()
         )
     )
     other = builder.build(make_exchange(3, host="assets.storage.example", target=b"/1234/other"))
@@ -253,3 +253,50 @@ def test_the_digest_of_an_artifact_is_written_and_of_nothing_else(
         (None,),
         (None,),
     ]
+
+
+@pytest.mark.parametrize(
+    ("location", "host", "target"),
+    [
+        ("https://cdn.example/a/b?sig=x", "cdn.example", b"/a/b?sig=x"),
+        ("//cdn.example", "cdn.example", b"/"),
+        ("../../blob/1", "github.example", b"/cli/cli/releases/blob/1"),
+        ("https://CDN.example./a", "cdn.example", b"/a"),
+        ("https://cdn.example/a b/\u00e9", "cdn.example", b"/a%20b/%C3%A9"),
+        ("https://cdn.example/a%2fb|c", "cdn.example", b"/a%2fb|c"),
+        (
+            "https://cdn.example/ghp_0123456789abcdefABCD/x",
+            "cdn.example",
+            b"/ghp_0123456789abcdefABCD/x",
+        ),
+        ("https://cdn.example/" + "a" * 5000, "cdn.example", b"/" + b"a" * 5000),
+    ],
+)
+def test_a_redirect_is_followed_however_it_is_written(
+    location: str, host: str, target: bytes
+) -> None:
+    builder = EntryBuilder(Settings(node="test"))
+    release = b"/cli/cli/releases/download/v2.35.0/gh_2.35.0.tar.gz"
+    fields = ((b"location", location.encode()),)
+    builder.build(
+        make_exchange(
+            host="github.example", target=release, status_code=302, response_fields=fields
+        )
+    )
+    octets = ((b"content-type", b"application/octet-stream"),)
+    followed = make_exchange(host=host, target=target, response_fields=octets)
+    assert builder.build(followed).purl == "pkg:github/cli/cli@v2.35.0"
+    page = followed._replace(response_fields=((b"content-type", b"Text/HTML; charset=utf-8"),))
+    assert builder.build(page).purl is None
+
+
+def test_a_location_that_is_no_url_is_left_alone() -> None:
+    builder = EntryBuilder(Settings(node="test"))
+    for location in (b"http://[", b"\xff\xfe", b"", b"http://h\x00/"):
+        exchange = make_exchange(
+            host="github.example",
+            target=b"/cli/cli/releases/download/v2.35.0/gh_2.35.0.tar.gz",
+            status_code=302,
+            response_fields=((b"location", location),),
+        )
+        assert builder.build(exchange).purl == "pkg:github/cli/cli@v2.35.0"

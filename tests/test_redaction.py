@@ -53,6 +53,10 @@ def test_a_query_of_very_many_parameters_is_cut() -> None:
         ("/AKIAIOSFODNN7EXAMPLE/x", "/REDACTED/x"),
         ("/@scope/pkg/-/pkg-1.0.0.tgz", "/@scope/pkg/-/pkg-1.0.0.tgz"),
         ("/simple/pypi-simple/", "/simple/pypi-simple/"),
+        ("/simple/ask-sdk-model-runtime/", "/simple/ask-sdk-model-runtime/"),
+        ("/adsk-platform-httpclient", "/adsk-platform-httpclient"),
+        ("/sk-proj-0123456789abcdefABCDEF", "/REDACTED"),
+        ("/x?pypi-AgEIcHlwaS5vcmcCJDAx", "/x?REDACTED"),
         ("/packages/eyJ/eyJson-1.0.tar.gz", "/packages/eyJ/eyJson-1.0.tar.gz"),
     ],
 )
