@@ -25,10 +25,11 @@ from exporter.connection import (
 from exporter.embedded import EmbeddedServer, programs
 from exporter.identify_command import identify_urls
 from exporter.schema import SchemaError, ensure_schema, grants, schema_name
-from exporter.tail import all_gaps, follow, gap_lines, header, line, newest
+from exporter.tail import Follower, all_gaps, gap_lines, header, line, newest
 
 SCRIPT = Path(__file__).resolve().with_name("artifactapi.py")
 _TOOLS = ("mitmdump", "mitmproxy", "mitmweb")
+_MIGRATION_SECONDS = 3600.0  # rewriting a large table takes its time
 _TROUBLE = (psycopg.Error, DeadlineExceededError, SchemaError, OSError)
 
 
@@ -122,6 +123,7 @@ def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
             reachable(settings.database) as target,
             connect(target, settings.database) as connection,
         ):
+            connection.call_seconds = _MIGRATION_SECONDS
             ensure_schema(connection)
             schema = schema_name(connection)
     except _TROUBLE as e:
@@ -153,12 +155,13 @@ def tail(settings: Settings, lines: int, *, following: bool) -> None:
             connect(target, settings.database) as connection,
         ):
             ensure_schema(connection)
+            follower = Follower(connection) if following else None
             rows = newest(connection, lines)
             console.print(header())
             for row in rows:
                 console.print(line(row))
-            if following:
-                for row in follow(connection, rows):
+            if follower is not None:
+                for row in follower.rows(rows):
                     console.print(line(row))
     except KeyboardInterrupt:
         pass

@@ -53,13 +53,14 @@ class Patience:
 class DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
     """A connection whose every wait ends at `deadline` (monotonic seconds), whatever the peer does.
 
-    Or earlier, when its `patience` says so.
+    Where none is set a wait takes at most `call_seconds`; and all end when `patience` says so.
 
     No parameter of libpq or the server ends a COPY to a peer that acknowledges and never answers;
     looking at the clock while psycopg waits does.
     """
 
-    deadline: float = float("inf")
+    deadline: float | None = None
+    call_seconds: float = float("inf")
     patience = Patience()
 
     def wait(self, gen: PQGen[RV], *args: Any, **options: Any) -> RV:
@@ -67,10 +68,11 @@ class DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
         return super().wait(self._guard(gen), *args, **options)
 
     def _guard(self, gen: PQGen[RV]) -> PQGen[RV]:
+        deadline = self.deadline or time.monotonic() + self.call_seconds
         try:
             waiting_for = next(gen)
             while True:
-                if time.monotonic() > min(self.deadline, self.patience.give_up_at):
+                if time.monotonic() > min(deadline, self.patience.give_up_at):
                     raise DeadlineExceededError
                 self.patience.meanwhile()
                 waiting_for = gen.send((yield waiting_for))
@@ -118,8 +120,6 @@ def connect(
 ) -> DeadlineConnection:
     """Open a connection with our bounds, in autocommit.
 
-    Its deadline is set `call_seconds` ahead.
-
     Raises:
         psycopg.Error: the string is no connection string, or nobody answered to it.
         DeadlineExceededError: it took longer than `connect_seconds`.
@@ -127,7 +127,7 @@ def connect(
     patience = patience or Patience()
     attempt = _Attempt(connection_string(dsn, settings))
     connection = attempt.wait(time.monotonic() + settings.connect_seconds, patience)
-    connection.deadline = time.monotonic() + settings.call_seconds
+    connection.call_seconds = settings.call_seconds
     connection.patience = patience
     connection.prepare_threshold = (
         None  # behind a pooler the next statement may meet another session

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import threading
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
 
     from psycopg import Connection
 
 POLL_SECONDS = 0.5
 # A row bears the time its transaction began; another writer's may become visible later than ours.
-OVERLAP_SECONDS = 20
+_OVERLAP = timedelta(seconds=20)
 
 _NEWEST = """
     SELECT * FROM (
@@ -27,7 +27,7 @@ _NEWEST = """
 _SINCE = """
     SELECT started_at, flow_id, logged_at, client_ip, proxy_user, method, scheme, host, port, path,
            status_code, error_type, response_bytes, duration_ms, purl
-    FROM access_log WHERE logged_at >= %s - make_interval(secs => %s) ORDER BY logged_at, started_at
+    FROM access_log WHERE logged_at >= %s ORDER BY logged_at, started_at
 """
 
 _GAPS = "SELECT node, from_at, to_at, reason, entries FROM access_log_gap ORDER BY from_at, to_at"
@@ -56,32 +56,46 @@ class Row(NamedTuple):
     duration_ms: float | None
     purl: str | None
 
+    @property
+    def key(self) -> tuple[datetime, Any]:
+        """What tells rows apart."""
+        return self.started_at, self.flow_id
+
 
 def newest(connection: Connection[Any], count: int) -> list[Row]:
     """The rows that reached Postgres last, oldest of them first."""
     return [Row(*row) for row in connection.execute(_NEWEST, (count,))]
 
 
-def follow(connection: Connection[Any], shown: list[Row]) -> Iterator[Row]:
-    """Rows as they arrive after those already `shown`, for ever; each once, also of several writers.
+class Follower:
+    """Knows which rows are there when it is made, and finds those that come after, each once."""
 
-    Blocks up to half a second between looks. Raises psycopg.Error when the server goes away.
-    """
-    seen = {(row.started_at, row.flow_id): row.logged_at for row in shown}
-    row = connection.execute("SELECT clock_timestamp()").fetchone()
-    last: datetime = shown[-1].logged_at if shown else row[0]  # type: ignore[index]
-    pause = threading.Event()
-    while True:
-        for found in connection.execute(_SINCE, (last, OVERLAP_SECONDS)).fetchall():
-            arrived = Row(*found)
-            key = (arrived.started_at, arrived.flow_id)
-            if key not in seen and (shown or arrived.logged_at >= last):
-                yield arrived
-            seen[key] = arrived.logged_at
-        if seen:
-            last = max(seen.values())
-        seen = {k: at for k, at in seen.items() if (last - at).total_seconds() <= OVERLAP_SECONDS}
-        pause.wait(POLL_SECONDS)
+    def __init__(self, connection: Connection[Any]) -> None:
+        """Raises psycopg.Error when the server does not answer, as its methods do."""
+        self._connection = connection
+        row = connection.execute("SELECT clock_timestamp()").fetchone()
+        self._last: datetime = row[0] if row else datetime.now(UTC)
+        self._seen = {row.key: row.logged_at for row in self._look()}
+
+    def rows(self, shown: list[Row]) -> Iterator[Row]:
+        """Rows as they arrive, for ever, but those already `shown`; also of several writers.
+
+        Blocks up to half a second between looks.
+        """
+        self._seen |= {row.key: row.logged_at for row in shown}
+        pause = threading.Event()
+        while True:
+            for row in self._look():
+                if row.key not in self._seen:
+                    self._seen[row.key] = row.logged_at
+                    self._last = max(self._last, row.logged_at)
+                    yield row
+            oldest = self._last - 2 * _OVERLAP
+            self._seen = {key: at for key, at in self._seen.items() if at > oldest}
+            pause.wait(POLL_SECONDS)
+
+    def _look(self) -> list[Row]:
+        return [Row(*row) for row in self._connection.execute(_SINCE, (self._last - _OVERLAP,))]
 
 
 def all_gaps(connection: Connection[Any]) -> list[tuple[Any, ...]]:

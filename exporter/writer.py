@@ -6,6 +6,7 @@ Decides when to write and when to try again. What an error means is the database
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import random
 import threading
@@ -70,7 +71,7 @@ class Writer:
         self._gaps = Gaps()
         self._in_hand: list[AccessLogEntry] = []  # taken from the buffer, not yet anywhere else
         self._next_in_hand: list[AccessLogEntry] = []  # taken too, while that was being written
-        self._taken_at = 0.0
+        self._asked_at = 0.0  # when Postgres was last asked for something
         self._unplaced_drops = 0
         self._spool_lost = 0
         self._replaying = False  # more waits in the spool than was brought home
@@ -146,6 +147,7 @@ class Writer:
 
     def _open(self) -> None:
         """Look for Postgres before there is anything to write, so that trouble shows at the start."""
+        self._asked_at = time.monotonic()
         self._gaps.adopt(self.spool.inherited_gaps())
         try:
             self._database.open()
@@ -169,7 +171,6 @@ class Writer:
             self._buffer.wait(min(batch.max_seconds, until_retry))
         self._in_hand, self._next_in_hand = self._next_in_hand, []
         self._in_hand += self._build_next()
-        self._taken_at = time.monotonic()
 
     def _build_next(self) -> list[AccessLogEntry]:
         built = map(self._build, self._buffer.take(self._in_force.batch.max_entries))
@@ -189,7 +190,7 @@ class Writer:
 
         So a proxy that is killed loses no more than it would if Postgres answered at once.
         """
-        waited = time.monotonic() - self._taken_at
+        waited = time.monotonic() - self._asked_at
         if waited < _MEANWHILE_SECONDS:
             return
         batch = self._in_force.batch
@@ -199,7 +200,7 @@ class Writer:
             if entries and not self.spool.append(entries):
                 self._next_in_hand = entries
         if enough == 1:
-            self._taken_at = time.monotonic()
+            self._asked_at = time.monotonic()
 
     def _collect_drops(self) -> None:
         """What the proxy's thread had to drop becomes gaps."""
@@ -225,32 +226,44 @@ class Writer:
 
     def _deliver(self) -> None:
         """Write what the spool holds, what is in hand, and the gaps; or note that Postgres is away."""
+        self._asked_at = time.monotonic()
         try:
-            self._replay()
-            if self._in_hand:
-                rejected = self._database.write(self._in_hand)
-                entries, self._in_hand = self._in_hand, []
-                self._count_written(entries, rejected)
-            if self._gaps:
-                gaps = self._gaps.offer()
-                self._database.write_gaps(gaps)
-                self._gaps.settle(gaps)
+            if self._outage:
+                self._database.open()  # only who answers is back
+            if self._stopping:  # what is on disk is safe there
+                self._write_in_hand()
+                self._write_gaps()
+                self._replay(batches=None)
+            else:
+                self._replay(batches=_REPLAY_BATCHES)
+                self._write_in_hand()
+                self._write_gaps()
         except DatabaseAway as away:
             self._count_away(away)
         else:
             self._outage.end(self.progress.written + self.progress.recovered)
             self._pauses, self._retry_at = pauses(self._in_force.database), 0.0
-            if not self._stopping:
-                self._replaying = not self.spool.settle()
+            self._replaying = not self.spool.settle()
 
-    def _replay(self) -> None:
-        """Bring a stretch of the spool home; what is on disk can wait when there is little time."""
-        if self._stopping:
-            return
-        for _ in range(_REPLAY_BATCHES):
+    def _write_in_hand(self) -> None:
+        if self._in_hand:
+            rejected = self._database.write(self._in_hand)
+            entries, self._in_hand = self._in_hand, []
+            self._count_written(entries, rejected)
+
+    def _write_gaps(self) -> None:
+        if self._gaps:
+            gaps = self._gaps.offer()
+            self._database.write_gaps(gaps)
+            self._gaps.settle(gaps)
+
+    def _replay(self, batches: int | None) -> None:
+        """Bring home so many batches of the spool, or all of them while there is time."""
+        for _ in itertools.count() if batches is None else range(batches):
             batch = self.spool.oldest()
-            if batch is None:
+            if batch is None or time.monotonic() >= self._database.patience.give_up_at:
                 break
+            self._asked_at = time.monotonic()
             rejected = self._database.write(batch.entries)
             own = self.spool.remove(batch)
             self._count_written(batch.entries, rejected, own=own)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from exporter.database import insert_access_log_batch
+from exporter import Settings
+from exporter.database import Database, insert_access_log_batch
 from exporter.schema import ensure_schema
 from tests.support.accesslog import SCRIPT, AccessLog
 from tests.support.clients import fetch
@@ -157,6 +158,23 @@ def test_tail_follows(dsn: str, tmp_path: Path) -> None:
         assert process.wait(20) == 0
     assert "Traceback" not in output.read_text()
     assert output.read_text().count("/before") == 1
+
+
+def test_tail_follows_for_longer_than_a_call_may_take_and_shows_no_old_row_as_new(
+    dsn: str, tmp_path: Path
+) -> None:
+    database = Database(Settings().with_dsn(dsn).database)
+    database.write([make_entry(n, path=f"/old-{n}") for n in range(3)])
+    config, output = tmp_path / "short.yaml", tmp_path / "output"
+    config.write_text("database: {call_seconds: 0.5}\n")
+    with started(output, "--dsn", dsn, "--config", str(config), "tail", "-n", "1", "-f"):
+        eventually(lambda: "/old-2" in output.read_text(), 20)
+        for number in range(10, 14):
+            database.write([make_entry(number, path=f"/new-{number}")])
+            eventually(lambda number=number: f"/new-{number}" in output.read_text())  # type: ignore[misc]
+    database.close()
+    shown = [line.split("/")[-1].strip() for line in output.read_text().splitlines()[1:]]
+    assert shown == ["old-2", "new-10", "new-11", "new-12", "new-13"]
 
 
 @pytest.mark.parametrize("command", ["tail", "init", "psql"])

@@ -280,3 +280,17 @@ def test_a_thread_that_is_gone_is_started_again(
     eventually(lambda: exporter.status()["written"] == 200)
     assert query(_COUNT) == [(200,)]
     assert exporter.stop()
+
+
+def test_postgres_is_not_called_back_before_it_has_answered(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    nowhere = DatabaseSettings(dsn="host=127.0.0.1 port=1", retry_max_seconds=0.1)
+    exporter = Exporter(Settings(database=nowhere, shutdown=ShutdownSettings(drain_seconds=0.5)))
+    eventually(lambda: exporter.status()["retries"] > 3)
+    exporter.log_access(make_exchange())
+    exporter.stop()
+    texts = [record.getMessage() for record in caplog.records]
+    assert sum("is away" in text for text in texts) == 1
+    assert not any("is back" in text for text in texts)
