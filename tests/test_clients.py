@@ -191,8 +191,9 @@ def program(name: str, package: str) -> str:
 
 
 def _version(path: str) -> tuple[int, ...]:
-    done = subprocess.run([path, "--version"], check=True, capture_output=True, text=True)
-    found = re.search(r"\d+(?:\.\d+)+", done.stdout)
+    # rustup puts a cargo on the path that may have none behind it.
+    done = subprocess.run([path, "--version"], check=False, capture_output=True, text=True)
+    found = re.search(r"\d+(?:\.\d+)+", done.stdout) if done.returncode == 0 else None
     return tuple(int(number) for number in found[0].split(".")) if found else (0,)
 
 

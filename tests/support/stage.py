@@ -140,7 +140,7 @@ class Stage:
 
     def __enter__(self) -> Self:
         with self._stack:
-            for name in ("addon", "exporter"):  # a copy, whose script may be touched
+            for name in ("addon", "configs", "exporter"):  # a copy, whose script may be touched
                 shutil.copytree(_ROOT / name, self._product / name)
             self.postgres = self._stack.enter_context(Postgres(available()["18"]))
             self.disk = self._stack.enter_context(_small_disk(self.postgres))
@@ -268,9 +268,9 @@ class Stage:
     def reload_script(self) -> None:
         """Let mitmproxy load the script anew, and wait until it has."""
         script = self._product / "addon" / "artifactapi.py"
-        goodbyes = self._goodbyes()
+        starts = self._starts()
         script.touch()
-        eventually(lambda: self._goodbyes() > goodbyes, timeout=20)
+        eventually(lambda: self._starts() > starts, timeout=20)
         since = time.monotonic()
         eventually(lambda: self.proxy.status()["at"] > since, timeout=20)
 
@@ -361,8 +361,8 @@ class Stage:
             ensure_schema(connection)
             connection.execute(grants("public", ROLE, "chaos_reader").encode())
 
-    def _goodbyes(self) -> int:
-        return len(GOODBYE.findall(self.proxy.mitm.output()))
+    def _starts(self) -> int:
+        return self.proxy.mitm.output().count("Access log: rows go to")
 
     def _check_handles(self) -> None:
         """The proxy holds no more than the first did; what is to be closed gets its time."""
