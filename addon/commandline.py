@@ -14,7 +14,7 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from exporter import Settings, SettingsError, load_remotes, load_settings, resolve_dsn
+from exporter import Settings, SettingsError, check_dsn, load_remotes, load_settings, resolve_dsn
 from exporter.connection import (
     DeadlineExceededError,
     connect,
@@ -50,9 +50,11 @@ def main(context: click.Context, dsn: str, config: Path | None) -> None:
     """
     try:
         settings = load_settings(config)
+        settings = settings.with_dsn(resolve_dsn(dsn, settings))
+        check_dsn(settings.database.dsn)
     except SettingsError as e:
         raise click.ClickException(str(e)) from None
-    context.obj = settings.with_dsn(resolve_dsn(dsn, settings))
+    context.obj = settings
 
 
 @main.command()

@@ -48,6 +48,7 @@ class Note:
         "is_tunnel",
         "last_message",
         "old_server",
+        "orphaned",
         "response_came",
         "websocket_received",
         "websocket_sent",
@@ -64,6 +65,7 @@ class Note:
         self.connected_anew = False  # first exchange on its upstream connection
         self.ended = False
         self.cut_by_shutdown = False
+        self.orphaned = False  # its client left, and no hook ended it
         self.websocket_sent = 0
         self.websocket_received = 0
         self.last_message: object = None
@@ -255,6 +257,7 @@ class FlowLog:
         for flow in flows:
             note = self._open.pop(flow, None)
             if note is not None:
+                note.orphaned = flow.error is None
                 self._record(flow, note)
 
     def _record(self, flow: http.HTTPFlow, note: Note) -> None:

@@ -84,10 +84,8 @@ def outcome(flow: http.HTTPFlow, note: Note) -> Outcome:
     """How this flow ended, as far as mitmproxy lets anyone know. Call it once it has."""
     response = flow.response
     head_sent = response is not None and note.head_came and bool(response.stream)
-    if note.cut_by_shutdown:
-        began = head_sent or flow.websocket or note.is_tunnel
-        status = response.status_code if response and began else None
-        return Outcome(status, "shutdown", "The proxy was stopped.")
+    if note.cut_by_shutdown or note.orphaned:
+        return _cut(flow, note, head_sent=head_sent)
     if note.is_connect:
         return _connect_outcome(flow)
     if flow.error is None:
@@ -102,6 +100,15 @@ def outcome(flow: http.HTTPFlow, note: Note) -> Outcome:
     # Nobody waits for a replay; and of an old flow it is not known who was told what.
     told = status if not (note.is_import or flow.is_replay == "request") else None
     return Outcome(told, error_type, message)
+
+
+def _cut(flow: http.HTTPFlow, note: Note, *, head_sent: bool) -> Outcome:
+    """No hook ended it: the proxy stops, or lost it."""
+    began = head_sent or flow.websocket or note.is_tunnel
+    status = flow.response.status_code if flow.response and began else None
+    if note.cut_by_shutdown:
+        return Outcome(status, "shutdown", "The proxy was stopped.")
+    return Outcome(status, "_OTHER", "mitmproxy ended this exchange without a word.")
 
 
 def _answered(flow: http.HTTPFlow, note: Note) -> Outcome:

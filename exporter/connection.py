@@ -188,12 +188,24 @@ class _Attempt:
 def check_dsn(dsn: str) -> None:
     """Raise SettingsError unless this is a connection string; its text may hold a password, so it is not told."""
     try:
-        conninfo_to_dict(dsn)
+        parts = conninfo_to_dict(dsn)
     except psycopg.Error:
+        parts = None
+    if parts is None or _is_split_wrongly(parts):
         raise SettingsError(
             "The connection string of the database (artifactapi_dsn, ARTIFACTAPI_DSN or database.dsn) can't be"
-            " read, expected key=value pairs or a postgresql:// URI."
-        ) from None
+            " read, expected key=value pairs or a postgresql:// URI with the password percent-encoded."
+        )
+
+
+def _is_split_wrongly(parts: dict[str, Any]) -> bool:
+    """An unencoded @ or / in the password of a URI puts its rest into host, port or database."""
+    host, port, dbname = (str(parts.get(name) or "") for name in ("host", "port", "dbname"))
+    return (
+        "@" in host + dbname
+        or ("/" in host and not host.startswith("/"))
+        or (port != "" and not port.replace(",", "").isdecimal())
+    )
 
 
 def has_password(dsn: str) -> bool:
@@ -204,7 +216,8 @@ def has_password(dsn: str) -> bool:
 def without_password(dsn: str) -> str:
     """The same connection string without its password."""
     parts = conninfo_to_dict(dsn)
-    parts.pop("password", None)
+    for secret in ("password", "sslpassword"):
+        parts.pop(secret, None)
     return make_conninfo("", **parts)
 
 

@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import os
 import pwd
+import shlex
 import shutil
 import stat
 import subprocess
@@ -152,7 +153,12 @@ class EmbeddedServer:
         arguments = [verb, "-D", str(self._data), "-w", "-t", str(seconds)]
         if verb == "start":
             socket_folder = self._socket_folder()
-            arguments += ["-l", str(self._data / "server.log"), "-o", f"-k '{socket_folder}'"]
+            arguments += [
+                "-l",
+                str(self._data / "server.log"),
+                "-o",
+                f"-k {shlex.quote(str(socket_folder))}",
+            ]
         else:
             arguments += ["-m", "fast"]
         self._run("pg_ctl", arguments, deadline)

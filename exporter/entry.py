@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .cache_status import CacheStatus, read_cache_status
 from .identity import UNKNOWN, Identity, Remotes, RemotesError
-from .redaction import PathPatterns, redact_error, redact_path, redact_query
+from .redaction import PathPatterns, redact_error, redact_path, redact_query, redact_text
 from .redirects import REDIRECTS, Redirects
 from .settings import SettingsError
 
@@ -111,7 +111,7 @@ class EntryBuilder:
             client_ip=address(x.client),
             client_port=_client_port(x.client),
             proxy_user=clean(x.proxy_user, MAX_TEXT) if x.proxy_user is not None else None,
-            user_agent=_text(x.user_agent, MAX_USER_AGENT),
+            user_agent=_redacted_text(x.user_agent, MAX_USER_AGENT),
             method=_text(x.method, MAX_TEXT),
             scheme=_text(x.scheme, MAX_TEXT),
             host=host,
@@ -274,6 +274,13 @@ def _is_page(x: Exchange) -> bool:
 def _sha256(x: Exchange) -> str | None:
     digest = hashlib.sha256(x.body).digest() if x.body is not None else x.sha256
     return f"\\x{digest.hex()}" if digest is not None else None
+
+
+@lru_cache(_CACHE_ENTRIES)
+def _redacted_text(value: bytes | None, limit: int) -> str | None:
+    if not value:
+        return None
+    return clean(redact_text(value.decode("utf-8", "surrogateescape")), limit)
 
 
 def _field(exchange: Exchange, name: bytes) -> bytes | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import unquote
 
 import re2
 
@@ -31,6 +32,7 @@ _TOKEN = re.compile(
     r"|sk-(?:[a-z]+-)?[A-Za-z0-9_]{20,}"
     r"|(?:AKIA|ASIA)[0-9A-Z]{16})"
 )
+_PATH_PARAMETER = re.compile(r"(;[^/;=?]+=)[^/;?]+")  # RFC 3986 3.3; session ids stand there
 _USERINFO = re.compile(r"(?<=//)[^/?#@\s]*(?:@|%40)")
 _ERROR_QUERY = re.compile(r"\?[^\s'\")>\]]+")
 # mitmproxy and h11 quote raw bytes of a peer in some messages: any header may be among them.
@@ -81,9 +83,23 @@ class PathPatterns:
 
 def redact_path(path: str) -> str:
     """A path with tokens of known shapes and the userinfo of URLs inside it replaced."""
-    if "@" in path or "%40" in path:
-        path = _USERINFO.sub(f"{REDACTED}@", path)
-    return _TOKEN.sub(REDACTED, path)
+    redacted = redact_text(_PATH_PARAMETER.sub(rf"\1{REDACTED}", path))
+    if "%" not in redacted:
+        return redacted
+    # What is hidden by percent-encoding is shown as it was read, or not at all.
+    decoded = unquote(redacted, errors="surrogateescape")
+    outer, mark, query = decoded.partition("?")
+    inner = redact_text(_PATH_PARAMETER.sub(rf"\1{REDACTED}", outer))
+    if mark:
+        inner += f"?{redact_query(query, 'keys')}"
+    return redacted if inner == decoded else inner
+
+
+def redact_text(text: str) -> str:
+    """Any text with tokens of known shapes and the userinfo of URLs inside it replaced."""
+    if "@" in text or "%40" in text:
+        text = _USERINFO.sub(f"{REDACTED}@", text)
+    return _TOKEN.sub(REDACTED, text)
 
 
 def redact_query(query: str, policy: QueryPolicy) -> str | None:

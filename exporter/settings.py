@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -15,6 +16,10 @@ from msgspec import Meta
 
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
+
+
+_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")  # of "redact.paths[0]"
+_MAX_SHOWN = 80
 
 
 class SettingsError(Exception):
@@ -116,14 +121,7 @@ def load_settings(path: Path | None) -> Settings:
     """
     if path is None:
         return Settings()
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise SettingsError(f"{path}: can't be read ({e.strerror}).") from e
-    except UnicodeDecodeError as e:
-        raise SettingsError(f"{path}: is not UTF-8 text.") from e
-    except yaml.YAMLError as e:
-        raise SettingsError(f"{path}: is no YAML: {_yaml_problem(e)}.") from e
+    document = _read_yaml(path)
     try:
         settings = msgspec.convert({} if document is None else document, Settings)
     except msgspec.ValidationError as e:
@@ -141,6 +139,22 @@ def load_settings(path: Path | None) -> Settings:
             f"expected at least retry_min_seconds ({settings.database.retry_min_seconds})."
         )
     return settings
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        if path.exists() and not path.is_file():
+            raise SettingsError(f"{path}: is no file.")
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise SettingsError(f"{path}: can't be read ({e.strerror}).") from e
+    except UnicodeDecodeError as e:
+        raise SettingsError(f"{path}: is not UTF-8 text.") from e
+    except yaml.YAMLError as e:
+        raise SettingsError(f"{path}: is no YAML: {_yaml_problem(e)}.") from e
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, ValueError) as e:
+        # PyYAML's own way to say that a date, a number or the nesting is beyond it.
+        raise SettingsError(f"{path}: is no YAML that can be read ({type(e).__name__}).") from e
 
 
 def resolve_dsn(option: str, settings: Settings) -> str:
@@ -174,13 +188,21 @@ def _sentence(problem: str, document: Any) -> str:
             f"{key + '.' if key else ''}{unknown} is not a setting; remove it or correct its name."
         )
     value = document
-    for part in key.split(".") if key else ():
-        value = value[part]
-    shown = "***" if key.endswith("dsn") else repr(value)
+    for name, index in _STEP.findall(key):
+        value = value[name] if name else value[int(index)]
+    shown = "***" if key.endswith("dsn") else _shown(value)
     wanted = expected.removeprefix("Expected ").replace("`", "").partition(", got ")[0]
     if wanted.startswith("Invalid enum value"):
         wanted = "one of " + ", ".join(_choices(key))
     return f"{key or 'the file'} is {shown}, expected {wanted}."
+
+
+def _shown(value: Any) -> str:
+    """A value as it may be shown: a connection string can stand in the wrong place."""
+    if isinstance(value, (dict, list)):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    text = repr(value)
+    return "***" if "://" in text or "=" in text else text[:_MAX_SHOWN]
 
 
 def _choices(key: str) -> list[str]:

@@ -132,7 +132,7 @@ def line(row: Row) -> Text:
     text.append(f"  {printable(row.proxy_user or str(row.client_ip or '-')):<16.16}", style="cyan")
     text.append(f"  {printable(row.purl or _url(row))}")
     if row.error_type:
-        text.append(f"  {row.error_type}", style="red")
+        text.append(f"  {printable(row.error_type)}", style="red")
     return text
 
 

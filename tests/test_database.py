@@ -12,7 +12,7 @@ import psutil
 import psycopg
 import pytest
 
-from exporter import Settings
+from exporter import Settings, SettingsError, check_dsn
 from exporter.connection import connect, connection_string, describe, public_name, without_password
 from exporter.database import (
     Database,
@@ -285,3 +285,29 @@ def test_insert_access_log_batch_is_all_or_nothing(dsn: str, query: Query) -> No
         assert query("SELECT count(*) FROM access_log") == [(0,)]
         insert_access_log_batch(connection, [make_entry(1), make_entry(2)])
         assert query("SELECT count(*) FROM access_log") == [(2,)]
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "host",
+        "postgresql://boss:pa/s3cret@127.0.0.1:55491/logs",
+        "postgresql://boss:pa@s3cret@127.0.0.1/logs",
+        "postgresql://boss:1/s3cret@h/logs",
+    ],
+)
+def test_a_connection_string_that_would_show_its_password_is_refused(dsn: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        check_dsn(dsn)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_connection_strings_of_all_usual_shapes_are_taken() -> None:
+    for dsn in (
+        "",
+        "service=logs",
+        "host=/run/postgresql dbname=x",
+        "postgresql://u:p%40ss@[::1]:5432,h2:5433/x",
+        "postgresql:///x?host=/run/postgresql",
+    ):
+        check_dsn(dsn)

@@ -37,7 +37,11 @@ def test_the_file_of_defaults_lists_every_setting_at_its_default() -> None:
             "redact.paths has '(', expected an RE2 pattern.",
         ),
         ("buffer: 5", "buffer is 5, expected object."),
-        ("[1, 2]", "the file is [1, 2], expected object."),
+        ("[1, 2]", "the file is a list, expected object."),
+        ("redact: {paths: [5]}", "redact.paths[0] is 5, expected str."),
+        ("database: 'postgresql://u:s3cret@h/x'", "database is ***, expected object."),
+        ("node: 2026-99-99", "is no YAML that can be read (ValueError)."),
+        ("[" * 5000, "is no YAML that can be read (RecursionError)."),
         ("a: [", "is no YAML: expected the node content, but found '<stream end>', line 1."),
         (
             "database: {retry_min_seconds: 9, retry_max_seconds: 3}",
