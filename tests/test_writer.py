@@ -275,6 +275,7 @@ def test_a_thread_that_is_gone_is_started_again(
     monkeypatch.setattr(Writer, "_run", lambda _: None)
     exporter = Exporter(settings(dsn, batch=BatchSettings(max_seconds=0.05)))
     monkeypatch.undo()
+    eventually(lambda: not exporter._writer._thread.is_alive())
     for number in range(200):
         exporter.log_access(make_exchange(number))
     eventually(lambda: exporter.status()["written"] == 200)
