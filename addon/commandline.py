@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import psycopg
@@ -26,6 +28,11 @@ from exporter.embedded import EmbeddedServer, programs
 from exporter.identify_command import identify_urls
 from exporter.schema import SchemaError, ensure_schema, grants, schema_name
 from exporter.tail import Follower, all_gaps, gap_lines, header, line, newest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from exporter.connection import DeadlineConnection
 
 SCRIPT = Path(__file__).resolve().with_name("artifactapi.py")
 _TOOLS = ("mitmdump", "mitmproxy", "mitmweb")
@@ -120,16 +127,8 @@ def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
 
     The first may write rows and neither read nor change them, the second may read.
     """
-    try:
-        with (
-            reachable(settings.database) as target,
-            connect(target, settings.database) as connection,
-        ):
-            connection.call_seconds = _MIGRATION_SECONDS
-            ensure_schema(connection)
-            schema = schema_name(connection)
-    except _TROUBLE as e:
-        raise click.ClickException(describe(e)) from None
+    with _database(settings) as connection:
+        schema = schema_name(connection)
     click.echo(
         f"-- The schema is in place ({schema}.access_log). For roles with no more rights than they need:"
     )
@@ -151,12 +150,8 @@ def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
 def tail(settings: Settings, lines: int, *, following: bool) -> None:
     """Show the newest rows."""
     console = Console(highlight=False, soft_wrap=True)
-    try:
-        with (
-            reachable(settings.database) as target,
-            connect(target, settings.database) as connection,
-        ):
-            ensure_schema(connection)
+    with _database(settings) as connection:
+        try:
             follower = Follower(connection) if following else None
             rows = newest(connection, lines)
             console.print(header())
@@ -165,13 +160,11 @@ def tail(settings: Settings, lines: int, *, following: bool) -> None:
             if follower is not None:
                 for row in follower.rows(rows):
                     console.print(line(row))
-    except KeyboardInterrupt:
-        pass
-    except BrokenPipeError:
-        # Whoever read us has gone; let no flush at exit fail over it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except _TROUBLE as e:
-        raise click.ClickException(describe(e)) from None
+        except KeyboardInterrupt:
+            pass
+        except BrokenPipeError:
+            # Whoever read us has gone; let no flush at exit fail over it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @main.command()
@@ -179,15 +172,8 @@ def tail(settings: Settings, lines: int, *, following: bool) -> None:
 def gaps(settings: Settings) -> None:
     """Show the holes of the log: what was lost, when and why."""
     console = Console(highlight=False, soft_wrap=True)
-    try:
-        with (
-            reachable(settings.database) as target,
-            connect(target, settings.database) as connection,
-        ):
-            ensure_schema(connection)
-            found = all_gaps(connection)
-    except _TROUBLE as e:
-        raise click.ClickException(describe(e)) from None
+    with _database(settings) as connection:
+        found = all_gaps(connection)
     for text in gap_lines(found):
         console.print(text)
 
@@ -209,6 +195,22 @@ def identify(settings: Settings, urls: tuple[str, ...], *, as_json: bool) -> Non
     given = urls or (text for text in lines if text)
     for text in identify_urls(given, remotes, as_json=as_json):
         click.echo(text)
+
+
+@contextlib.contextmanager
+def _database(settings: Settings) -> Iterator[DeadlineConnection]:
+    """A connection to a database that has the schema; what goes wrong becomes one sentence."""
+    try:
+        with (
+            reachable(settings.database) as target,
+            connect(target, settings.database) as connection,
+        ):
+            connection.call_seconds = _MIGRATION_SECONDS
+            ensure_schema(connection)
+            connection.call_seconds = settings.database.call_seconds
+            yield connection
+    except _TROUBLE as e:
+        raise click.ClickException(describe(e)) from None
 
 
 def _with_password(target: str) -> dict[str, str]:
