@@ -338,7 +338,11 @@ WRONG = {
         "it.yaml: batch.max_entries is 0, expected int >= 1.",
     ),
     "bad filter": (None, "filter=~bad(", "artifactapi_filter: Invalid filter expression: '~bad('."),
-    "bad dsn": (None, "dsn=host", "expected key=value pairs or a postgresql:// URI."),
+    "bad dsn": (
+        None,
+        "dsn=host",
+        "expected key=value pairs or a postgresql:// URI with the password percent-encoded.",
+    ),
 }
 
 
