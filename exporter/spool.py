@@ -163,9 +163,7 @@ class SpoolFile:
         found = (self._pragma("application_id"), self._pragma("user_version"))
         if found != (_APPLICATION_ID, _FORMAT):
             raise DamagedError(f"it has the marks {found}, expected {(_APPLICATION_ID, _FORMAT)}")
-        pages = (self._max_bytes + _GAP_RESERVE_BYTES) // sqlite.execute(
-            "PRAGMA page_size"
-        ).fetchone()[0]
+        pages = (self._max_bytes + _GAP_RESERVE_BYTES) // self._pragma("page_size")
         sqlite.execute(f"PRAGMA max_page_count = {pages}")
 
     def _size(self) -> int:

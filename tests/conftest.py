@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -11,14 +10,13 @@ import psutil
 import psycopg
 import pytest
 
+from tests.support.accesslog import own_schema
 from tests.support.postgres import Postgres, available
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-
-_numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -41,22 +39,15 @@ def any_postgres(request: pytest.FixtureRequest) -> Iterator[Postgres]:
 @pytest.fixture
 def dsn(postgres: Postgres) -> Iterator[str]:
     """A connection string to an empty schema of this test alone."""
-    yield from _schema(postgres)
+    with own_schema(postgres) as dsn:
+        yield dsn
 
 
 @pytest.fixture
 def any_dsn(any_postgres: Postgres) -> Iterator[str]:
     """As `dsn`, on each version of PostgreSQL."""
-    yield from _schema(any_postgres)
-
-
-def _schema(server: Postgres) -> Iterator[str]:
-    name = f"test_{next(_numbers)}"
-    with psycopg.connect(server.dsn(), autocommit=True) as connection:
-        connection.execute(f"CREATE SCHEMA {name}".encode())
-    yield f"{server.dsn()} options=-csearch_path={name}"
-    with psycopg.connect(server.dsn(), autocommit=True) as connection:
-        connection.execute(f"DROP SCHEMA {name} CASCADE".encode())
+    with own_schema(any_postgres) as dsn:
+        yield dsn
 
 
 @pytest.fixture
