@@ -31,3 +31,7 @@ package:
 # break everything around a proxy under load, e.g. `just chaos --minutes 10 --seed 7`
 chaos *options:
     python -m tests.chaos {{options}}
+
+# fill the table with made-up traffic of a month, e.g. `just seed-rows 100000`; 0 takes it out again
+seed-rows rows *options:
+    python -m tests.bench.seed_rows {{rows}} {{options}}
