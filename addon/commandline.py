@@ -16,18 +16,14 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from addon.looking import tail
 from exporter import Settings, SettingsError, check_dsn, load_remotes, load_settings, resolve_dsn
-from exporter.connection import (
-    DeadlineExceededError,
-    connect,
-    describe,
-    reachable,
-    without_password,
-)
+from exporter.connection import describe, reachable, without_password
 from exporter.embedded import EmbeddedServer, programs
+from exporter.gap_list import all_gaps, gap_lines
 from exporter.identify_command import identify_urls
-from exporter.schema import SchemaError, ensure_schema, grants, schema_name
-from exporter.tail import Follower, all_gaps, gap_lines, header, line, newest
+from exporter.readonly import TROUBLE, opened
+from exporter.schema import grants, schema_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,8 +32,6 @@ if TYPE_CHECKING:
 
 SCRIPT = Path(__file__).resolve().with_name("artifactapi.py")
 _TOOLS = ("mitmdump", "mitmproxy", "mitmweb")
-_MIGRATION_SECONDS = 3600.0  # rewriting a large table takes its time
-_TROUBLE = (psycopg.Error, DeadlineExceededError, SchemaError, OSError)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -106,7 +100,7 @@ def psql(settings: Settings, arguments: tuple[str, ...]) -> None:
                 check=False,
                 env=_with_password(target),
             )
-    except _TROUBLE as e:
+    except TROUBLE as e:
         raise click.ClickException(describe(e)) from None
     sys.exit(done.returncode)
 
@@ -136,35 +130,7 @@ def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
     click.echo(grants(schema, proxy_role, reader_role), nl=False)
 
 
-@main.command()
-@click.option(
-    "-n",
-    "--lines",
-    type=click.IntRange(0, 100_000),
-    default=20,
-    show_default=True,
-    help="How many rows.",
-)
-@click.option("-f", "--follow", "following", is_flag=True, help="Go on with rows as they arrive.")
-@click.pass_obj
-def tail(settings: Settings, lines: int, *, following: bool) -> None:
-    """Show the newest rows."""
-    console = Console(highlight=False, soft_wrap=True)
-    with _database(settings) as connection:
-        try:
-            follower = Follower(connection) if following else None
-            rows = newest(connection, lines)
-            console.print(header())
-            for row in rows:
-                console.print(line(row))
-            if follower is not None:
-                for row in follower.rows(rows):
-                    console.print(line(row))
-        except KeyboardInterrupt:
-            pass
-        except BrokenPipeError:
-            # Whoever read us has gone; let no flush at exit fail over it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+main.add_command(tail)
 
 
 @main.command()
@@ -201,15 +167,9 @@ def identify(settings: Settings, urls: tuple[str, ...], *, as_json: bool) -> Non
 def _database(settings: Settings) -> Iterator[DeadlineConnection]:
     """A connection to a database that has the schema; what goes wrong becomes one sentence."""
     try:
-        with (
-            reachable(settings.database) as target,
-            connect(target, settings.database) as connection,
-        ):
-            connection.call_seconds = _MIGRATION_SECONDS
-            ensure_schema(connection)
-            connection.call_seconds = settings.database.call_seconds
+        with opened(settings) as connection:
             yield connection
-    except _TROUBLE as e:
+    except TROUBLE as e:
         raise click.ClickException(describe(e)) from None
 
 

@@ -1,47 +1,60 @@
-"""Show the newest rows of access_log as aligned lines, and follow them; reads only."""
+"""Find the newest rows of access_log, and those that arrive, each once; how they look is lines.py's job."""
 
 from __future__ import annotations
 
+import itertools
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
 
-from rich.text import Text
+from psycopg import sql
+
+from .connection import describe
+from .readonly import JSON_ROW, TROUBLE, opened, passes, read_only
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Generator, Iterator
 
-    from psycopg import Connection
+    from .connection import DeadlineConnection
+    from .selection import Selection
+    from .settings import Settings
 
 POLL_SECONDS = 0.5
 # A row bears the time its transaction began; another writer's may become visible later than ours.
 _OVERLAP = timedelta(seconds=20)
+_STATEMENT_SECONDS = 60.0  # a filter that almost nothing matches reads the whole table
+_AWAY_SECONDS = 1.0
+_FETCH_ROWS = 1000
+_CURSOR = "artifactapi_tail"
 
-_NEWEST = """
+_NEWEST = sql.SQL("""
     SELECT * FROM (
-      SELECT started_at, flow_id, logged_at, client_ip, proxy_user, method, scheme, host, port, path,
-             status_code, error_type, response_bytes, duration_ms, purl
-      FROM access_log ORDER BY logged_at DESC LIMIT %s
+      SELECT {columns} FROM access_log WHERE {where} ORDER BY logged_at DESC LIMIT %(limit)s
     ) AS newest ORDER BY logged_at, started_at
-"""
-_SINCE = """
-    SELECT started_at, flow_id, logged_at, client_ip, proxy_user, method, scheme, host, port, path,
-           status_code, error_type, response_bytes, duration_ms, purl
-    FROM access_log WHERE logged_at >= %s ORDER BY logged_at, started_at
-"""
+""")
+# All rows of one transaction bear the same time and become visible at once: where there are as many
+# as were seen there is nothing new, and nothing has to be fetched again.
+_COUNTS = sql.SQL("""
+    SELECT logged_at, count(*) FROM access_log WHERE logged_at >= %(since)s AND {where}
+    GROUP BY logged_at ORDER BY logged_at
+""")
+_KEYS = sql.SQL("""
+    SELECT logged_at, started_at, flow_id FROM access_log WHERE logged_at >= %(since)s AND {where}
+""")
+_ARRIVED = sql.SQL("""
+    SELECT {columns} FROM access_log WHERE logged_at = ANY(%(stamps)s) AND {where}
+    ORDER BY logged_at, started_at
+""")
 
-_GAPS = "SELECT node, from_at, to_at, reason, entries FROM access_log_gap ORDER BY from_at, to_at"
-
-_UNITS = ("B", "kB", "MB", "GB", "TB")
-_KILO = 1000
-_HEADER = f"{'time':<12}  {'status':>6}  {'method':<7}  {'bytes':>8}  {'ms':>8}  {'who':<16}  what"
+type Key = tuple[datetime, UUID]
 
 
 class Row(NamedTuple):
     """What a line is made of; names and meaning as in access_log."""
 
     started_at: datetime
-    flow_id: Any
+    flow_id: UUID
     logged_at: datetime
     client_ip: Any
     proxy_user: str | None
@@ -54,116 +67,137 @@ class Row(NamedTuple):
     error_type: str | None
     response_bytes: int | None
     duration_ms: float | None
+    cache_status: str | None
     purl: str | None
+    json: str  # all columns, one line
 
     @property
-    def key(self) -> tuple[datetime, Any]:
+    def key(self) -> Key:
         """What tells rows apart."""
         return self.started_at, self.flow_id
 
 
-def newest(connection: Connection[Any], count: int) -> list[Row]:
-    """The rows that reached Postgres last, oldest of them first."""
-    return [Row(*row) for row in connection.execute(_NEWEST, (count,))]
+_COLUMNS = sql.SQL(", ").join(
+    [*map(sql.Identifier, Row._fields[:-1]), sql.SQL("{} AS json").format(JSON_ROW)]
+)
+
+
+def newest(connection: DeadlineConnection, selection: Selection, count: int) -> list[Row]:
+    """The rows that reached Postgres last, oldest of them first.
+
+    Raises:
+        psycopg.Error, DeadlineExceededError: the server refused, took too long or went away.
+    """
+    where, values = selection.where()
+    query = _NEWEST.format(columns=_COLUMNS, where=where)
+    with read_only(connection, _STATEMENT_SECONDS):
+        return [Row(*row) for row in connection.execute(query, {**values, "limit": count})]
 
 
 class Follower:
-    """Knows which rows are there when it is made, and finds those that come after, each once."""
+    """Knows which rows are there, and finds those that come after; outlives any connection."""
 
-    def __init__(self, connection: Connection[Any]) -> None:
-        """Raises psycopg.Error when the server does not answer, as its methods do."""
-        self._connection = connection
-        row = connection.execute("SELECT clock_timestamp()").fetchone()
-        self._last: datetime = row[0] if row else datetime.now(UTC)
-        self._seen = {row.key: row.logged_at for row in self._look()}
+    def __init__(self, connection: DeadlineConnection, selection: Selection) -> None:
+        """From now on. Raises psycopg.Error or DeadlineExceededError, as its methods do."""
+        self._where, self._values = selection.where()
+        self._seen: dict[datetime, set[Key]] = {}  # by logged_at, as far back as it may still grow
+        with read_only(connection, _STATEMENT_SECONDS):
+            self._looked_at = _now(connection)
+            for at, *key in self._ask(connection, _KEYS, since=self._looked_at - _OVERLAP):
+                self._seen.setdefault(at, set()).add((key[0], key[1]))
 
-    def rows(self, shown: list[Row]) -> Iterator[Row]:
-        """Rows as they arrive, for ever, but those already `shown`; also of several writers.
+    def remember(self, row: Row) -> bool:
+        """Take the row for told; whether it was not before."""
+        keys = self._seen.setdefault(row.logged_at, set())
+        new = row.key not in keys
+        keys.add(row.key)
+        return new
 
-        Blocks up to half a second between looks.
+    def look(self, connection: DeadlineConnection) -> Generator[Row]:
+        """Rows that came since the last look, each once, also of several writers.
+
+        What a look that failed did not tell the next one does.
         """
-        self._seen |= {row.key: row.logged_at for row in shown}
-        pause = threading.Event()
-        while True:
-            for row in self._look():
-                if row.key not in self._seen:
-                    self._seen[row.key] = row.logged_at
-                    self._last = max(self._last, row.logged_at)
-                    yield row
-            oldest = self._last - 2 * _OVERLAP
-            self._seen = {key: at for key, at in self._seen.items() if at > oldest}
-            pause.wait(POLL_SECONDS)
+        with read_only(connection, _STATEMENT_SECONDS):
+            now = _now(connection)
+            counts = self._ask(connection, _COUNTS, since=self._looked_at - _OVERLAP)
+            grown = [at for at, n in counts if n != len(self._seen.get(at, ()))]
+            if grown:
+                yield from filter(self.remember, self._arrived(connection, grown))
+        self._looked_at = now
+        self._seen = {at: keys for at, keys in self._seen.items() if at > now - 2 * _OVERLAP}
 
-    def _look(self) -> list[Row]:
-        return [Row(*row) for row in self._connection.execute(_SINCE, (self._last - _OVERLAP,))]
+    def _ask(
+        self, connection: DeadlineConnection, query: sql.SQL, **values: Any
+    ) -> list[tuple[Any, ...]]:
+        statement = query.format(where=self._where)
+        return connection.execute(statement, {**self._values, **values}).fetchall()
 
-
-def all_gaps(connection: Connection[Any]) -> list[tuple[Any, ...]]:
-    """The holes of the log in order: node, from, to, reason, entries."""
-    return connection.execute(_GAPS).fetchall()
-
-
-def gap_lines(gaps: list[tuple[Any, ...]]) -> Iterator[Text]:
-    """The holes as aligned lines, and their sum."""
-    if not gaps:
-        yield Text("No gaps: every request that was seen has its row.", style="green")
-        return
-    yield Text(f"{'from':<23}  {'to':<23}  {'entries':>8}  {'reason':<13}  node", style="bold")
-    for node, from_at, to_at, reason, entries in gaps:
-        start, end = (f"{at.astimezone():%Y-%m-%d %H:%M:%S.%f}"[:23] for at in (from_at, to_at))
-        yield Text(f"{start}  {end}  {entries:>8}  {printable(reason):<13}  {printable(node)}")
-    yield Text(f"{sum(gap[4] for gap in gaps)} entries are missing in all.", style="red")
+    def _arrived(self, connection: DeadlineConnection, stamps: list[datetime]) -> Iterator[Row]:
+        """All rows that bear one of these times; some at a time: after an outage they may be many."""
+        query = _ARRIVED.format(columns=_COLUMNS, where=self._where)
+        with connection.cursor(_CURSOR) as cursor:
+            cursor.itersize = _FETCH_ROWS
+            for row in cursor.execute(query, {**self._values, "stamps": stamps}):
+                yield Row(*row)
 
 
-def header() -> Text:
-    """The line above the rows."""
-    return Text(_HEADER, style="bold")
+def tail(
+    settings: Settings,
+    selection: Selection,
+    count: int,
+    *,
+    following: bool,
+    say: Callable[[str], None],
+) -> Iterator[tuple[Row, ...]]:
+    """The newest rows in one batch, which may be empty; then, `following`, those that arrive, for ever.
+
+    A database that goes away while it is followed is waited for; no row is left out or told twice.
+
+    Args:
+        settings: Which database.
+        selection: Which rows.
+        count: How many of the newest.
+        following: Whether to go on.
+        say: Takes a sentence when the database is away, once, and one when it is back.
+
+    Raises:
+        psycopg.Error, DeadlineExceededError, SchemaError, OSError: at the start; later, what waiting
+            does not mend.
+    """
+    follower: Follower | None = None
+    is_away = False
+    pause = threading.Event()
+    while True:
+        try:
+            with opened(settings) as connection:
+                if follower is None:
+                    beginning = Follower(connection, selection)
+                    rows = newest(connection, selection, count)
+                    for row in rows:
+                        beginning.remember(row)
+                    follower = beginning
+                    yield tuple(rows)
+                if not following:
+                    return
+                if is_away:
+                    say("The database is back.")
+                    is_away = False
+                while True:
+                    yield from itertools.batched(follower.look(connection), _FETCH_ROWS)
+                    pause.wait(POLL_SECONDS)
+        except TROUBLE as e:
+            if follower is None or not passes(e):
+                raise
+            if not is_away:
+                say(f"The database is away: {describe(e).rstrip('.')}. Waiting for it.")
+            is_away = True
+        pause.wait(_AWAY_SECONDS)
 
 
-def line(row: Row) -> Text:
-    """One row as a line with its colours; what a client sent is made printable."""
-    status = "-" if row.status_code is None else str(row.status_code)
-    text = Text()
-    text.append(f"{row.started_at.astimezone():%H:%M:%S.%f}"[:12])
-    text.append(f"  {status:>6}", style=_status_style(row))
-    text.append(f"  {printable(row.method or '-'):<7.7}")
-    text.append(f"  {_size(row.response_bytes):>8}", style="dim")
-    text.append(f"  {_milliseconds(row.duration_ms):>8}", style="dim")
-    text.append(f"  {printable(row.proxy_user or str(row.client_ip or '-')):<16.16}", style="cyan")
-    text.append(f"  {printable(row.purl or _url(row))}")
-    if row.error_type:
-        text.append(f"  {printable(row.error_type)}", style="red")
-    return text
-
-
-def printable(text: str) -> str:
-    r"""Text a terminal may be shown: control characters and the like become \x1b."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _url(row: Row) -> str:
-    default = {"http": 80, "https": 443}.get(row.scheme or "")
-    port = "" if row.port in (None, default) else f":{row.port}"
-    scheme = f"{row.scheme}://" if row.scheme else ""
-    return f"{scheme}{row.host or ''}{port}{row.path or ''}"
-
-
-def _status_style(row: Row) -> str:
-    if row.status_code is None or row.status_code >= 500:  # noqa: PLR2004
-        return "bold red"
-    return {4: "yellow", 3: "blue", 2: "green"}.get(row.status_code // 100, "")
-
-
-def _size(count: int | None) -> str:
-    if count is None:
-        return "-"
-    size = float(count)
-    for unit in _UNITS:
-        if size < _KILO or unit == _UNITS[-1]:
-            return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= _KILO
-    raise AssertionError
-
-
-def _milliseconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.1f}"  # noqa: PLR2004
+def _now(connection: DeadlineConnection) -> datetime:
+    row = connection.execute("SELECT now()").fetchone()
+    if row is None:
+        raise AssertionError
+    moment: datetime = row[0]
+    return moment

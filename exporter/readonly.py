@@ -1,0 +1,79 @@
+"""Open the database for commands that look, in transactions that change nothing and end in time; no query here."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import psycopg
+from psycopg import sql
+
+from .connection import DeadlineExceededError, connect, reachable
+from .database import COLUMNS, Fault, blame
+from .schema import SchemaError, ensure_schema
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .connection import DeadlineConnection
+    from .settings import Settings
+
+# What may be raised wherever a database is used.
+TROUBLE = (psycopg.Error, DeadlineExceededError, SchemaError, OSError)
+
+_MIGRATION_SECONDS = 3600.0  # rewriting a large table takes its time
+_GRACE_SECONDS = 2.0  # the server ends a statement first, and says so
+_BOUNDS = "SELECT set_config('statement_timeout', %s, true), set_config('timezone', 'UTC', true)"
+
+# All columns as they are told to others, in the table's order.
+COLUMN_NAMES = (*COLUMNS[:2], "logged_at", *COLUMNS[2:])
+TOLD_COLUMNS = sql.SQL(", ").join(
+    sql.SQL("encode(sha256, 'hex') AS sha256") if name == "sha256" else sql.Identifier(name)
+    for name in COLUMN_NAMES
+)
+
+# A row of access_log with all its columns as one line of JSON, bytes in hexadecimal.
+JSON_ROW = sql.SQL("(SELECT row_to_json(told)::text FROM (SELECT {}) AS told)").format(TOLD_COLUMNS)
+
+
+@contextlib.contextmanager
+def opened(
+    settings: Settings, schema_seconds: float = _MIGRATION_SECONDS
+) -> Iterator[DeadlineConnection]:
+    """A connection to a database that has the schema; the embedded server runs as long as the block.
+
+    Args:
+        settings: Say which database, and how long connecting and a statement may take.
+        schema_seconds: Longest that making or migrating the schema may take.
+
+    Raises:
+        psycopg.Error, DeadlineExceededError, SchemaError, OSError: there is none, or it is not ours.
+    """
+    with reachable(settings.database) as target, connect(target, settings.database) as connection:
+        connection.call_seconds = schema_seconds
+        ensure_schema(connection)
+        connection.call_seconds = settings.database.call_seconds
+        yield connection
+
+
+@contextlib.contextmanager
+def read_only(connection: DeadlineConnection, statement_seconds: float) -> Iterator[None]:
+    """A transaction that sees one state of the database, in UTC, and whose statements end in time.
+
+    Raises:
+        psycopg.errors.QueryCanceled: a statement took longer than `statement_seconds`.
+        psycopg.Error, DeadlineExceededError: the server refused or went away.
+    """
+    connection.read_only = True
+    connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    connection.call_seconds = statement_seconds + _GRACE_SECONDS
+    with connection.transaction():
+        connection.execute(_BOUNDS, (f"{statement_seconds * 1000:.0f}",))
+        yield
+
+
+def passes(error: Exception) -> bool:
+    """Whether waiting may help: the server is away or busy, and nothing is wrong with what was asked."""
+    if isinstance(error, SchemaError):
+        return False
+    return isinstance(error, OSError) or blame(error) in {Fault.AWAY, Fault.BUSY}
