@@ -11,8 +11,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from mitmproxy import http
-from mitmproxy.flow import Error, Flow
+from mitmproxy.flow import Error
 
 from addon.capture import capture, capture_tls_failure
 from addon.streamed import Streaming, count_stream
@@ -20,7 +19,7 @@ from addon.streamed import Streaming, count_stream
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mitmproxy import flowfilter
+    from mitmproxy import flowfilter, http
     from mitmproxy.connection import Client, Server
     from mitmproxy.proxy.server_hooks import ServerConnectionHookData
     from mitmproxy.tls import TlsData
@@ -34,42 +33,27 @@ _ORPHAN_SECONDS = 2.0
 
 
 class Note:
-    """What is remembered of a flow while it runs."""
+    """What is remembered of a flow while it runs.
 
-    __slots__ = (
-        "answered_by_addon",
-        "connected_anew",
-        "cut_by_shutdown",
-        "ended",
-        "head_came",
-        "held",
-        "is_connect",
-        "is_import",
-        "is_tunnel",
-        "last_message",
-        "old_server",
-        "orphaned",
-        "response_came",
-        "websocket_received",
-        "websocket_sent",
-    )
+    Most flows never differ from these: an attribute of the class costs a new note nothing.
+    """
 
-    def __init__(self, *, is_import: bool = False, is_connect: bool = False) -> None:
-        self.is_import = is_import
-        self.is_connect = is_connect
-        self.is_tunnel = False  # a CONNECT that was granted
-        self.head_came = False  # the response head, from upstream or from an addon
-        self.answered_by_addon = False
-        self.response_came = False  # all of it
-        self.old_server: Server | None = None  # the one a replayed flow had before
-        self.connected_anew = False  # first exchange on its upstream connection
-        self.ended = False
-        self.cut_by_shutdown = False
-        self.orphaned = False  # its client left, and no hook ended it
-        self.websocket_sent = 0
-        self.websocket_received = 0
-        self.last_message: object = None
-        self.held: asyncio.Task[None] | None = None  # ended, but a user has intercepted it
+    is_unusual = False  # anything but a request that a client made of upstream
+    is_import = False
+    is_connect = False
+    is_tunnel = False  # a CONNECT that was granted
+    head_came = False  # the response head, from upstream or from an addon
+    answered_by_addon = False
+    response_came = False  # all of it
+    old_server: Server | None = None  # the one a replayed flow had before
+    connected_anew = False  # first exchange on its upstream connection
+    ended = False
+    cut_by_shutdown = False
+    orphaned = False  # its client left, and no hook ended it
+    websocket_sent = 0
+    websocket_received = 0
+    last_message: object = None
+    held: asyncio.Task[None] | None = None  # ended, but a user has intercepted it
 
 
 class FlowLog:
@@ -92,9 +76,11 @@ class FlowLog:
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """A flow begins; one that is not live and has no client comes from a file."""
-        live = flow.live or flow.client_conn.connected
-        self._open[flow] = note = Note(is_import=not live)
+        self._open[flow] = note = Note()
+        if not (flow.live or flow.client_conn.connected):
+            note.is_unusual = note.is_import = True
         if flow.is_replay == "request":
+            note.is_unusual = True
             note.old_server = flow.server_conn
         if self._tunnels:
             self._forget_tunnel(flow.client_conn)
@@ -128,7 +114,8 @@ class FlowLog:
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
         """A client asks for a tunnel."""
-        self._open[flow] = Note(is_connect=True)
+        self._open[flow] = note = Note()
+        note.is_unusual = note.is_connect = True
 
     def http_connected(self, flow: http.HTTPFlow) -> None:
         """The tunnel is there; what is asked through it are flows of their own."""
@@ -169,25 +156,27 @@ class FlowLog:
         if left:
             asyncio.get_running_loop().call_later(_ORPHAN_SECONDS, self._end_orphans, left)
 
-    def update(self, flows: Sequence[Flow]) -> None:
-        """Runs after each hook, when every addon has had its say."""
+    def update(self, flows: Sequence[http.HTTPFlow]) -> None:
+        """Runs after each hook, when every addon has had its say; flows of other kinds have no note."""
         for flow in flows:
-            note = self._open.get(flow)  # type: ignore[call-overload] # also asked of other kinds
-            if note is None or not isinstance(flow, http.HTTPFlow):
+            note = self._open.get(flow)
+            if note is None:
                 continue
-            if note.ended and flow.intercepted:
-                # Its user may yet change or kill it, and mitmweb fires no hook for either.
-                if note.held is None:
-                    note.held = asyncio.create_task(self._await_user(flow))
-            elif note.ended:
-                del self._open[flow]
-                self._record(flow, note)
-            else:
+            if note.ended:
+                self._finish(flow, note)
+            elif note.is_unusual or flow.websocket is not None:
                 self._look(flow, note)
+            elif flow.response is not None and not note.head_came:
+                note.is_unusual = note.answered_by_addon = True
+            else:
+                message = flow.response or flow.request
+                if message.stream or self.streaming.may_begin_late:
+                    count_stream(message, self.streaming)
 
     def end_all(self) -> None:
         """The proxy stops: record what is still under way."""
         for flow, note in self._open.items():
+            note.is_unusual = True
             note.cut_by_shutdown = not note.is_import
             self._record(flow, note)
         self._open.clear()
@@ -220,8 +209,16 @@ class FlowLog:
         if note is not None:
             note.ended = True
 
+    def _finish(self, flow: http.HTTPFlow, note: Note) -> None:
+        if not flow.intercepted:
+            del self._open[flow]
+            self._record(flow, note)
+        elif note.held is None:
+            # Its user may yet change or kill it, and mitmweb fires no hook for either.
+            note.held = asyncio.create_task(self._await_user(flow))
+
     def _look(self, flow: http.HTTPFlow, note: Note) -> None:
-        """A flow goes on: count what it streams, and see who answered."""
+        """A flow out of the ordinary goes on: count what it streams, and see who answered."""
         if flow.websocket is not None:
             self._count_message(flow, note)
         elif note.is_connect:
@@ -237,7 +234,7 @@ class FlowLog:
         else:
             note.answered_by_addon = not note.is_import
 
-    async def _await_user(self, flow: Flow) -> None:
+    async def _await_user(self, flow: http.HTTPFlow) -> None:
         await flow.wait_for_resume()  # type: ignore[no-untyped-call]
         self.update([flow])
 
@@ -257,6 +254,7 @@ class FlowLog:
         for flow in flows:
             note = self._open.pop(flow, None)
             if note is not None:
+                note.is_unusual = True
                 note.orphaned = flow.error is None
                 self._record(flow, note)
 
@@ -264,9 +262,8 @@ class FlowLog:
         """Capture and hand over. Nothing of ours may reach the proxied request, whatever happens."""
         if note.held is not None:
             note.held.cancel()  # a kill does not end the wait
-        server_id = flow.server_conn.id
-        if server_id in self._fresh_servers:
-            self._fresh_servers.discard(server_id)
+        if self._fresh_servers and flow.server_conn.id in self._fresh_servers:
+            self._fresh_servers.discard(flow.server_conn.id)
             note.connected_anew = True
         try:
             if self.log_access is not None and (self.filter is None or self.filter(flow)):

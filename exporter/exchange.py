@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import msgspec
 
 # Response header fields that some column is read from. Lower case, as RFC 9110 5.1 lets us.
 RESPONSE_FIELDS = frozenset(
@@ -27,8 +27,9 @@ RESPONSE_FIELDS = frozenset(
 )
 
 
-class Exchange(NamedTuple):
-    """One exchange, in the types the proxy has them: immutable, cheap to copy, bounded in size.
+# None of its values can refer back to it: the garbage collector need not walk through a full buffer.
+class Exchange(msgspec.Struct, frozen=True, gc=False):
+    """One exchange, in the types the proxy has them: immutable, bounded in size.
 
     Times are seconds since the epoch. None means unknown, never zero. Text is bytes as received,
     or str that may hold lone surrogates.

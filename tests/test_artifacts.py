@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from exporter import Settings
 from exporter.database import Database
@@ -286,7 +287,7 @@ def test_a_redirect_is_followed_however_it_is_written(
     octets = ((b"content-type", b"application/octet-stream"),)
     followed = make_exchange(host=host, target=target, response_fields=octets)
     assert builder.build(followed).purl == "pkg:github/cli/cli@v2.35.0"
-    page = followed._replace(response_fields=((b"content-type", b"Text/HTML; charset=utf-8"),))
+    page = replace(followed, response_fields=((b"content-type", b"Text/HTML; charset=utf-8"),))
     assert builder.build(page).purl is None
 
 

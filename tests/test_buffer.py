@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from exporter.buffer import Buffer
 from exporter.settings import BufferSettings
@@ -64,7 +65,7 @@ def test_a_taker_and_a_putter_in_two_threads_lose_nothing() -> None:
     taker.start()
     exchange = make_exchange()
     for number in range(20_000):
-        buffer.put(exchange._replace(port=number))
+        buffer.put(replace(exchange, port=number))
     taker.join(10)
     assert [x.port for x in taken] == list(range(20_000))
 

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from msgspec import convert
+from msgspec.structs import replace
 
 from exporter import Settings
 from exporter.database import Database
@@ -181,7 +182,7 @@ def test_any_exchange_becomes_one_row_that_postgres_accepts(
     dsn: str, query: Query, exchanges: list[Exchange]
 ) -> None:
     entries = [
-        builder.build(x._replace(flow_id=f"{n:08x}-0000-4000-8000-{len(exchanges):012x}"))
+        builder.build(replace(x, flow_id=f"{n:08x}-0000-4000-8000-{len(exchanges):012x}"))
         for n, x in enumerate(exchanges)
     ]
     database = Database(Settings().with_dsn(dsn).database)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from exporter import AccessLogEntry, Exchange, Settings
 from exporter.entry import EntryBuilder
 
@@ -11,7 +13,7 @@ from exporter.entry import EntryBuilder
 def make_exchange(number: int = 0, **changes: Any) -> Exchange:
     """An exchange like any other; `number` tells them apart."""
     start = 1_700_000_000.0 + number / 1000
-    return Exchange(
+    usual = Exchange(
         flow_id=f"{number:08x}-0000-4000-8000-000000000000",
         started_at=start,
         ended_at=start + 0.25,
@@ -38,7 +40,8 @@ def make_exchange(number: int = 0, **changes: Any) -> Exchange:
         body=None,
         sha256=None,
         size=1200,
-    )._replace(**changes)
+    )
+    return replace(usual, **changes)
 
 
 def make_entry(number: int = 0, **changes: Any) -> AccessLogEntry:
