@@ -22,6 +22,7 @@ from .embedded import EmbeddedServer
 from .entry import AccessLogEntry
 from .gaps import Gap
 from .schema import SchemaError, ensure_schema
+from .slices import slices
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 COLUMNS = AccessLogEntry._fields
 _COLUMN_LIST = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
-_COPY = sql.SQL("COPY access_log ({}) FROM STDIN").format(_COLUMN_LIST)
+_COPY = sql.SQL("COPY access_log ({}) FROM STDIN (NULL '')").format(_COLUMN_LIST)
 _INSERT = sql.SQL("INSERT INTO access_log ({}) VALUES ({}) ON CONFLICT DO NOTHING").format(
     _COLUMN_LIST, sql.SQL(", ").join(sql.Placeholder() for _ in COLUMNS)
 )
@@ -105,23 +106,27 @@ def blame(error: Exception) -> Fault:  # noqa: PLR0911 - a table
     return Fault.AWAY
 
 
-def copy_line(entry: AccessLogEntry) -> str:
-    """One entry in COPY's text format (PostgreSQL docs, COPY, "Text Format"), with its newline."""
-    values = ["\\N" if v is None else v if type(v) is str else repr(v) for v in entry]
-    line = "\t".join(values)
-    # Almost no value holds a character that COPY reads: four scans of the line cost less than looking
-    # at each value.
+def copy_text(entries: Sequence[AccessLogEntry]) -> str:
+    """Entries in COPY's text format (PostgreSQL docs, COPY, "Text Format"), NULL as nothing at all."""
+    lines = [
+        "\t".join([v if type(v) is str else "" if v is None else repr(v) for v in entry])
+        for entry in entries
+    ]
+    text = "\n".join(lines) + "\n"
+    # Almost no value holds a character that COPY reads: four scans of the whole cost less than
+    # looking at each value.
     if (
-        line.count("\\") != entry.count(None)
-        or line.count("\t") != _TABS
-        or "\n" in line
-        or "\r" in line
+        "\\" in text
+        or "\r" in text
+        or text.count("\n") != len(lines)
+        or text.count("\t") != _TABS * len(lines)
     ):
-        line = "\t".join(
-            "\\N" if v is None else str(text).translate(_ESCAPES)
-            for v, text in zip(entry, values, strict=True)
-        )
-    return line + "\n"
+        lines = [
+            "\t".join(["" if v is None else str(v).translate(_ESCAPES) for v in entry])
+            for entry in entries
+        ]
+        text = "\n".join(lines) + "\n"
+    return text
 
 
 def insert_access_log_batch(
@@ -135,7 +140,7 @@ def insert_access_log_batch(
     Raises:
         psycopg.Error, UnicodeError: see `blame`.
     """
-    payload = "".join(map(copy_line, entries)).encode()
+    payload = "".join([copy_text(part) for part in slices(entries)]).encode()
     if any(map(is_fetch, entries)):
         with connection.transaction():
             _copy(connection, payload, len(entries))

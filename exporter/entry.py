@@ -43,7 +43,7 @@ _MAX_PORT = 65_535
 class AccessLogEntry(NamedTuple):
     """One row of access_log, in its column order, but for `logged_at`, which Postgres fills in.
 
-    Every text is valid UTF-8 without NUL. Unknown is None: never -1, 0, "-" or a guess.
+    Every text is valid UTF-8 without NUL, and not empty. Unknown is None: never -1, 0, "-" or a guess.
     """
 
     started_at: str  # ISO 8601 with offset, microseconds
@@ -104,44 +104,47 @@ class EntryBuilder:
         path, query = self._split(host or "", x.target)
         cache = _cache_status(x)
         identity = self._identify(x, host, path)
-        return AccessLogEntry(
-            started_at=timestamp(x.started_at),
-            flow_id=x.flow_id if _UUID.fullmatch(x.flow_id) else _uuid_of(x.flow_id),
-            node=self._node,
-            client_ip=address(x.client),
-            client_port=_client_port(x.client),
-            proxy_user=clean(x.proxy_user, MAX_TEXT) if x.proxy_user is not None else None,
-            user_agent=_redacted_text(x.user_agent, MAX_USER_AGENT),
-            method=_text(x.method, MAX_TEXT),
-            scheme=_text(x.scheme, MAX_TEXT),
-            host=host,
-            port=x.port if 0 < x.port <= _MAX_PORT else None,
-            path=path,
-            query=query,
-            http_version=_text(x.http_version, MAX_TEXT),
-            status_code=_status(x.status_code),
-            error_type=x.error_type,
-            error=clean(redact_error(x.error), MAX_ERROR) if x.error is not None else None,
-            content_type=_text(_field(x, b"content-type"), MAX_TEXT),
-            request_bytes=x.request_bytes,
-            response_bytes=x.response_bytes,
-            duration_ms=_milliseconds(x.started_at, x.ended_at),
-            ttfb_ms=_milliseconds(x.started_at, x.head_at),
-            connect_ms=_milliseconds(0.0, x.connect_seconds),
-            server_ip=address(x.server),
-            tls_version=x.tls_version,
-            response_source=x.response_source,
-            cache_status=cache.status,
-            cache_source=cache.source,
-            cache_age_s=cache.age_s,
-            remote=identity.remote,
-            artifact_kind=identity.artifact_kind,
-            ecosystem=identity.ecosystem,
-            package=identity.package,
-            version=identity.version,
-            filename=identity.filename,
-            purl=identity.purl,
-            sha256=_sha256(x) if identity.artifact_kind == "artifact" else None,
+        # By position: by name takes ten times as long.
+        return AccessLogEntry._make(
+            (
+                timestamp(x.started_at),
+                x.flow_id if _UUID.fullmatch(x.flow_id) else _uuid_of(x.flow_id),
+                self._node,
+                address(x.client),
+                _client_port(x.client),
+                clean(x.proxy_user, MAX_TEXT) if x.proxy_user else None,
+                _redacted_text(x.user_agent, MAX_USER_AGENT),
+                _text(x.method, MAX_TEXT),
+                _text(x.scheme, MAX_TEXT),
+                host,
+                x.port if 0 < x.port <= _MAX_PORT else None,
+                path,
+                query,
+                _text(x.http_version, MAX_TEXT),
+                _status(x.status_code),
+                x.error_type,
+                clean(redact_error(x.error), MAX_ERROR) if x.error else None,
+                _text(_field(x, b"content-type"), MAX_TEXT),
+                x.request_bytes,
+                x.response_bytes,
+                _milliseconds(x.started_at, x.ended_at),
+                _milliseconds(x.started_at, x.head_at),
+                _milliseconds(0.0, x.connect_seconds),
+                address(x.server),
+                x.tls_version or None,
+                x.response_source,
+                cache.status,
+                cache.source,
+                cache.age_s,
+                identity.remote,
+                identity.artifact_kind,
+                identity.ecosystem,
+                identity.package,
+                identity.version,
+                identity.filename,
+                identity.purl,
+                _sha256(x) if identity.artifact_kind == "artifact" else None,
+            )
         )
 
     def _split(self, host: str, target: bytes) -> tuple[str | None, str | None]:
@@ -157,7 +160,7 @@ class EntryBuilder:
             return UNKNOWN
         digest = _field(x, b"docker-content-digest") if "/manifests/" in path else None
         identity = self._remotes.identify(host, path, digest=_text(digest, MAX_TEXT))
-        if identity.purl is None and not _is_page(x):
+        if identity.purl is None and self._redirects and not _is_page(x):
             identity = self._redirects.find(host, path) or identity
         if x.status_code in REDIRECTS and identity.artifact_kind is not None:
             location = _field(x, b"location")
@@ -225,7 +228,7 @@ def split_target(target: bytes, policy: str) -> tuple[str | None, str | None]:
     path = path.partition("#")[0]
     kept = redact_query(query, policy) if mark and query else None  # type: ignore[arg-type]
     return (
-        clean(redact_path(path), MAX_PATH),
+        clean(redact_path(path), MAX_PATH) or "/",  # RFC 9110 4.2.3: the same
         clean(kept, MAX_QUERY) if kept else None,
     )
 
@@ -303,7 +306,7 @@ def _milliseconds(start: float, end: float | None) -> float | None:
     """None rather than a negative span: the wall clock stepped, so the span is not known."""
     if end is None or not 0 <= end - start <= _LONGEST_SECONDS:
         return None
-    return round((end - start) * 1000, 3)
+    return round((end - start) * 1_000_000) / 1000  # round(x, 3) takes five times as long
 
 
 def _uuid_of(flow_id: str) -> str:

@@ -33,6 +33,9 @@ class Redirects:
             OrderedDict()
         )
 
+    def __bool__(self) -> bool:
+        return bool(self._identities)
+
     def remember(self, url: str, location: bytes, identity: Identity) -> None:
         """A request for `url` was sent on to `location` (RFC 9110 10.2.2: it may be relative)."""
         try:
@@ -50,8 +53,6 @@ class Redirects:
 
     def find(self, host: str, path: str) -> Identity | None:
         """What a request for this stands for, if somebody was sent there of late."""
-        if not self._identities:
-            return None
         found = self._identities.get((host.rstrip("."), path))
         if found is None or found[0] < time.monotonic():
             return None

@@ -20,6 +20,7 @@ from .database import Database, DatabaseAway
 from .entry import EntryBuilder, timestamp
 from .gaps import Gaps
 from .settings import data_folder
+from .slices import slices
 from .spool import Spool
 
 if TYPE_CHECKING:
@@ -173,7 +174,8 @@ class Writer:
         self._in_hand += self._build_next()
 
     def _build_next(self) -> list[AccessLogEntry]:
-        built = map(self._build, self._buffer.take(self._in_force.batch.max_entries))
+        taken = self._buffer.take(self._in_force.batch.max_entries)
+        built = [self._build(exchange) for part in slices(taken) for exchange in part]
         return [entry for entry in built if entry is not None]
 
     def _build(self, exchange: Exchange) -> AccessLogEntry | None:

@@ -15,11 +15,12 @@ import pytest
 from exporter import Settings, SettingsError, check_dsn
 from exporter.connection import connect, connection_string, describe, public_name, without_password
 from exporter.database import (
+    COLUMNS,
     Database,
     DatabaseAway,
     Fault,
     blame,
-    copy_line,
+    copy_text,
     insert_access_log_batch,
 )
 from exporter.schema import ensure_schema
@@ -62,8 +63,8 @@ def test_every_value_comes_back_as_it_was(database: Database, query: Query) -> N
 
 
 def test_null_and_the_letters_of_null_are_two_things(database: Database, query: Query) -> None:
-    database.write([make_entry(1, path=None), make_entry(2, path="\\N"), make_entry(3, path="")])
-    assert query("SELECT path FROM access_log ORDER BY started_at") == [(None,), ("\\N",), ("",)]
+    database.write([make_entry(1, path=None), make_entry(2, path="\\N")])
+    assert query("SELECT path FROM access_log ORDER BY started_at") == [(None,), ("\\N",)]
 
 
 def test_a_batch_sent_again_is_there_once(database: Database, query: Query) -> None:
@@ -248,13 +249,14 @@ def test_blame_goes_by_sqlstate() -> None:
     assert blame(psycopg.OperationalError("gone")) is Fault.AWAY
 
 
-def test_a_line_of_copy_escapes_what_copy_reads() -> None:
-    line = copy_line(make_entry(1, path="a\tb\\c\nd\re", host=None, duration_ms=1e-7))
-    assert "\ta\\tb\\\\c\\nd\\re\t" in line
-    assert "\t\\N\t" in line
-    assert line.count("\t") == len(make_entry(1)) - 1
-    assert line.endswith("\n")
-    assert line.count("\n") == 1
+def test_the_text_of_copy_escapes_what_copy_reads() -> None:
+    plain, hostile = make_entry(1, host=None), make_entry(2, path="a\tb\\c\nd\re", duration_ms=1e-7)
+    for entries in ([plain], [hostile], [plain, hostile], [make_entry(3, path="\\N"), plain]):
+        lines = copy_text(entries).split("\n")
+        assert lines.pop() == ""
+        assert [line.count("\t") for line in lines] == [len(COLUMNS) - 1] * len(entries)
+    assert "\ta\\tb\\\\c\\nd\\re\t" in copy_text([hostile])
+    assert "\t\t443\t" in copy_text([plain])
 
 
 def test_the_users_connection_string_goes_before_our_bounds() -> None:
