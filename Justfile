@@ -35,3 +35,11 @@ chaos *options:
 # fill the table with made-up traffic of a month, e.g. `just seed-rows 100000`; 0 takes it out again
 seed-rows rows *options:
     python -m tests.bench.seed_rows {{rows}} {{options}}
+
+# measure what the log costs, and write docs/benchmarks.md; `just bench --quick` takes a minute
+bench *options:
+    uv run --group bench python -m tests.bench {{options}}
+
+# the parts of it by themselves, in nanoseconds
+microbench *options:
+    uv run --group bench python -m pytest -W ignore::DeprecationWarning --benchmark-columns=min,median,iqr,rounds tests/bench/micro.py {{options}}

@@ -1,0 +1,39 @@
+"""What the figures were taken on: kind of machine and versions; no names, no paths."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+import psycopg
+
+_GIB = 1 << 30
+
+
+def describe_machine(dsn: str) -> str:
+    """One line: processor, memory, versions."""
+    with psycopg.connect(dsn) as connection:
+        server = connection.info.server_version
+    memory = round(psutil.virtual_memory().total / _GIB)
+    parts = (
+        f"{psutil.cpu_count()} cores of {_processor()}",
+        f"{memory} GiB",
+        f"{platform.system()} {platform.release().split('-')[0]}",
+        f"Python {platform.python_version()}",
+        f"mitmproxy {version('mitmproxy')}",
+        f"PostgreSQL {server // 10_000}.{server % 10_000} with fsync, on the same machine",
+        f"psycopg {version('psycopg')}",
+    )
+    return ", ".join(parts)
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.partition(":")[2].replace("(R)", "").split())
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

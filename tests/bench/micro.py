@@ -1,0 +1,127 @@
+"""The parts of a flow's way by themselves, with pytest-benchmark: `just microbench`; no part of the tests."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from addon.capture import capture
+from addon.flows import Note
+from exporter import Settings, load_remotes
+from exporter.buffer import Buffer
+from exporter.database import copy_text
+from exporter.entry import EntryBuilder, split_target
+from exporter.redaction import redact_path, redact_query
+from exporter.settings import BufferSettings
+from tests.bench.sample import REPEATING_URLS, asked, capture_exchanges, make_flows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from mitmproxy import http
+
+    from exporter import Exchange
+    from exporter.identity import Remotes
+
+_MANY = 20_000  # more than any cache holds
+_POLICIES = ("keys", "signed", "drop", "full")
+
+
+@pytest.fixture(scope="module")
+def few() -> list[Exchange]:
+    """Exchanges whose URLs repeat."""
+    return capture_exchanges(REPEATING_URLS, new_urls=False)
+
+
+@pytest.fixture(scope="module")
+def many() -> list[Exchange]:
+    """Exchanges whose URLs do not repeat before every cache has forgotten them."""
+    return capture_exchanges(_MANY, new_urls=True)
+
+
+@pytest.fixture(scope="module")
+def remotes() -> Remotes:
+    """The table as it is shipped."""
+    return load_remotes(Settings())
+
+
+def _in_turn[Value](work: Callable[[Value], object], values: Iterable[Value]) -> Callable[[], Any]:
+    """A function that takes the next value at each call, for ever."""
+    endless: Iterator[Value] = itertools.cycle(values)
+    return lambda: work(next(endless))
+
+
+def test_capture(benchmark: Any) -> None:
+    flows = []
+    for flow, response in make_flows(REPEATING_URLS, new_urls=False):
+        flow.response = response
+        flows.append(flow)
+    note = Note()
+    note.head_came = note.response_came = True
+
+    def work(flow: http.HTTPFlow) -> object:
+        return capture(flow, note)
+
+    assert benchmark(_in_turn(work, flows)).status_code == 200
+
+
+def test_buffer(benchmark: Any, few: list[Exchange]) -> None:
+    buffer = Buffer(BufferSettings(), 128)
+
+    def work(exchange: Exchange) -> object:
+        buffer.put(exchange)
+        return buffer.take(1)
+
+    assert benchmark(_in_turn(work, few))
+
+
+def test_entry_of_repeating_urls(benchmark: Any, few: list[Exchange]) -> None:
+    builder = EntryBuilder(Settings(node="bench"))
+    for exchange in few:  # it knows them all by then
+        builder.build(exchange)
+    assert benchmark(_in_turn(builder.build, few)).status_code == 200
+
+
+def test_entry_of_new_urls(benchmark: Any, many: list[Exchange]) -> None:
+    builder = EntryBuilder(Settings(node="bench"))
+    assert benchmark(_in_turn(builder.build, many)).status_code == 200
+
+
+def test_identify_repeating_urls(benchmark: Any, remotes: Remotes) -> None:
+    benchmark(_in_turn(_identify(remotes), _paths(REPEATING_URLS)))
+
+
+def test_identify_new_urls(benchmark: Any, remotes: Remotes) -> None:
+    benchmark(_in_turn(_identify(remotes), _paths(_MANY)))
+
+
+def test_redact_path(benchmark: Any) -> None:
+    assert benchmark(_in_turn(redact_path, [path for _, path in _paths(REPEATING_URLS)]))
+
+
+@pytest.mark.parametrize("policy", _POLICIES)
+def test_redact_query(benchmark: Any, policy: Any) -> None:
+    query = "page=2&X-Amz-Signature=0123456789abcdef&X-Amz-Credential=someone&sort=name"
+    assert "0123" not in (benchmark(redact_query, query, policy) or "") or policy == "full"
+
+
+def test_split_target(benchmark: Any) -> None:
+    targets = [asked(number).target for number in range(_MANY)]
+    assert benchmark(_in_turn(lambda target: split_target(target, "keys"), targets))[0]
+
+
+def test_format_a_batch(benchmark: Any, few: list[Exchange]) -> None:
+    builder = EntryBuilder(Settings(node="bench"))
+    entries = [builder.build(x) for x in few[:128]]
+    assert benchmark(copy_text, entries).count("\n") == 128
+
+
+def _paths(count: int) -> list[tuple[str, str]]:
+    urls = (asked(number) for number in range(count))
+    return [(url.host, url.target.decode().partition("?")[0]) for url in urls]
+
+
+def _identify(remotes: Remotes) -> Callable[[tuple[str, str]], object]:
+    return lambda place: remotes.identify(*place)
