@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from exporter.connection import describe
+from exporter.export import GOACCESS_OPTIONS, count, for_terminal, streamed
 from exporter.human import printable_json
 from exporter.lines import header, line
-from exporter.readonly import TROUBLE
+from exporter.readonly import TROUBLE, opened
 from exporter.selection import Selection, SelectionError
 from exporter.tail import tail as tail_rows
 
@@ -22,9 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from exporter import Settings
+    from exporter.connection import DeadlineConnection
 
 _DEFAULT_LINES = 20
 _MAX_LINES = 100_000
+_LINES_AT_ONCE = 1000
+_BAR = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 _TOO_SLOW = "57014"  # query_canceled: PostgreSQL docs, appendix A
 
 _FILTERS = (
@@ -110,6 +116,61 @@ def tail(
                     click.echo(printable_json(row.json))
                 else:
                     console.print(line(row, width))
+
+
+@click.command(
+    epilog=f"GoAccess reads it so: artifactapi export goaccess | goaccess {GOACCESS_OPTIONS} -"
+)
+@click.argument("form", type=click.Choice(["csv", "jsonl", "goaccess", "cyclonedx"]))
+@click.option("--raw", is_flag=True, help="CSV with text as it is, even where it is a formula.")
+@filters
+@click.pass_obj
+def export(settings: Settings, form: str, *, raw: bool, selection: Selection) -> None:
+    """Write the rows that match all filters to the output.
+
+    csv and jsonl have all columns, times in UTC; a cell of csv that a spreadsheet would take for a
+    formula begins with an apostrophe. cyclonedx is an SBOM of what was really fetched.
+    """
+    with told_simply(), opened(settings) as connection:
+        if form == "cyclonedx":
+            click.echo(_sbom(connection, selection))
+        else:
+            _write(
+                streamed(connection, selection, form, raw=raw),
+                form,
+                lambda: count(connection, selection),
+            )
+
+
+def _sbom(connection: DeadlineConnection, selection: Selection) -> str:
+    try:
+        from exporter.sbom import TooManyError, sbom  # noqa: PLC0415 - an extra may be missing
+    except ModuleNotFoundError:
+        raise click.ClickException(
+            "cyclonedx wants one more package: pip install 'artifactapi[sbom]'."
+        ) from None
+    try:
+        return sbom(connection, selection)
+    except TooManyError as e:
+        raise click.ClickException(str(e)) from None
+
+
+def _write(lines: Iterator[bytes], form: str, count_rows: Callable[[], int | None]) -> None:
+    """All lines to the output, with a bar where a person waits for them and does not see them."""
+    out, to_terminal = sys.stdout.buffer, sys.stdout.isatty()
+    console = Console(stderr=True)
+    watched = console.is_terminal and not to_terminal
+    total = count_rows() if watched else None
+    if total is not None and form == "csv":
+        total += 1  # the line of names
+    with Progress(*_BAR, console=console, disable=not watched) as progress:
+        task = progress.add_task(form, total=total)
+        for some in itertools.batched(lines, _LINES_AT_ONCE):
+            out.writelines(
+                for_terminal(it, form) for it in some
+            ) if to_terminal else out.writelines(some)
+            progress.advance(task, len(some))
+        out.flush()
 
 
 @contextlib.contextmanager

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
-import pty
 import re
-import select
 import signal
 import statistics
-import struct
-import subprocess
-import termios
 import time
 from typing import TYPE_CHECKING
 
@@ -28,9 +20,10 @@ from exporter.database import COLUMNS, Database, insert_access_log_batch
 from exporter.readonly import opened
 from exporter.selection import Selection
 from exporter.tail import Follower
-from tests.support.command import COMMAND, call, started, write
+from tests.support.command import call, started, write
 from tests.support.relay import Relay
 from tests.support.samples import make_entry
+from tests.support.terminal import on_terminal
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -219,27 +212,3 @@ def test_a_lost_database_is_waited_for_and_no_row_is_left_out_or_told_twice(
     assert says("The database is away", 2)
     assert says("The database is back.", 2)
     assert says("Traceback", 0)
-
-
-def on_terminal(width: int, *arguments: str, **env: str) -> str:
-    """What `artifactapi` writes to a terminal of this width."""
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
-    environment = {**os.environ, "TERM": "xterm-256color", **env}
-    environment.pop("NO_COLOR", None)
-    process = subprocess.Popen(
-        [COMMAND, *arguments],
-        stdin=slave,
-        stdout=slave,
-        stderr=subprocess.PIPE,
-        env=environment,
-    )
-    os.close(slave)
-    output = b""
-    with contextlib.suppress(OSError):  # the other end was closed
-        while select.select([master], [], [], 60)[0] and (data := os.read(master, 65536)):
-            output += data
-    os.close(master)
-    _, errors = process.communicate(timeout=20)
-    assert process.returncode == 0, errors
-    return output.decode()
