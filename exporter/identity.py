@@ -130,7 +130,7 @@ def _of_mount(host: str, mount: Mount, digest: str | None) -> Identity:
     }
     path = mount.path.encode()
     for rule in mount.rules.candidates(path):
-        if any(given[name] is None for name in rule.wants):
+        if rule.wants and any(given[name] is None for name in rule.wants):
             continue
         identity = _of_rule(mount.name, rule, path, given)
         if identity is not None:

@@ -14,7 +14,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
-from packageurl import PackageURL
+from packageurl import normalize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -141,14 +141,20 @@ class PurlTemplate:
         namespace, _, name = "/".join(segments).rpartition("/")
         if not name.strip():
             return None
-        # Not normalised here, because to_string() does so once more.
-        purl = PackageURL(
-            self._type, namespace, name, version, qualifiers, subpath, normalize_purl=False
-        ).to_string()
-        # purl-spec: in all that stands before them, an @, ? or # is written as %40, %3F or %23.
-        path = purl.partition("#")[0].partition("?")[0]
-        package, _, version = path[len(self._prefix) :].partition("@")
-        return Package(self._type, _unquoted(package), _unquoted(version) or None, purl)
+        # PackageURL(...).to_string() does this and no more, but takes twice as long.
+        _, group, quoted, version, query, subpath = normalize(
+            self._type, namespace, name, version, qualifiers, subpath, encode=True
+        )
+        package = f"{group}/{quoted}" if group else quoted
+        purl = "".join(
+            (
+                f"{self._prefix}{package}",
+                f"@{version}" if version else "",
+                f"?{query}" if query else "",
+                f"#{subpath}" if subpath else "",
+            )
+        )
+        return Package(self._type, _unquoted(package), _unquoted(version or "") or None, purl)
 
     def _try(self) -> None:
         """Fill with stand-ins, so that a template that never works is found when it is read."""

@@ -16,6 +16,7 @@ from .purls import PurlTemplate
 from .rules import (
     GIVEN,
     KINDS,
+    LARGE_SET_MEMORY,
     Folder,
     Pattern,
     Remote,
@@ -341,5 +342,6 @@ def _rule_sets(formats: Mapping[str, _Format]) -> dict[str, RuleSet]:
     for name, each in formats.items():
         if each.other_name_of is not None:
             sets[name] = sets[each.other_name_of]
-    sets[ANY] = RuleSet([rule for each in formats.values() for rule in each.for_any])
+    every = [rule for each in formats.values() for rule in each.for_any]
+    sets[ANY] = RuleSet(every, LARGE_SET_MEMORY)
     return sets

@@ -6,6 +6,8 @@ documentation of each registry, and knows nothing of our rules.
 
 from __future__ import annotations
 
+import time
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -35,6 +37,7 @@ UNCERTAIN_TYPES = (".exe", ".gz", ".xml", ".zip")  # Maven has artifacts of any 
 both = pytest.mark.parametrize("name", sorted(REGISTRIES))
 
 
+@cache
 def locked(name: str, base: str) -> list[Locked]:
     registry = REGISTRIES[name]
     return list(registry.read((DATA / registry.file).read_text(encoding="utf-8"), base))
@@ -92,3 +95,26 @@ def test_percent_encoding_says_the_same(name: str) -> None:
     base = REGISTRIES[name].base
     for each in locked(name, base):
         assert identify(base, quote(each.path, safe="/%")) == identify(base, each.path)
+
+
+def test_a_mirror_of_unknown_kind_is_not_much_slower() -> None:
+    """With too little memory for the rules of all formats it takes five times as long."""
+
+    def seconds(questions: list[tuple[str, str]]) -> float:
+        """Of the best of some rounds, none of which remembers an answer."""
+        best = float("inf")
+        for _ in range(5):
+            started = time.thread_time()
+            for host, path in questions:
+                REMOTES._identify(host, path, None, None)
+            best = min(best, time.thread_time() - started)
+        return best
+
+    direct, unnamed = [], []
+    for name, registry in REGISTRIES.items():
+        host, slash, folder = registry.base.partition("/")
+        paths = [each.path for each in locked(name, registry.base)]
+        direct += [(host, slash + folder + path) for path in paths]
+        unnamed += [("nexus.example", f"/repository/unnamed{path}") for path in paths]
+
+    assert seconds(unnamed) < 3 * seconds(direct)
