@@ -16,7 +16,7 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from addon.looking import export, tail
+from addon.looking import export, report, tail
 from exporter import Settings, SettingsError, check_dsn, load_remotes, load_settings, resolve_dsn
 from exporter.connection import describe, reachable, without_password
 from exporter.embedded import EmbeddedServer, programs
@@ -130,7 +130,7 @@ def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
     click.echo(grants(schema, proxy_role, reader_role), nl=False)
 
 
-for looking in (tail, export):
+for looking in (tail, report, export):
     main.add_command(looking)
 
 

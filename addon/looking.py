@@ -7,9 +7,11 @@ import functools
 import itertools
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -18,6 +20,8 @@ from exporter.export import GOACCESS_OPTIONS, count, for_terminal, streamed
 from exporter.human import printable_json
 from exporter.lines import header, line
 from exporter.readonly import TROUBLE, opened
+from exporter.report import make_report
+from exporter.report_text import report_text
 from exporter.selection import Selection, SelectionError
 from exporter.tail import tail as tail_rows
 
@@ -118,6 +122,31 @@ def tail(
                     console.print(line(row, width))
 
 
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, with ten of each kind.")
+@click.option(
+    "--html",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Write one HTML file that needs nothing else.",
+)
+@filters
+@click.pass_obj
+def report(settings: Settings, *, as_json: bool, html: Path | None, selection: Selection) -> None:
+    """Sum up the last 24 hours, or --since, of the rows that match all filters."""
+    with told_simply():
+        with opened(settings) as connection:
+            found = make_report(connection, selection)
+        if html is not None:
+            from exporter.report_html import report_html  # noqa: PLC0415 - a template engine
+
+            html.write_text(report_html(found), encoding="utf-8")
+        if as_json:
+            click.echo(printable_json(msgspec.json.encode(found).decode()))
+        elif html is None:
+            console = Console(highlight=False)
+            console.print(report_text(found, console.width))
+
+
 @click.command(
     epilog=f"GoAccess reads it so: artifactapi export goaccess | goaccess {GOACCESS_OPTIONS} -"
 )
@@ -180,6 +209,8 @@ def told_simply() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         pass
+    except SelectionError as e:
+        raise click.UsageError(str(e)) from None
     except BrokenPipeError:
         # Let no flush at exit fail over it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

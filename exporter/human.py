@@ -30,7 +30,7 @@ def size(count: float | None) -> str:
 
 
 def duration(milliseconds: float | None) -> str:
-    """0.8 ms, 12 ms, 1.2 s, 3m 10s, 2h 05m; "-" where unknown."""
+    """0.8 ms, 12 ms, 1.2 s, 3m 10s, 30m, 2h 05m; "-" where unknown."""
     if milliseconds is None:
         return "-"
     if milliseconds < 10:  # noqa: PLR2004
@@ -41,7 +41,10 @@ def duration(milliseconds: float | None) -> str:
     if seconds < 59.95:  # noqa: PLR2004
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}m {rest:02}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02}m"  # noqa: PLR2004
+    if minutes < 60:  # noqa: PLR2004
+        return f"{minutes}m {rest:02}s" if rest else f"{minutes}m"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02}m" if minutes else f"{hours}h"
 
 
 def share(part: float, whole: float) -> str:

@@ -79,7 +79,10 @@ def test_init_makes_the_schema_and_prints_grants_that_work(
         query("DROP OWNED BY cli_proxy, cli_reader; DROP ROLE cli_proxy, cli_reader")
 
 
-@pytest.mark.parametrize("command", [["tail"], ["tail", "-f"], ["init"], ["psql"]])
+@pytest.mark.parametrize(
+    "command",
+    [["tail"], ["tail", "-f"], ["report"], ["export", "csv"], ["init"], ["psql"]],
+)
 def test_a_database_that_is_away_is_one_sentence(command: list[str]) -> None:
     done = call(
         *command, ARTIFACTAPI_DSN=f"host=127.0.0.1 port={free_port()} user=me password=hunter2"
