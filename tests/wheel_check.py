@@ -86,6 +86,9 @@ def _check_rows(script: Path, folder: Path, elsewhere: Path, env: dict[str, str]
     assert "1 entries written, none lost" in text, text
     shown = _run("artifactapi", "tail", env=env, cwd=elsewhere)
     assert "http://mitm.it/" in shown, shown
+    page = folder / "report.html"
+    _run("artifactapi", "report", "--html", str(page), env=env, cwd=elsewhere)
+    assert "mitm.it" in page.read_text()
 
 
 def _port(proxy: subprocess.Popen[bytes], output: Path) -> int:
