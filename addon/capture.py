@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from addon.outcome import outcome
+from addon.shared import CHARACTER_BYTES, TEXT_BYTES, SharedFields, SharedTexts
 from addon.streamed import body_bytes, body_digest
-from exporter import RESPONSE_FIELDS, Exchange
+from exporter import Exchange
 
 if TYPE_CHECKING:
     from mitmproxy import http
@@ -17,36 +18,31 @@ if TYPE_CHECKING:
     from mitmproxy.tls import TlsData
 
     from addon.flows import Note
+    from addon.shared import Field
 
 # More than the table keeps of each, in UTF-8 (four bytes a character), so that the cut is marked there.
 MAX_TARGET_PART_BYTES = 4 * 2048 + 4
 MAX_VALUE_BYTES = 4 * 512 + 4
 MAX_FIELDS = 32
 MAX_ERROR_CHARACTERS = 2048
-_CHARACTER_BYTES = 4  # of a str, at most
-_FIXED_BYTES = 1024  # what an Exchange without its text takes, rounded up
-_FIELD_BYTES = 96  # what a header field takes beside its value
-_USUAL_TEXT_BYTES = MAX_ERROR_CHARACTERS  # with no more than this nothing needs to be cut
-_MAX_TEXT_BYTES = (  # what is left after a cut: target, error, four values in bytes, two in characters
-    2 * MAX_TARGET_PART_BYTES
-    + 1
-    + _CHARACTER_BYTES * (MAX_ERROR_CHARACTERS + 2 * MAX_VALUE_BYTES)
-    + 4 * MAX_VALUE_BYTES
-    + MAX_FIELDS * (MAX_VALUE_BYTES + _FIELD_BYTES)
-)
-
-# Header names as they were spelt: those no column is read from, and ours with their usual spelling.
-# Remembered, since names repeat and lowering each costs more than all the rest of a capture.
-_other_names: set[bytes] = set()
-_our_names: dict[bytes, bytes] = {}
-_MAX_NAMES = 4096
+_FIXED_BYTES = 768  # what an Exchange takes without its texts, rounded up
+_USUAL_BYTES = 2048  # with no more text than this in all, nothing needs to be cut
 _OK = 200
 _SWITCHING_PROTOCOLS = 101
-
 _USER_AGENT = b"user-agent"
 _USER_AGENT_LENGTH = len(_USER_AGENT)
 
-Fields = tuple[tuple[bytes, bytes], ...]
+
+_MAX_TEXT_BYTES = (  # what a cut leaves: target, error, two values in characters, four in bytes, fields
+    2 * MAX_TARGET_PART_BYTES
+    + CHARACTER_BYTES * (MAX_ERROR_CHARACTERS + 2 * MAX_VALUE_BYTES)
+    + 4 * MAX_VALUE_BYTES
+    + MAX_FIELDS * (3 * TEXT_BYTES + MAX_VALUE_BYTES)
+    + 8 * TEXT_BYTES
+)
+_texts: SharedTexts[bytes] = SharedTexts()
+_names: SharedTexts[str] = SharedTexts()
+_fields = SharedFields()
 
 
 def capture(flow: http.HTTPFlow, note: Note, *, with_body: bool = False) -> Exchange:
@@ -64,23 +60,23 @@ def capture(flow: http.HTTPFlow, note: Note, *, with_body: bool = False) -> Exch
     body = sha256 = None
     if with_body and status_code == _OK and error is None and request.method == b"GET":
         body, sha256 = _content(flow)
-    login = flow.metadata.get("proxyauth")
-    proxy_user = str(login[0]) if login else None
-    user_agent = _user_agent(request.headers.fields)
-    target = b"" if note.is_connect else request.path
-    host = _host(flow)
     asked = server is not note.old_server  # else it is known from the original of a replay alone
+    target = b"" if note.is_connect else request.path
+    login = flow.metadata.get("proxyauth")
+    agent = _user_agent(request.headers.fields)
+    _texts.bytes = _names.bytes = _fields.bytes = 0
     fields = _response_fields(response.data.headers.fields) if response is not None else ()
-    text_bytes = (
-        len(target)
-        + len(request.method)
-        + len(request.scheme)
-        + len(request.http_version)
-        + len(user_agent or b"")
-        + _CHARACTER_BYTES * (len(host) + len(error or "") + len(proxy_user or ""))
+    host = _names[_host(flow)]
+    method, scheme, http_version = (
+        _texts[request.method],
+        _texts[request.scheme],
+        _texts[request.http_version],
     )
-    for _, value in fields:
-        text_bytes += _FIELD_BYTES + len(value)
+    user_agent = _texts[agent] if agent is not None else None
+    proxy_user = _names[str(login[0])] if login else None
+    text_bytes = TEXT_BYTES + len(target) + _texts.bytes + _names.bytes + _fields.bytes
+    if error is not None:
+        text_bytes += CHARACTER_BYTES * len(error)
     # By position: by name takes forty times as long.
     exchange = Exchange(
         _import_id(flow) if note.is_import else flow.id,
@@ -91,12 +87,12 @@ def capture(flow: http.HTTPFlow, note: Note, *, with_body: bool = False) -> Exch
         flow.client_conn.peername,
         server.peername if asked else None,
         proxy_user,
-        request.method,
-        request.scheme,
+        method,
+        scheme,
         host,
         request.port,
         target,
-        request.http_version,
+        http_version,
         user_agent,
         request_bytes,
         status_code,
@@ -110,7 +106,7 @@ def capture(flow: http.HTTPFlow, note: Note, *, with_body: bool = False) -> Exch
         sha256,
         _FIXED_BYTES + min(text_bytes, _MAX_TEXT_BYTES) + len(body or b""),
     )
-    return exchange if text_bytes <= _USUAL_TEXT_BYTES else _cut(exchange)
+    return exchange if text_bytes <= _USUAL_BYTES and len(fields) <= MAX_FIELDS else _cut(exchange)
 
 
 # status_code, error_type, error, ended_at, head_at, request_bytes, response_bytes, response_source
@@ -221,7 +217,7 @@ def capture_tls_failure(data: TlsData) -> Exchange:
         response_source=None,
         body=None,
         sha256=None,
-        size=_FIXED_BYTES + _CHARACTER_BYTES * (MAX_ERROR_CHARACTERS + MAX_VALUE_BYTES),
+        size=_FIXED_BYTES + CHARACTER_BYTES * (MAX_ERROR_CHARACTERS + MAX_VALUE_BYTES),
     )
 
 
@@ -233,34 +229,13 @@ def connect_seconds(server: Server) -> float | None:
     return ready - server.timestamp_start
 
 
-def _response_fields(fields: Fields) -> Fields:
-    """Those that a column is read from, their names in lower case."""
-    ours = [field for field in fields if field[0] not in _other_names]
-    if not ours:
-        return ()
-    found = []
-    for name, value in ours:
-        known = _our_names.get(name) or _learn(name)
-        if known is not None:
-            found.append((known, value))
-    return tuple(found)
+def _response_fields(fields: tuple[Field, ...]) -> tuple[Field, ...]:
+    """Those that a column is read from."""
+    others, shared = _fields.others, _fields
+    return tuple([ours for field in fields if field[0] not in others and (ours := shared[field])])
 
 
-def _learn(name: bytes) -> bytes | None:
-    """Which of our names this is, None for none; remembered unless it is too long to be."""
-    if len(_other_names) + len(_our_names) >= _MAX_NAMES:
-        _other_names.clear()
-        _our_names.clear()
-    lower = name.lower()
-    if lower in RESPONSE_FIELDS:
-        _our_names[name] = lower
-        return lower
-    if len(name) <= MAX_VALUE_BYTES:
-        _other_names.add(name)
-    return None
-
-
-def _user_agent(fields: Fields) -> bytes | None:
+def _user_agent(fields: tuple[Field, ...]) -> bytes | None:
     for name, value in fields:
         if len(name) == _USER_AGENT_LENGTH and name.lower() == _USER_AGENT:
             return value
