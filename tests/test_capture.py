@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mitmproxy import ctx, http, options
 from mitmproxy.connection import Client, ConnectionState, Server
 from mitmproxy.flow import Error
-from msgspec.structs import astuple
+from msgspec.structs import astuple, replace
 
 from addon import capture
 from addon.flows import FlowLog
@@ -143,7 +143,8 @@ def test_any_flow_is_one_exchange_and_a_row(
     (exchange,) = play(flow, *hooks)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(capture, "plain_ending", lambda _flow, _note: None)
-        assert play(flow, *hooks) == [exchange]
+        (by_the_long_way,) = play(flow, *hooks)
+    assert replace(by_the_long_way, size=0) == replace(exchange, size=0)
     row: AccessLogEntry = builder.build(exchange)
     assert row.status_code in (None, status, 400, 502)
     assert row.flow_id == flow.id
