@@ -109,15 +109,17 @@ def tail(
         lines = _DEFAULT_LINES if selection.since is None else _MAX_LINES
     console = Console(highlight=False, soft_wrap=True)
     say = functools.partial(click.echo, err=True)
-    with told_simply():
-        batches = tail_rows(settings, selection, lines, following=following, say=say)
+    with told_simply(), contextlib.suppress(KeyboardInterrupt):  # how following ends
+        batches = tail_rows(
+            settings, selection, lines, following=following, as_json=as_json, say=say
+        )
         for number, rows in enumerate(batches):
             width = console.width if console.is_terminal else None
             if not number and not as_json:
                 console.print(header(width))
             for row in rows:
                 if as_json:
-                    click.echo(printable_json(row.json))
+                    click.echo(printable_json(row.json or ""))
                 else:
                     console.print(line(row, width))
 
@@ -204,11 +206,9 @@ def _write(lines: Iterator[bytes], form: str, count_rows: Callable[[], int | Non
 
 @contextlib.contextmanager
 def told_simply() -> Iterator[None]:
-    """What goes wrong becomes one sentence; that whoever reads or watches has gone is no error."""
+    """What goes wrong becomes one sentence; that whoever reads has gone is no error."""
     try:
         yield
-    except KeyboardInterrupt:
-        pass
     except SelectionError as e:
         raise click.UsageError(str(e)) from None
     except BrokenPipeError:

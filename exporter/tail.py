@@ -69,7 +69,7 @@ class Row(NamedTuple):
     duration_ms: float | None
     cache_status: str | None
     purl: str | None
-    json: str  # all columns, one line
+    json: str | None  # all columns, one line, where asked for
 
     @property
     def key(self) -> Key:
@@ -77,19 +77,16 @@ class Row(NamedTuple):
         return self.started_at, self.flow_id
 
 
-_COLUMNS = sql.SQL(", ").join(
-    [*map(sql.Identifier, Row._fields[:-1]), sql.SQL("{} AS json").format(JSON_ROW)]
-)
-
-
-def newest(connection: DeadlineConnection, selection: Selection, count: int) -> list[Row]:
+def newest(
+    connection: DeadlineConnection, selection: Selection, count: int, *, as_json: bool = False
+) -> list[Row]:
     """The rows that reached Postgres last, oldest of them first.
 
     Raises:
         psycopg.Error, DeadlineExceededError: the server refused, took too long or went away.
     """
     where, values = selection.where()
-    query = _NEWEST.format(columns=_COLUMNS, where=where)
+    query = _NEWEST.format(columns=_columns(as_json), where=where)
     with read_only(connection, _STATEMENT_SECONDS):
         return [Row(*row) for row in connection.execute(query, {**values, "limit": count})]
 
@@ -97,8 +94,11 @@ def newest(connection: DeadlineConnection, selection: Selection, count: int) -> 
 class Follower:
     """Knows which rows are there, and finds those that come after; outlives any connection."""
 
-    def __init__(self, connection: DeadlineConnection, selection: Selection) -> None:
+    def __init__(
+        self, connection: DeadlineConnection, selection: Selection, *, as_json: bool = False
+    ) -> None:
         """From now on. Raises psycopg.Error or DeadlineExceededError, as its methods do."""
+        self._columns = _columns(as_json)
         self._where, self._values = selection.where()
         self._seen: dict[datetime, set[Key]] = {}  # by logged_at, as far back as it may still grow
         with read_only(connection, _STATEMENT_SECONDS):
@@ -135,7 +135,7 @@ class Follower:
 
     def _arrived(self, connection: DeadlineConnection, stamps: list[datetime]) -> Iterator[Row]:
         """All rows that bear one of these times; some at a time: after an outage they may be many."""
-        query = _ARRIVED.format(columns=_COLUMNS, where=self._where)
+        query = _ARRIVED.format(columns=self._columns, where=self._where)
         with connection.cursor(_CURSOR) as cursor:
             cursor.itersize = _FETCH_ROWS
             for row in cursor.execute(query, {**self._values, "stamps": stamps}):
@@ -148,6 +148,7 @@ def tail(
     count: int,
     *,
     following: bool,
+    as_json: bool,
     say: Callable[[str], None],
 ) -> Iterator[tuple[Row, ...]]:
     """The newest rows in one batch, which may be empty; then, `following`, those that arrive, for ever.
@@ -159,6 +160,7 @@ def tail(
         selection: Which rows.
         count: How many of the newest.
         following: Whether to go on.
+        as_json: Whether the rows have their `json`.
         say: Takes a sentence when the database is away, once, and one when it is back.
 
     Raises:
@@ -172,8 +174,8 @@ def tail(
         try:
             with opened(settings) as connection:
                 if follower is None:
-                    beginning = Follower(connection, selection)
-                    rows = newest(connection, selection, count)
+                    beginning = Follower(connection, selection, as_json=as_json)
+                    rows = newest(connection, selection, count, as_json=as_json)
                     for row in rows:
                         beginning.remember(row)
                     follower = beginning
@@ -193,6 +195,13 @@ def tail(
                 say(f"The database is away: {describe(e).rstrip('.')}. Waiting for it.")
             is_away = True
         pause.wait(_AWAY_SECONDS)
+
+
+def _columns(as_json: bool) -> sql.Composed:
+    json = JSON_ROW if as_json else sql.SQL("NULL")
+    return sql.SQL(", ").join(
+        [*map(sql.Identifier, Row._fields[:-1]), sql.SQL("{} AS json").format(json)]
+    )
 
 
 def _now(connection: DeadlineConnection) -> datetime:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from tests.support.accesslog import AccessLog, own_schema
 from tests.support.command import COMMAND, call, write
 from tests.support.samples import make_entry
 from tests.support.terminal import on_terminal
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -169,6 +171,28 @@ def test_a_terminal_gets_no_control_characters_and_a_pipe_no_bar(
         assert file.read().decode() == exported(table, "csv", "--raw")
     count = len(list(rows()))
     assert f"{count + 1}/{count + 1}" in shown
+
+
+def test_an_export_that_was_interrupted_is_no_success(table: str) -> None:
+    with psycopg.connect(table) as connection:
+        connection.execute("LOCK TABLE access_log IN ACCESS EXCLUSIVE MODE")
+        with subprocess.Popen(
+            [COMMAND, "--dsn", table, "export", "csv"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            eventually(lambda: _waits(table))
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=20)
+    assert process.returncode != 0
+    assert output == b""
+    assert b"Traceback" not in errors
+
+
+def _waits(dsn: str) -> bool:
+    with psycopg.connect(dsn) as connection:
+        waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'COPY%'"
+        return bool((connection.execute(waiting).fetchone() or (0,))[0])
 
 
 def test_whoever_stops_reading_gets_no_traceback(table: str) -> None:
