@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 from psycopg import sql
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def ensure_schema(connection: Connection[Any], migrations: Path = MIGRATIONS) ->
     wait for it. Needs no rights but SELECT on `access_log_schema` when there is nothing to do.
 
     Raises:
-        SchemaError: the schema is newer than this program, or `access_log` is somebody else's.
+        SchemaError: the schema is newer than this program, or older and this role may not upgrade
+            it, or `access_log` is somebody else's.
         psycopg.Error: the server refused or went away.
     """
     steps = _steps(migrations)
@@ -53,8 +55,14 @@ def ensure_schema(connection: Connection[Any], migrations: Path = MIGRATIONS) ->
         if installed is None:
             _run(connection, SCHEMA, 1)
             installed = 1
-        for version in range(installed + 1, newest + 1):
-            _run(connection, steps[version], version)
+        try:
+            for version in range(installed + 1, newest + 1):
+                _run(connection, steps[version], version)
+        except psycopg.errors.InsufficientPrivilege:
+            raise SchemaError(
+                f"The schema has version {installed}, this artifactapi needs {newest}; "
+                "run `artifactapi init` as the owner of its tables."
+            ) from None
 
 
 def schema_name(connection: Connection[Any]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from exporter import AccessLogEntry, Settings
+from exporter import AccessLogEntry, Settings, insert_access_log_batch
 from exporter.connection import connect
 from exporter.database import COLUMNS, Database, DatabaseAway
 from exporter.gaps import Gap
@@ -22,34 +22,50 @@ if TYPE_CHECKING:
 
 Query = Callable[..., list[tuple[object, ...]]]
 
+_VERSIONS = "SELECT version FROM access_log_schema ORDER BY 1"
+
 
 def database(dsn: str) -> Database:
     return Database(Settings().with_dsn(dsn).database)
 
 
-def test_ten_first_starts_at_once_make_one_schema_and_lose_no_row(any_dsn: str) -> None:
-    failures: list[BaseException] = []
-    ready = threading.Barrier(10)
+def write(dsn: str, entries: list[AccessLogEntry]) -> None:
+    mine = database(dsn)
+    try:
+        assert mine.write(entries) == []
+    finally:
+        mine.close()
 
-    def first_start(number: int) -> None:
+
+def at_once(count: int, start: Callable[[int], None]) -> list[BaseException]:
+    """Call `start` in so many threads at the same moment; what they raised."""
+    failures: list[BaseException] = []
+    ready = threading.Barrier(count)
+
+    def run(number: int) -> None:
         try:
-            mine = database(any_dsn)
             ready.wait(10)
-            # Ten days: the race goes on at the partitions.
-            mine.write([make_entry(number * 1000 + i * 86_400_000) for i in range(10)])
-            mine.close()
+            start(number)
         except BaseException as e:  # noqa: BLE001 - whatever it was, the test must see it
             failures.append(e)
 
-    threads = [threading.Thread(target=first_start, args=(n,)) for n in range(10)]
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert not failures
+    return failures
+
+
+def test_ten_first_starts_at_once_make_one_schema_and_lose_no_row(any_dsn: str) -> None:
+    def first_start(number: int) -> None:
+        # Ten days: the race goes on at the partitions.
+        write(any_dsn, [make_entry(number * 1000 + i * 86_400_000) for i in range(10)])
+
+    assert not at_once(10, first_start)
     with psycopg.connect(any_dsn) as connection:
         assert connection.execute("SELECT count(*) FROM access_log").fetchone() == (100,)
-        assert connection.execute("SELECT version FROM access_log_schema").fetchall() == [(1,)]
+        assert connection.execute(_VERSIONS).fetchall() == [(1,), (2,)]
 
 
 def test_a_row_has_the_columns_of_the_table_in_their_order(dsn: str) -> None:
@@ -68,7 +84,7 @@ def test_every_column_says_what_it_means(dsn: str, query: Query) -> None:
         ensure_schema(connection)
     silent = query(
         "SELECT attrelid::regclass::text, attname FROM pg_attribute JOIN pg_class c ON c.oid = attrelid"
-        " WHERE relnamespace = current_schema()::regnamespace AND attnum > 0 AND relkind IN ('p', 'r')"
+        " WHERE relnamespace = current_schema()::regnamespace AND attnum > 0 AND relkind IN ('p', 'r', 'v')"
         " AND relname <> 'access_log_schema' AND col_description(attrelid, attnum) IS NULL"
     )
     assert silent == []
@@ -90,32 +106,77 @@ def test_a_newer_schema_is_refused_and_left_alone(dsn: str, query: Query) -> Non
         ensure_schema(connection)
     query("INSERT INTO access_log_schema (version) VALUES (7)")
     with pytest.raises(
-        DatabaseAway, match="has version 7, this artifactapi knows up to 1; upgrade"
+        DatabaseAway, match="has version 7, this artifactapi knows up to 2; upgrade"
     ):
         database(dsn).write([make_entry()])
     assert query("SELECT count(*) FROM access_log") == [(0,)]
 
 
 def test_migrations_run_in_order_once_each(dsn: str, query: Query, tmp_path: Path) -> None:
+    (tmp_path / "002_add_a_note.sql").write_text("ALTER TABLE access_log ADD COLUMN note text;")
+    (tmp_path / "003_fill_it.sql").write_text("ALTER TABLE access_log ALTER note SET DEFAULT 'n';")
     with connect(dsn, Settings().database) as connection:
-        ensure_schema(connection)
-        (tmp_path / "002_add_a_note.sql").write_text("ALTER TABLE access_log ADD COLUMN note text;")
-        (tmp_path / "003_fill_it.sql").write_text(
-            "ALTER TABLE access_log ALTER note SET DEFAULT 'n';"
-        )
         ensure_schema(connection, tmp_path)
         ensure_schema(connection, tmp_path)
-    assert query("SELECT version FROM access_log_schema ORDER BY 1") == [(1,), (2,), (3,)]
+    assert query(_VERSIONS) == [(1,), (2,), (3,)]
     assert query("SELECT note FROM access_log") == []
 
 
 def test_a_migration_that_fails_changes_nothing(dsn: str, query: Query, tmp_path: Path) -> None:
     with connect(dsn, Settings().database) as connection:
-        ensure_schema(connection)
+        ensure_schema(connection, tmp_path)
         (tmp_path / "002_break.sql").write_text("ALTER TABLE access_log ADD note text; SELECT 1/0;")
         with pytest.raises(psycopg.errors.DivisionByZero):
             ensure_schema(connection, tmp_path)
-    assert query("SELECT max(version) FROM access_log_schema") == [(1,)]
+    assert query(_VERSIONS) == [(1,)]
+
+
+@pytest.fixture
+def first_version(any_dsn: str, tmp_path: Path) -> None:
+    """A database of version 1 with a row, a reader's right and a view of his own."""
+    with connect(any_dsn, Settings().database) as connection:
+        ensure_schema(connection, tmp_path)
+        connection.execute("CREATE VIEW mine AS SELECT purl, fetches FROM access_log_redundant")
+        connection.execute("GRANT SELECT ON access_log_redundant TO PUBLIC")
+        for number in (1, 2):
+            fetch = make_entry(number, artifact_kind="artifact", purl="pkg:pypi/demo@1.0")
+            connection.execute("SELECT access_log_ensure_partition('2023-11-14')")
+            insert_access_log_batch(connection, [fetch])
+
+
+@pytest.mark.usefixtures("first_version")
+def test_ten_starts_at_once_upgrade_a_database_with_rows(any_dsn: str) -> None:
+    failures = at_once(10, lambda number: write(any_dsn, [make_entry(1000 + number)]))
+    assert not failures
+    with psycopg.connect(any_dsn) as connection:
+        assert connection.execute(_VERSIONS).fetchall() == [(1,), (2,)]
+        assert connection.execute("SELECT count(*) FROM access_log").fetchone() == (12,)
+        assert connection.execute("SELECT * FROM mine").fetchall() == [("pkg:pypi/demo@1.0", 2)]
+        assert connection.execute(
+            "SELECT purl, day IS NOT NULL FROM access_log_redundant"
+        ).fetchall() == [("pkg:pypi/demo@1.0", True)]
+        assert connection.execute(
+            "SELECT has_table_privilege('pg_monitor', 'access_log_redundant', 'SELECT')"
+        ).fetchone() == (True,)
+
+
+@pytest.mark.usefixtures("first_version")
+def test_a_proxy_that_may_not_upgrade_says_who_must(any_dsn: str) -> None:
+    with connect(any_dsn, Settings().database) as connection:
+        schema = schema_name(connection)
+        proxy, reader = f"{schema}_proxy", f"{schema}_reader"
+        connection.execute(f"CREATE ROLE {proxy} LOGIN; CREATE ROLE {reader} LOGIN".encode())
+        connection.execute(grants(schema, proxy, reader).encode())
+        as_proxy = any_dsn.replace("user=postgres", f"user={proxy}")
+        try:
+            with pytest.raises(DatabaseAway, match="needs 2; run `artifactapi init` as the owner"):
+                write(as_proxy, [make_entry(3)])
+            ensure_schema(connection)
+            write(as_proxy, [make_entry(3)])
+        finally:
+            connection.execute(
+                f"DROP OWNED BY {proxy}, {reader}; DROP ROLE {proxy}, {reader}".encode()
+            )
 
 
 @pytest.mark.parametrize("name", ["003_hole.sql", "2_short.sql", "002-dash.sql"])
