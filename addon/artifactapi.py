@@ -6,14 +6,17 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 # mitmproxy runs this file by its path, with no package around it: the folder above holds both packages.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mitmproxy import command, ctx, exceptions, flowfilter
+from mitmproxy import command, ctx, exceptions, flowfilter, http
 
-from addon import handover
+from addon import flowview, handover
+from addon.desk import Desk
 from addon.flows import FlowLog
+from addon.flowview import RecentExchanges
 from addon.streamed import Streaming
 from exporter import (
     Exporter,
@@ -48,6 +51,8 @@ class ArtifactApi:
     def __init__(self) -> None:
         self.flows = FlowLog()
         self.addons = [self.flows]
+        self.desk: Desk | None = None  # where the page in mitmweb asks
+        self._recent = RecentExchanges()
         self._settings: Settings | None = None
         self._exporter: Exporter | None = None
 
@@ -98,6 +103,7 @@ class ArtifactApi:
             "Access log: rows go to %s. See them with: artifactapi tail -f",
             self._exporter.database_name,
         )
+        self._show_to_users(self._exporter)
 
     def done(self) -> None:
         """Write what is left, within shutdown.drain_seconds, flows still under way included.
@@ -107,6 +113,9 @@ class ArtifactApi:
         exporter, self._exporter = self._exporter, None
         if exporter is None:
             return
+        if self.desk is not None:
+            self.desk.close()
+            self.desk = None
         if ctx.master.should_exit.is_set():
             self.flows.end_all()
             _end(exporter)
@@ -121,8 +130,39 @@ class ArtifactApi:
             raise exceptions.CommandError("The access log is not running.")
         return json.dumps(self._exporter.status())
 
+    def counters(self) -> dict[str, Any] | None:
+        """As `status`; None while nothing is logged."""
+        return self._exporter.status() if self._exporter is not None else None
+
+    def row_of(self, flow: http.HTTPFlow) -> str:
+        """What the log says of this flow, for the content view."""
+        return self._recent.row(flow, self._settings or Settings())
+
+    def _show_to_users(self, exporter: Exporter) -> None:
+        """The content view where there are users, the page in mitmweb.
+
+        The page builds on what is no public interface: whatever is wrong there costs the page alone.
+        """
+        if not hasattr(ctx.master, "view"):
+            return
+        self.flows.log_access = self._recent.remembering(exporter.log_access)
+        flowview.register()
+        if not hasattr(ctx.master, "web_url"):
+            return
+        try:
+            from addon import logpage  # noqa: PLC0415 - of no use but in mitmweb
+
+            address = logpage.register(ctx.master)
+        except Exception as e:  # noqa: BLE001
+            logger.warning("Access log: no page in this mitmweb (%s: %s).", type(e).__name__, e)
+            return
+        self.desk = Desk(self._settings or Settings())
+        logger.info("Access log: its page is %s", address)
+
     def _take(self, settings: Settings) -> None:
         self._settings = settings
+        if self.desk is not None:
+            self.desk.settings = settings
         if self._exporter is not None:
             self._exporter.use(settings)
             logger.info("Access log: rows now go to %s.", self._exporter.database_name)
@@ -133,6 +173,7 @@ def _settings(config: str, dsn: str) -> Settings:
     load_remotes(settings)
     settings = settings.with_dsn(resolve_dsn(dsn, settings))
     check_dsn(settings.database.dsn)
+    check_dsn(settings.page.dsn, "page.dsn")
     return settings
 
 

@@ -113,6 +113,7 @@ class Exporter:
             "recovered": progress.recovered,
             "retries": progress.retries,
             "failures": progress.failures,
+            "away": self._writer.is_away,
             "last_error": progress.last_error,
             "last_written_at": progress.last_written_at,
             "database": self.database_name,

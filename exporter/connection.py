@@ -185,7 +185,7 @@ class _Attempt:
         self._done.set()
 
 
-def check_dsn(dsn: str) -> None:
+def check_dsn(dsn: str, name: str = "artifactapi_dsn, ARTIFACTAPI_DSN or database.dsn") -> None:
     """Raise SettingsError unless this is a connection string; its text may hold a password, so it is not told."""
     try:
         parts = conninfo_to_dict(dsn)
@@ -193,8 +193,8 @@ def check_dsn(dsn: str) -> None:
         parts = None
     if parts is None or _is_split_wrongly(parts):
         raise SettingsError(
-            "The connection string of the database (artifactapi_dsn, ARTIFACTAPI_DSN or database.dsn) can't be"
-            " read, expected key=value pairs or a postgresql:// URI with the password percent-encoded."
+            f"The connection string of the database ({name}) can't be read, expected key=value pairs"
+            " or a postgresql:// URI with the password percent-encoded."
         )
 
 

@@ -86,6 +86,13 @@ class RedactSettings(_Section, frozen=True):
     paths: tuple[str, ...] = ()
 
 
+class PageSettings(_Section, frozen=True):
+    """The page /access-log in mitmweb."""
+
+    dsn: str = ""  # of a role that may read; empty: the connection the rows are written by
+    query_seconds: Annotated[float, Meta(ge=0.1, le=60)] = 5.0  # longest its questions may take
+
+
 class Settings(_Section, frozen=True):
     """All settings. `Settings()` equals `configs/artifactapi.yaml`; a test holds it to that."""
 
@@ -98,6 +105,7 @@ class Settings(_Section, frozen=True):
     redact: RedactSettings = RedactSettings()
     remotes: RemotesSettings = RemotesSettings()
     artifact: ArtifactSettings = ArtifactSettings()
+    page: PageSettings = PageSettings()
 
     @property
     def node_name(self) -> str:

@@ -98,6 +98,11 @@ class Writer:
             self.progress.failures += 1
             self._thread = self._start()
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the last attempt to reach Postgres failed."""
+        return bool(self._outage)
+
     def stop(self, drain_seconds: float) -> bool:
         """Write what is left, for at most `drain_seconds` and one more. True if nothing was lost.
 

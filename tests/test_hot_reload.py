@@ -151,6 +151,11 @@ def test_another_database_and_then_none_at_run_time(
             response = fetch(proxy.address, f"{upstream.url}/ok", "User-Agent: not logged")
             assert response
             assert response.status == 200
+            assert page.get("/access-log")[0] == 503
+            assert page.set_options(scripts=[str(SCRIPT)])[0] == 200
+            eventually(lambda: page.get("/access-log")[0] == 200)
+            text = page.get("/access-log")[1]
+            assert "127.0.0.1" in text, "the rows of the first database, by the instance that runs"
         rows = [
             row["user_agent"] for log in (AccessLog(dsn), AccessLog(other)) for row in log.rows()
         ]

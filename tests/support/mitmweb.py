@@ -26,6 +26,10 @@ class WebInterface:
         options: dict[str, dict[str, Any]] = json.loads(found)
         return options
 
+    def get(self, path: str, *, authorized: bool = True) -> tuple[int, str]:
+        """Status and text of a page."""
+        return self._call("GET", path, authorized=authorized)
+
     def set_options(self, **values: object) -> tuple[int, str]:
         """Change options; status and text of the answer."""
         return self._call("PUT", "/options", values)
@@ -36,6 +40,10 @@ class WebInterface:
         assert code == 200, found
         value: dict[str, Any] = json.loads(json.loads(found)["value"])
         return value
+
+    def post(self, path: str) -> int:
+        """The status of a POST that needs no more than its path."""
+        return self._call("POST", path, {})[0]
 
     def post_without_token(self, path: str) -> int:
         """The status a stranger gets."""

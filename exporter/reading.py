@@ -1,0 +1,255 @@
+"""Answer what the page asks about the log: read-only SQL that ends in time; no HTML, no threads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from psycopg import sql
+
+from .connection import DeadlineExceededError, connect, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from uuid import UUID
+
+    from psycopg import Connection
+
+    from .connection import Patience
+    from .selection import Selection
+    from .settings import DatabaseSettings
+
+TRAFFIC_SPAN = timedelta(hours=24)  # looked at where nobody says since when
+_GRACE_SECONDS = 0.5  # the server ends a statement first: it says why
+_BUCKETS = 48
+# What a query may cost by the planner's estimate before the traffic is told from a sample. One page
+# read in order is 1, a row some 0.02: here it stands for about a million rows, and well under a second.
+_SAMPLE_ABOVE_COST = 60_000.0
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
+_LATEST = datetime(9000, 1, 1, tzinfo=UTC)  # leaves room to count on from
+_SECOND = timedelta(seconds=1)
+_MICROSECOND = timedelta(microseconds=1)
+
+_SUMMARY = """
+    started_at, flow_id, client_ip, proxy_user, method, scheme, host, port, path,
+    status_code, error_type, response_bytes, duration_ms, cache_status, purl
+"""
+# The first half of the condition on the cursor is what partitions are pruned by.
+_ROWS = sql.SQL("""
+    SELECT {columns} FROM access_log
+    WHERE {where} AND {cursor}
+    ORDER BY started_at DESC, flow_id DESC LIMIT %(limit)s
+""")
+_CURSOR = sql.SQL("started_at <= %(at)s AND (started_at, flow_id) < (%(at)s, %(id)s)")
+_ROW = "SELECT * FROM access_log WHERE started_at = %s AND flow_id = %s"
+_COMMENTS = """
+    SELECT attname, col_description(attrelid, attnum) FROM pg_attribute
+    WHERE attrelid = 'access_log'::regclass AND attnum > 0
+"""
+_TRAFFIC = sql.SQL("""
+    SELECT date_bin(%(width)s, started_at, %(origin)s) AS bucket, count(*),
+           count(*) FILTER (WHERE status_code BETWEEN 400 AND 499),
+           count(*) FILTER (WHERE status_code IS NULL OR status_code >= 500),
+           coalesce(sum(response_bytes), 0)
+    FROM access_log {sample}
+    WHERE started_at >= %(since)s AND started_at < %(until)s AND {where}
+    GROUP BY 1
+""")
+_SAMPLE = sql.SQL("TABLESAMPLE SYSTEM ({}) REPEATABLE (1)")
+_GAPS = """
+    SELECT node, from_at, to_at, reason, entries FROM access_log_gap
+    WHERE to_at > now() - interval '7 days' ORDER BY to_at DESC LIMIT %s
+"""
+
+
+class Cursor(NamedTuple):
+    """A place between two rows: the next page begins after this one."""
+
+    started_at: datetime
+    flow_id: UUID
+
+
+class Summary(NamedTuple):
+    """What a line of the list tells of a row; names and meaning as in access_log."""
+
+    started_at: datetime
+    flow_id: UUID
+    client_ip: Any
+    proxy_user: str | None
+    method: str | None
+    scheme: str | None
+    host: str | None
+    port: int | None
+    path: str | None
+    status_code: int | None
+    error_type: str | None
+    response_bytes: int | None
+    duration_ms: float | None
+    cache_status: str | None
+    purl: str | None
+
+
+class Rows(NamedTuple):
+    """A page of the list, newest first."""
+
+    rows: list[Summary]
+    older: Cursor | None  # where the next page begins; None: these are the last
+
+
+class Column(NamedTuple):
+    """One column of a row, with what the database says of its meaning."""
+
+    name: str
+    value: Any
+    comment: str
+
+
+class Bucket(NamedTuple):
+    """What happened in one stretch of time."""
+
+    at: datetime
+    requests: int
+    refused: int  # 4xx
+    failed: int  # 5xx, or no response
+    response_bytes: int
+
+
+class Traffic(NamedTuple):
+    """Equal stretches of time in order, all of them, also the empty."""
+
+    buckets: list[Bucket]
+    since: datetime
+    until: datetime
+    sampled_percent: (
+        float | None
+    )  # counts are an estimate from so many rows; None: all were counted
+
+
+class Gap(NamedTuple):
+    """A hole of the log; as in access_log_gap."""
+
+    node: str
+    from_at: datetime
+    to_at: datetime
+    reason: str
+    entries: int
+
+
+@contextlib.contextmanager
+def reading(
+    dsn: str, settings: DatabaseSettings, seconds: float, patience: Patience | None = None
+) -> Iterator[Connection[Any]]:
+    """A connection in a transaction that can change nothing; all its statements end in `seconds`.
+
+    The transaction, and not the session, bears the limits: behind a pooler the session goes on
+    to the writer.
+
+    Raises:
+        psycopg.Error, DeadlineExceededError: see `explain`.
+    """
+    with contextlib.closing(connect(dsn, settings, patience)) as connection:
+        connection.deadline = time.monotonic() + seconds + _GRACE_SECONDS
+        connection.execute("BEGIN READ ONLY")
+        connection.execute(
+            # UTC is what the page shows, and the one zone in which Python can hold every time a row can.
+            "SELECT set_config('statement_timeout', %s, true), set_config('timezone', 'UTC', true)",
+            (f"{round(seconds * 1000)}ms",),
+        )
+        yield connection
+
+
+def newest(
+    connection: Connection[Any], selection: Selection, limit: int, after: Cursor | None = None
+) -> Rows:
+    """At most `limit` rows, newest first, from the newest or `after` the last of another page."""
+    where, values = selection.where()
+    statement = _ROWS.format(
+        columns=sql.SQL(_SUMMARY), where=where, cursor=_CURSOR if after else sql.SQL("true")
+    )
+    if after:
+        values |= {"at": after.started_at, "id": after.flow_id}
+    found = connection.execute(statement, {**values, "limit": limit + 1}).fetchall()
+    rows = [Summary(*row) for row in found[:limit]]
+    more = len(found) > limit
+    return Rows(rows, Cursor(rows[-1].started_at, rows[-1].flow_id) if more else None)
+
+
+def one(connection: Connection[Any], cursor: Cursor) -> list[Column]:
+    """All columns of one row in their order; empty where there is no such row."""
+    found = connection.execute(_ROW, cursor)
+    names = [column.name for column in found.description or ()]
+    row = found.fetchone()
+    if row is None:
+        return []
+    comments = dict(connection.execute(_COMMENTS).fetchall())
+    return [
+        Column(name, value, comments.get(name) or "")
+        for name, value in zip(names, row, strict=True)
+    ]
+
+
+def traffic(
+    connection: Connection[Any], selection: Selection, now: datetime | None = None
+) -> Traffic:
+    """How much there was when: of the selection's time, or else of the last day.
+
+    Where counting every row would take too long by the planner's estimate, a part of the table's
+    pages is read, and the counts are what that part says of the whole.
+    """
+    until = min(max(selection.until or now or datetime.now(UTC), _EPOCH), _LATEST)
+    since = max(selection.since or until - TRAFFIC_SPAN, _EPOCH)
+    width = timedelta(seconds=max(1, math.ceil((until - since) / _BUCKETS / _SECOND)))
+    where, values = selection.where()
+    values |= {"since": since, "until": until, "width": width, "origin": _EPOCH}
+    statement = _TRAFFIC.format(sample=sql.SQL(""), where=where)
+    cost = _cost(connection, statement, values)
+    percent = None
+    if cost > _SAMPLE_ABOVE_COST:
+        percent = max(0.01, round(100 * _SAMPLE_ABOVE_COST / cost, 2))
+        statement = _TRAFFIC.format(sample=_SAMPLE.format(sql.Literal(percent)), where=where)
+    found = {row[0]: row for row in connection.execute(statement, values)}
+    scale = 100 / percent if percent else 1
+    first = (since - _EPOCH) // width  # bars stand still while the time goes on
+    last = (until - _EPOCH - _MICROSECOND) // width
+    times = [_EPOCH + number * width for number in range(first, last + 1)]
+    buckets = [
+        Bucket(at, *(round(int(value) * scale) for value in found.get(at, (at, 0, 0, 0, 0))[1:]))
+        for at in times
+    ]
+    return Traffic(buckets, since, until, percent)
+
+
+def recent_gaps(connection: Connection[Any], limit: int) -> list[Gap]:
+    """The newest holes of the last seven days, newest first."""
+    return [Gap(*row) for row in connection.execute(_GAPS, (limit,))]
+
+
+def explain(error: Exception) -> str:
+    """One sentence: why the database did not answer, and what to do; no secret in it."""
+    state = getattr(error, "sqlstate", None)
+    if isinstance(error, DeadlineExceededError) or state == "57014":
+        return (
+            "The search took too long and was ended; name a time, a host, a package or a user to narrow it,"
+            " or raise page.query_seconds."
+        )
+    if state == "42501":
+        return (
+            "This database role may not read the log; name one that may in page.dsn"
+            " (artifactapi init prints its grants)."
+        )
+    if state == "42P01":
+        return "There is no table access_log yet; the proxy makes it when it first reaches the database."
+    return f"The database could not be asked: {describe(error).rstrip('.')}."
+
+
+def _cost(connection: Connection[Any], statement: sql.Composed, values: dict[str, Any]) -> float:
+    """What the planner thinks of a query, in its own unit."""
+    plan = connection.execute(sql.SQL("EXPLAIN (FORMAT JSON) ") + statement, values).fetchone()
+    document = plan[0] if plan else "[]"
+    found = json.loads(document) if isinstance(document, str) else document
+    return float(found[0]["Plan"]["Total Cost"])
