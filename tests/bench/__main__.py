@@ -6,6 +6,7 @@ Each section runs in a process of its own, with a schema and a folder that are g
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
     from tests.bench.figures import Figure
 
 _ROOT = Path(__file__).resolve().parents[2]
-_SECTIONS = ("hook", "writer")
+_SECTIONS = ("hook", "writer", "proxy", "latency", "memory", "growth", "delay")
 _WIDTH = 118
 _PANELS = (
-    Panel("Hook", "us a flow", "On mitmproxy's event loop", logarithmic=True, smallest=1.0),
-    Panel("Writer", "us of CPU a row", "From the hook to the row"),
+    Panel("Hook", "us a flow", "One flow on mitmproxy's event loop", smallest=1.0),
+    Panel("mitmdump", "us of CPU a request", "One request, all of mitmdump"),
+    Panel("Latency", "ms", "An event loop beside the writer: 99th percentile", names="p99: "),
+    Panel("Writer", "us of CPU a row", "One row, from the hook to the table"),
     Panel("Writer", "rows/s", "One writer, into the real table"),
 )
 
@@ -49,6 +52,7 @@ def main(*, quick: bool, only: tuple[str, ...], output: Path | None) -> None:
 
     A target that is missed is said, and is no failure: the machine may have other things to do.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))  # so that all is cleaned up
     console = Console()
     console.width = max(console.width, _WIDTH)  # else the table can't be read
     started = time.monotonic()

@@ -14,15 +14,15 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from mitmproxy import ctx, hooks, options
+from mitmproxy import ctx, hooks
 from mitmproxy.addons import core, save, savehar
-from mitmproxy.master import Master
 
 from addon.artifactapi import ArtifactApi
 from addon.flows import FlowLog
 from exporter import Settings, load_settings
+from tests.bench.empty_hooks import EmptyHooks
 from tests.bench.figures import Figure, Place, Target
-from tests.bench.sample import drive, make_flows
+from tests.bench.sample import drive, make_flows, make_master
 from tests.bench.sinks import InsertInHook, Logging, OpenTelemetry, Sink, ThreadPerRequest
 from tests.support.wait import eventually
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from mitmproxy import http
 
 SECTION = "Hook"
 ABOUT = """\
@@ -56,25 +55,6 @@ _REMOTES = (
 )
 
 
-class EmptyHooks:
-    """As many hooks as ours has for a flow, and nothing in them."""
-
-    def requestheaders(self, flow: http.HTTPFlow) -> None:
-        """Do nothing."""
-
-    def request(self, flow: http.HTTPFlow) -> None:
-        """Do nothing."""
-
-    def responseheaders(self, flow: http.HTTPFlow) -> None:
-        """Do nothing."""
-
-    def response(self, flow: http.HTTPFlow) -> None:
-        """Do nothing."""
-
-    def update(self, flows: list[http.HTTPFlow]) -> None:
-        """Do nothing."""
-
-
 class Candidate:
     """An addon in a mitmproxy of its own, whose event loop is ours."""
 
@@ -86,7 +66,7 @@ class Candidate:
         self.name = name
         self.target = target
         self._loop = asyncio.new_event_loop()
-        self.master = Master(options.Options(), event_loop=self._loop)
+        self.master = make_master(self._loop)
         self.master.addons.add(core.Core())
         # As mitmproxy's Proxyserver has it.
         self.master.options.add_option("stream_large_bodies", str | None, None, "")

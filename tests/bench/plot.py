@@ -24,8 +24,7 @@ class Panel(NamedTuple):
     section: str
     unit: str
     title: str
-    logarithmic: bool = False
-    smallest: float = 0.0  # where a logarithmic axis begins
+    smallest: float | None = None  # where the axis begins if it is a logarithmic one
     names: str = ""  # only figures whose name holds this
 
 
@@ -53,8 +52,8 @@ def _of(panel: Panel, figures: Sequence[Figure]) -> list[Figure]:
 
 
 def _draw_panel(axes: mpl.axes.Axes, panel: Panel, figures: Sequence[Figure]) -> None:
-    names = [f.name for f in figures]
-    least = panel.smallest if panel.logarithmic else 0.0
+    names = [f.name.removeprefix(panel.names) for f in figures]
+    least = panel.smallest or 0.0
     medians = [max(f.median, least) for f in figures]
     errors = [
         [max(0.0, m - max(f.spread[0], least)) for f, m in zip(figures, medians, strict=True)],
@@ -62,7 +61,7 @@ def _draw_panel(axes: mpl.axes.Axes, panel: Panel, figures: Sequence[Figure]) ->
     ]
     colors = [_OURS if "artifactapi" in name else _OTHERS for name in names]
     axes.barh(names, medians, xerr=errors, color=colors, error_kw={"elinewidth": 0.8}, height=0.7)
-    if panel.logarithmic:
+    if panel.smallest:
         axes.set_xscale("log")
         axes.set_xlim(left=panel.smallest)
     for row, figure in enumerate(figures):

@@ -1,0 +1,33 @@
+"""A script for mitmproxy with the hooks ours has for a flow, and nothing in them: what ours is compared with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mitmproxy.flow import Flow
+    from mitmproxy.http import HTTPFlow
+
+
+class EmptyHooks:
+    """Does nothing, as often as ours does something."""
+
+    def requestheaders(self, flow: HTTPFlow) -> None:
+        """Do nothing."""
+
+    def request(self, flow: HTTPFlow) -> None:
+        """Do nothing."""
+
+    def responseheaders(self, flow: HTTPFlow) -> None:
+        """Do nothing."""
+
+    def response(self, flow: HTTPFlow) -> None:
+        """Do nothing."""
+
+    def update(self, flows: Sequence[Flow]) -> None:
+        """Do nothing."""
+
+
+addons = [EmptyHooks()]

@@ -1,0 +1,140 @@
+"""What a request costs mitmdump as a whole, with the log and without: CPU of the process, threads and all."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import psutil
+import psycopg
+
+from tests.bench.figures import Figure, Place, Target
+from tests.bench.load import Load
+from tests.support.accesslog import SCRIPT
+from tests.support.proxy import Mitm
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SECTION = "mitmdump"
+ABOUT = """\
+What one small request over plain HTTP costs the mitmdump process, all its threads together, measured
+by the kernel. All proxies run side by side and get 1,000 requests in turn over eight kept connections;
+every second URL is new, all are recognised as packages. The ratio is taken turn by turn. What a proxy
+still does after its last answer counts. `hardump` is without the writing at the end."""
+_UNIT = "us of CPU a request"
+_HERE = Path(__file__).parent
+_EMPTY, _OURS = "an addon with empty hooks", "artifactapi"
+_SETTLE_SECONDS = 30.0
+_REMOTES = "remotes:\n  - {name: bench, host: 127.0.0.1, path: /pypi, format: pypi}\n"
+_CPUCLOCK_SCHED = 2  # include/linux/posix-timers.h: the clock of a whole process, by its number
+
+
+class Contender(NamedTuple):
+    """One way to run mitmdump, and how often it has its turn."""
+
+    name: str
+    turns: int
+    arguments: tuple[str, ...] = ()
+    script: Path | None = None
+
+
+def measure(place: Place) -> list[Figure]:
+    """CPU a request of each way, and the ratio of ours to empty hooks."""
+    requests = place.choose(1000, 300)
+    with contextlib.ExitStack() as stack:
+        proxies = list(_started(place, stack))
+        load = stack.enter_context(Load())
+        for _, proxy in proxies:
+            load.run(proxy.port, requests)
+        _settle(place)
+        costs = _take_turns(proxies, load, requests, place)
+    ratios = tuple(o / e for o, e in zip(costs[_OURS], costs[_EMPTY], strict=True))
+    return [
+        Figure(SECTION, "artifactapi, in times of empty hooks", "x", ratios, Target("<=", 1.02)),
+        *(Figure(SECTION, name, _UNIT, tuple(values)) for name, values in costs.items()),
+    ]
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of another process, threads that have ended included."""
+    if sys.platform == "linux":
+        return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
+
+
+def _contenders(place: Place) -> list[Contender]:
+    remotes, config = place.folder / "remotes.yaml", place.folder / "settings.yaml"
+    remotes.write_text(_REMOTES)
+    config.write_text(f"remotes: {{file: '{remotes}'}}\n")
+    ours = ("--set", f"artifactapi_dsn={place.dsn}", "--set", f"artifactapi_config={config}")
+    found = [
+        Contender(_EMPTY, place.choose(20, 5), script=_HERE / "empty_hooks.py"),
+        Contender(_OURS, place.choose(20, 5), ours, SCRIPT),
+    ]
+    if not place.quick:
+        found += [
+            Contender("no addon", 4),
+            Contender("mitmproxy -w", 3, ("-w", str(place.folder / "flows"))),
+            Contender("hardump", 3, ("--set", f"hardump={place.folder / 'flows.har'}")),
+            Contender("a thread and an INSERT for each request", 3, script=_HERE / "threaded.py"),
+        ]
+    return found
+
+
+def _started(place: Place, stack: contextlib.ExitStack) -> Iterator[tuple[Contender, Mitm]]:
+    for number, contender in enumerate(_contenders(place)):
+        folder = place.folder / f"mitm-{number}"
+        folder.mkdir()
+        proxy = Mitm(
+            folder,
+            *("--set", "flow_detail=0", *contender.arguments),
+            scripts=[contender.script] if contender.script else [],
+            env={"ARTIFACTAPI_DSN": place.dsn},
+        )
+        yield contender, stack.enter_context(proxy)
+
+
+def _take_turns(
+    proxies: list[tuple[Contender, Mitm]], load: Load, requests: int, place: Place
+) -> dict[str, list[float]]:
+    """Microseconds a request of each turn: from its begin to that of the next, all others between."""
+    readings: dict[str, list[float]] = {contender.name: [] for contender, _ in proxies}
+    rounds = max(contender.turns for contender, _ in proxies)
+    for turn in range(rounds):
+        in_order = proxies if turn % 2 else proxies[::-1]
+        for contender, proxy in in_order:
+            if turn < contender.turns:
+                readings[contender.name].append(cpu_seconds(proxy.pid))
+                load.run(proxy.port, requests)
+            elif turn == contender.turns:
+                readings[contender.name].append(cpu_seconds(proxy.pid))
+    _settle(place)
+    for contender, proxy in proxies:
+        if contender.turns == rounds:
+            readings[contender.name].append(cpu_seconds(proxy.pid))
+    return {
+        name: [(after - before) / requests * 1e6 for before, after in itertools.pairwise(values)]
+        for name, values in readings.items()
+    }
+
+
+def _settle(place: Place) -> None:
+    """Wait until no more rows come."""
+    with psycopg.connect(place.dsn, autocommit=True) as connection:
+        count = -1
+
+        def is_still() -> bool:
+            nonlocal count
+            # A batch may wait for two seconds.
+            row = connection.execute("SELECT count(*), pg_sleep(2.2) FROM access_log").fetchone()
+            before, count = count, int(row[0]) if row else 0
+            return before == count
+
+        eventually(is_still, _SETTLE_SECONDS)
