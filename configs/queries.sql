@@ -104,21 +104,16 @@ GROUP BY 1
 ORDER BY bytes DESC NULLS LAST, 1 LIMIT 20;
 
 \echo '# 11. Which hosts are no known remote?'
-SELECT host, port, scheme, count(*) AS requests, count(DISTINCT coalesce(proxy_user, host(client_ip))) AS callers,
-       sum(request_bytes) AS sent_bytes, min(started_at) AS first_at
-FROM access_log WHERE started_at >= :'since' AND remote IS NULL
-GROUP BY host, port, scheme
+SELECT host, port, scheme, requests, callers, sent_bytes, first_at
+FROM access_log_unknown_hosts(:'since')
 ORDER BY callers, requests, host, port;
 
 \echo '# 12. What would a cache have saved?'
-SELECT purl, min(remote) AS remote, sum(fetches) AS fetches, sum(avoidable_bytes) AS avoidable_bytes
-FROM access_log_redundant WHERE day >= date_trunc('day', :'since'::timestamptz)
-GROUP BY purl
+SELECT purl, remote, fetches, clients, avoidable_bytes
+FROM access_log_redundant(:'since')
 ORDER BY avoidable_bytes DESC NULLS LAST, purl LIMIT 20;
 
 \echo '# 13. Which packages were asked for and not found (dependency confusion)?'
-SELECT remote, package, count(*) AS requests, count(DISTINCT coalesce(proxy_user, host(client_ip))) AS callers,
-       min(started_at) AS first_at, max(started_at) AS last_at
-FROM access_log WHERE started_at >= :'since' AND status_code IN (404, 410) AND package IS NOT NULL
-GROUP BY remote, package
+SELECT remote, package, requests, callers, first_at, last_at
+FROM access_log_not_found(:'since')
 ORDER BY requests DESC, 1, 2 LIMIT 50;

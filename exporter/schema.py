@@ -85,6 +85,9 @@ def grants(schema: str, proxy_role: str, reader_role: str) -> str:
         " {schema}.access_log_schema, {schema}.access_log_artifacts, {schema}.access_log_first_seen,"
         " {schema}.access_log_cache, {schema}.access_log_remotes, {schema}.access_log_unknown_hosts,"
         " {schema}.access_log_not_found, {schema}.access_log_redundant TO {reader};\n"
+        "GRANT EXECUTE ON FUNCTION {schema}.access_log_remotes, {schema}.access_log_cache,"
+        " {schema}.access_log_unknown_hosts, {schema}.access_log_not_found,"
+        " {schema}.access_log_redundant TO {reader};\n"
     )
     return text.format(
         schema=sql.Identifier(schema),

@@ -4,36 +4,48 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import math
 import re
-import struct
 import subprocess
-from collections import Counter, defaultdict
+from collections import Counter
 from datetime import UTC, datetime, timedelta
-from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import psycopg
 import pytest
 
 from exporter import Settings
 from exporter.connection import connect
 from exporter.embedded import programs
 from exporter.schema import ensure_schema
-from tests.bench.seed_rows import Plan, load
-from tests.support.accesslog import AccessLog, Row, own_schema
+from tests.support.answers import (
+    HITS,
+    alike,
+    by,
+    caller,
+    callers,
+    day_of,
+    failed,
+    grouped,
+    hour_of,
+    is_fetch,
+    known,
+    percent,
+    percentile,
+    remote_of,
+    wide,
+)
+from tests.support.seeded import Plan, seeded_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from tests.support.accesslog import AccessLog, Row
     from tests.support.postgres import Postgres
 
 QUERIES = Path(__file__).resolve().parents[1] / "configs" / "queries.sql"
 NOW = datetime.now(UTC).replace(microsecond=0)
 SINCE = NOW - timedelta(days=2)
-_HITS = {"HIT", "STALE", "UPDATING", "REVALIDATED"}
 _LEAST_REQUESTS = 20
 
 
@@ -47,13 +59,8 @@ class Truth(NamedTuple):
 
 @pytest.fixture(scope="module")
 def seeded(postgres: Postgres) -> Iterator[AccessLog]:
-    with own_schema(postgres) as dsn:
-        with psycopg.connect(dsn, autocommit=True) as connection:
-            with connect(dsn, Settings().database) as schema:
-                ensure_schema(schema)
-            for _ in load(connection, Plan(6000, NOW, days=4, seed=3)):
-                pass
-        yield AccessLog(dsn)
+    with seeded_log(postgres, Plan(6000, NOW, days=4, seed=3)) as log:
+        yield log
 
 
 @pytest.fixture(scope="module")
@@ -114,60 +121,6 @@ def late(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row["started_at"] >= SINCE]
 
 
-def grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> Iterator[tuple[Any, list[Row]]]:
-    found: defaultdict[Any, list[Row]] = defaultdict(list)
-    for row in rows:
-        found[key(row)].append(row)
-    yield from found.items()
-
-
-def known(rows: Iterable[Row], column: str) -> list[Any]:
-    return [row[column] for row in rows if row[column] is not None]
-
-
-def wide(values: Iterable[float]) -> list[float]:
-    """As the server sees a `real`: the nearest number of four bytes, not its shortest text."""
-    return [struct.unpack("f", struct.pack("f", value))[0] for value in values]
-
-
-def percent(part: int, whole: int, places: str) -> float:
-    return float((Decimal(100) * part / whole).quantize(Decimal(places), ROUND_HALF_UP))
-
-
-def percentile(values: list[float], share: float) -> float | None:
-    """As SQL's percentile_cont: between two values it lies on the line from one to the other."""
-    if not values:
-        return None
-    values = sorted(values)
-    place = (len(values) - 1) * share
-    low, high = values[math.floor(place)], values[math.ceil(place)]
-    return low + (high - low) * (place - math.floor(place))
-
-
-def is_fetch(row: Row) -> bool:
-    return (
-        row["artifact_kind"] == "artifact"
-        and row["purl"] is not None
-        and row["status_code"] in {200, 206, 304}
-    )
-
-
-def remote_of(row: Row) -> str:
-    return str(row["remote"] or row["host"])
-
-
-def caller(row: Row) -> str:
-    return str(row["proxy_user"] or row["client_ip"])
-
-
-def callers(rows: Iterable[Row]) -> int:
-    return len({caller(row) for row in rows})
-
-
-def day_of(moment: datetime) -> datetime:
-    return moment.replace(hour=0, minute=0, second=0, microsecond=0)
-
-
 def descending(value: float | None) -> float:
     return math.inf if value is None else -value
 
@@ -186,16 +139,10 @@ def of_build(rows: list[Row], build: str) -> Truth:
                 len(group),
                 sum(known(group, "response_bytes")),
                 min(known(group, "started_at")),
-                any(word in _HITS for word in words) if words else None,
+                any(word in HITS for word in words) if words else None,
             )
         )
     return Truth(found, lambda row: descending(row[4]))
-
-
-def by(*columns: str) -> Callable[[Row], Any]:
-    if len(columns) == 1:
-        return lambda row: row[columns[0]]
-    return lambda row: tuple(row[column] for column in columns)
 
 
 def biggest(rows: list[Row]) -> Truth:
@@ -218,17 +165,11 @@ def slow(rows: list[Row]) -> Truth:
     return Truth(found, lambda row: descending(row[5]))
 
 
-def failed(row: Row) -> bool:
-    return row["status_code"] is None or row["status_code"] >= 500
-
-
 def failures(rows: list[Row]) -> Truth:
-    def hour(row: Row) -> datetime:
-        moment: datetime = row["started_at"]
-        return moment.replace(minute=0, second=0, microsecond=0)
-
     found = []
-    for (at, remote), group in grouped(late(rows), lambda row: (hour(row), remote_of(row))):
+    for (at, remote), group in grouped(
+        late(rows), lambda row: (hour_of(row["started_at"]), remote_of(row))
+    ):
         kinds = Counter(known(group, "error_type"))
         commonest = min(kinds, key=lambda kind: (-kinds[kind], kind), default=None)
         share = percent(sum(map(failed, group)), len(group), "0.01")
@@ -240,7 +181,7 @@ def from_cache(rows: list[Row]) -> Truth:
     found = []
     told = (row for row in late(rows) if row["cache_status"] is not None)
     for key, group in grouped(told, by("remote", "cache_source")):
-        hits = [row for row in group if row["cache_status"] in _HITS]
+        hits = [row for row in group if row["cache_status"] in HITS]
         total = sum(known(group, "response_bytes"))
         share = percent(sum(known(hits, "response_bytes")), total, "0.1") if total else None
         found.append((*key, len(group), percent(len(hits), len(group), "0.1"), share))
@@ -315,22 +256,15 @@ def avoidable(rows: list[Row]) -> Truth:
         purl: min(known(group, "started_at"))
         for purl, group in grouped(filter(is_fetch, rows), by("purl"))
     }
+    whole = (row for row in late(rows) if is_fetch(row) and row["status_code"] == 200)
     found = []
-    whole = (
-        row
-        for row in rows
-        if is_fetch(row) and row["status_code"] == 200 and row["started_at"] >= day_of(SINCE)
-    )
     for purl, group in grouped(whole, by("purl")):
-        fetches, total = 0, 0
-        for _, some in grouped(group, lambda row: day_of(row["started_at"])):
-            again = [row for row in some if row["started_at"] > firsts[purl]]
-            if again:  # a day with nothing but the first fetch ever is no day to save on
-                fetches += len(some)
-                total += sum(known(again, "response_bytes"))
-        if fetches:
-            found.append((purl, min(known(group, "remote")), fetches, total))
-    return Truth(found, lambda row: descending(row[3]), 20)
+        again = [row for row in group if row["started_at"] > firsts[purl]]
+        if again:
+            total = sum(known(again, "response_bytes"))
+            clients = len(set(known(group, "client_ip")))
+            found.append((purl, min(known(group, "remote")), len(group), clients, total))
+    return Truth(found, lambda row: descending(row[4]), 20)
 
 
 def not_found(rows: list[Row]) -> Truth:
@@ -423,15 +357,6 @@ def check(lines: list[dict[str, str]], truth: Truth) -> None:
     rest = list(truth.rows)
     for line in found:
         rest.remove(next(row for row in rest if alike(row, line)))
-
-
-def alike(one: Any, other: Any) -> bool:
-    """Whether two values, or all of two rows, are the same but for the last digits of a fraction."""
-    if isinstance(one, tuple):
-        return all(itertools.starmap(alike, zip(one, other, strict=True)))
-    if isinstance(one, float):
-        return other is not None and math.isclose(one, other, rel_tol=1e-6)
-    return bool(one == other)
 
 
 def value(text: str, kind: type) -> Any:

@@ -1,74 +1,104 @@
--- The views learn to be asked about a span of time: one that counts does it hour by hour or day by
--- day, each read by itself, so that a WHERE on that column reads those days and no others. Columns
--- are only added, at the end, so that grants and other people's views on them stay.
+-- Each view that counts learns to be asked about a span of time: there is a function for each, which
+-- counts from one moment to another, and the view asks it hour by hour or day by day. So a WHERE on
+-- that column of the view reads those days and no others. Columns of views are only added, at the
+-- end, so that grants and other people's views on them stay.
+--
+-- The functions run with their caller's rights. JIT is off in them: it takes seconds over the parts
+-- of a partitioned table, and saves less. With BEGIN ATOMIC they mean these tables whatever the
+-- caller's search_path says.
+
+CREATE FUNCTION access_log_remotes(since timestamptz, until timestamptz DEFAULT 'infinity')
+RETURNS TABLE (remote text, requests bigint, bytes numeric, failures bigint,
+               p50_ms double precision, p95_ms double precision, p99_ms double precision)
+LANGUAGE sql STABLE SET jit = off BEGIN ATOMIC
+  SELECT coalesce(remote, host), count(*), sum(response_bytes),
+         count(*) FILTER (WHERE status_code IS NULL OR status_code >= 500),
+         percentile_cont(0.5) WITHIN GROUP (ORDER BY duration_ms),
+         percentile_cont(0.95) WITHIN GROUP (ORDER BY duration_ms),
+         percentile_cont(0.99) WITHIN GROUP (ORDER BY duration_ms)
+  FROM access_log WHERE started_at >= since AND started_at < until
+  GROUP BY 1;
+END;
+
+CREATE FUNCTION access_log_cache(since timestamptz, until timestamptz DEFAULT 'infinity')
+RETURNS TABLE (remote text, cache_source text, requests bigint, hits bigint, bytes numeric, hit_bytes numeric)
+LANGUAGE sql STABLE SET jit = off BEGIN ATOMIC
+  SELECT remote, cache_source, count(*),
+         count(*) FILTER (WHERE cache_status IN ('HIT', 'STALE', 'UPDATING', 'REVALIDATED')),
+         sum(response_bytes),
+         coalesce(sum(response_bytes)
+                  FILTER (WHERE cache_status IN ('HIT', 'STALE', 'UPDATING', 'REVALIDATED')), 0)
+  FROM access_log WHERE started_at >= since AND started_at < until AND cache_status IS NOT NULL
+  GROUP BY 1, 2;
+END;
+
+CREATE FUNCTION access_log_unknown_hosts(since timestamptz, until timestamptz DEFAULT 'infinity')
+RETURNS TABLE (host text, port integer, scheme text, requests bigint, callers bigint, sent_bytes numeric,
+               first_at timestamptz, last_at timestamptz)
+LANGUAGE sql STABLE SET jit = off BEGIN ATOMIC
+  SELECT host, port, scheme, count(*), count(DISTINCT coalesce(proxy_user, host(client_ip))),
+         sum(request_bytes), min(started_at), max(started_at)
+  FROM access_log WHERE started_at >= since AND started_at < until AND remote IS NULL
+  GROUP BY 1, 2, 3;
+END;
+
+CREATE FUNCTION access_log_not_found(since timestamptz, until timestamptz DEFAULT 'infinity')
+RETURNS TABLE (remote text, package text, requests bigint, callers bigint,
+               first_at timestamptz, last_at timestamptz)
+LANGUAGE sql STABLE SET jit = off BEGIN ATOMIC
+  SELECT remote, package, count(*), count(DISTINCT coalesce(proxy_user, host(client_ip))),
+         min(started_at), max(started_at)
+  FROM access_log
+  WHERE started_at >= since AND started_at < until AND status_code IN (404, 410) AND package IS NOT NULL
+  GROUP BY 1, 2;
+END;
+
+-- Only an artifact's first fetch ever tells what no cache could have saved, whatever the span.
+CREATE FUNCTION access_log_redundant(since timestamptz, until timestamptz DEFAULT 'infinity')
+RETURNS TABLE (purl text, remote text, fetches bigint, clients bigint, avoidable_bytes numeric)
+LANGUAGE sql STABLE SET jit = off BEGIN ATOMIC
+  SELECT purl, min(access_log.remote), count(*), count(DISTINCT client_ip),
+         sum(response_bytes) FILTER (WHERE started_at > first_seen)
+  FROM access_log JOIN artifact USING (purl)
+  WHERE started_at >= since AND started_at < until AND artifact_kind = 'artifact' AND status_code = 200
+  GROUP BY 1 HAVING bool_or(started_at > first_seen);
+END;
+
+COMMENT ON FUNCTION access_log_remotes(timestamptz, timestamptz) IS 'As the view, from one moment up to another, all of it in one row a remote';
+COMMENT ON FUNCTION access_log_cache(timestamptz, timestamptz) IS 'As the view, from one moment up to another, all of it in one row a remote and evidence';
+COMMENT ON FUNCTION access_log_unknown_hosts(timestamptz, timestamptz) IS 'As the view, from one moment up to another, all of it in one row a host, port and scheme';
+COMMENT ON FUNCTION access_log_not_found(timestamptz, timestamptz) IS 'As the view, from one moment up to another, all of it in one row a remote and package';
+COMMENT ON FUNCTION access_log_redundant(timestamptz, timestamptz) IS 'As the view, from one moment up to another, all of it in one row an artifact';
 
 CREATE OR REPLACE VIEW access_log_remotes AS
   SELECT hour, counted.*
-  FROM (SELECT min(started_at) AS first_at, max(started_at) AS last_at FROM access_log) AS span
-  CROSS JOIN LATERAL generate_series(date_trunc('hour', first_at), last_at, interval '1 hour') AS hour
-  CROSS JOIN LATERAL (
-    SELECT coalesce(remote, host) AS remote, count(*) AS requests, sum(response_bytes) AS bytes,
-           count(*) FILTER (WHERE status_code IS NULL OR status_code >= 500) AS failures,
-           percentile_cont(0.5) WITHIN GROUP (ORDER BY duration_ms) AS p50_ms,
-           percentile_cont(0.95) WITHIN GROUP (ORDER BY duration_ms) AS p95_ms,
-           percentile_cont(0.99) WITHIN GROUP (ORDER BY duration_ms) AS p99_ms
-    FROM access_log WHERE started_at >= hour AND started_at < hour + interval '1 hour'
-    GROUP BY 1
-  ) AS counted;
+  FROM (SELECT min(started_at) AS oldest, max(started_at) AS newest FROM access_log) AS span
+  CROSS JOIN generate_series(date_trunc('hour', oldest), newest, interval '1 hour') AS hour
+  CROSS JOIN access_log_remotes(hour, hour + interval '1 hour') AS counted;
 
 CREATE OR REPLACE VIEW access_log_cache AS
   SELECT day, counted.*
-  FROM (SELECT min(started_at) AS first_at, max(started_at) AS last_at FROM access_log) AS span
-  CROSS JOIN LATERAL generate_series(date_trunc('day', first_at), last_at, interval '1 day') AS day
-  CROSS JOIN LATERAL (
-    SELECT remote, cache_source, count(*) AS requests,
-           count(*) FILTER (WHERE cache_status IN ('HIT', 'STALE', 'UPDATING', 'REVALIDATED')) AS hits,
-           sum(response_bytes) AS bytes,
-           coalesce(sum(response_bytes)
-                    FILTER (WHERE cache_status IN ('HIT', 'STALE', 'UPDATING', 'REVALIDATED')), 0) AS hit_bytes
-    FROM access_log
-    WHERE started_at >= day AND started_at < day + interval '1 day' AND cache_status IS NOT NULL
-    GROUP BY 1, 2
-  ) AS counted;
+  FROM (SELECT min(started_at) AS oldest, max(started_at) AS newest FROM access_log) AS span
+  CROSS JOIN generate_series(date_trunc('day', oldest), newest, interval '1 day') AS day
+  CROSS JOIN access_log_cache(day, day + interval '1 day') AS counted;
 
 CREATE OR REPLACE VIEW access_log_unknown_hosts AS
   SELECT counted.*, day
-  FROM (SELECT min(started_at) AS first_at, max(started_at) AS last_at FROM access_log) AS span
-  CROSS JOIN LATERAL generate_series(date_trunc('day', span.first_at), span.last_at, interval '1 day') AS day
-  CROSS JOIN LATERAL (
-    SELECT host, port, scheme, count(*) AS requests, count(DISTINCT coalesce(proxy_user, host(client_ip))) AS callers,
-           sum(request_bytes) AS sent_bytes, min(started_at) AS first_at, max(started_at) AS last_at
-    FROM access_log
-    WHERE started_at >= day AND started_at < day + interval '1 day' AND remote IS NULL
-    GROUP BY host, port, scheme
-  ) AS counted;
+  FROM (SELECT min(started_at) AS oldest, max(started_at) AS newest FROM access_log) AS span
+  CROSS JOIN generate_series(date_trunc('day', oldest), newest, interval '1 day') AS day
+  CROSS JOIN access_log_unknown_hosts(day, day + interval '1 day') AS counted;
 
 CREATE OR REPLACE VIEW access_log_not_found AS
   SELECT counted.*, day
-  FROM (SELECT min(started_at) AS first_at, max(started_at) AS last_at FROM access_log) AS span
-  CROSS JOIN LATERAL generate_series(date_trunc('day', span.first_at), span.last_at, interval '1 day') AS day
-  CROSS JOIN LATERAL (
-    SELECT remote, package, count(*) AS requests, count(DISTINCT coalesce(proxy_user, host(client_ip))) AS callers,
-           min(started_at) AS first_at, max(started_at) AS last_at
-    FROM access_log
-    WHERE started_at >= day AND started_at < day + interval '1 day'
-      AND status_code IN (404, 410) AND package IS NOT NULL
-    GROUP BY remote, package
-  ) AS counted;
+  FROM (SELECT min(started_at) AS oldest, max(started_at) AS newest FROM access_log) AS span
+  CROSS JOIN generate_series(date_trunc('day', oldest), newest, interval '1 day') AS day
+  CROSS JOIN access_log_not_found(day, day + interval '1 day') AS counted;
 
--- By day, only the artifact's very first fetch tells what a cache could not have saved.
 CREATE OR REPLACE VIEW access_log_redundant AS
   SELECT counted.*, day
-  FROM (SELECT min(started_at) AS first_at, max(started_at) AS last_at FROM access_log) AS span
-  CROSS JOIN LATERAL generate_series(date_trunc('day', first_at), last_at, interval '1 day') AS day
-  CROSS JOIN LATERAL (
-    SELECT purl, min(access_log.remote) AS remote, count(*) AS fetches, count(DISTINCT client_ip) AS clients,
-           sum(response_bytes) FILTER (WHERE started_at > first_seen) AS avoidable_bytes
-    FROM access_log JOIN artifact USING (purl)
-    WHERE started_at >= day AND started_at < day + interval '1 day'
-      AND artifact_kind = 'artifact' AND status_code = 200
-    GROUP BY purl HAVING bool_or(started_at > first_seen)
-  ) AS counted;
+  FROM (SELECT min(started_at) AS oldest, max(started_at) AS newest FROM access_log) AS span
+  CROSS JOIN generate_series(date_trunc('day', oldest), newest, interval '1 day') AS day
+  CROSS JOIN access_log_redundant(day, day + interval '1 day') AS counted;
 
 COMMENT ON VIEW access_log_artifacts IS 'What each proxy user (build) downloaded. Ask for one user, WHERE proxy_user = ...: the whole log is read otherwise';
 COMMENT ON COLUMN access_log_artifacts.proxy_user IS 'Proxy login name; NULL = those who logged in as nobody, together';
