@@ -19,7 +19,7 @@ from mitmproxy.tools.web.app import RequestHandler
 
 from addon import pageview
 from addon.desk import BusyError
-from exporter import reading
+from exporter import human, reading
 from exporter.connection import DeadlineExceededError
 from exporter.health import judge
 from exporter.selection import Selection, SelectionError
@@ -77,7 +77,7 @@ class _Handler(RequestHandler):
         return str(_FILES)
 
     def get_template_namespace(self) -> dict[str, Any]:
-        return {**super().get_template_namespace(), "show": pageview}
+        return {**super().get_template_namespace(), "human": human, "show": pageview}
 
     def auth_fail(self, invalid_password: bool) -> None:
         """Let whoever came by a link log in here."""
@@ -190,11 +190,6 @@ class _Row(_Handler):
             flow_id = str(cursor.flow_id)
             in_mitmweb = self.view.get_by_id(flow_id) is not None
             self.render("row.html", columns=columns, flow_id=flow_id if in_mitmweb else None)
-
-
-def row_address(started_at: str, flow_id: str) -> str:
-    """The path and query of the page of one row."""
-    return f"{PATH}/row?{urlencode({'at': started_at, 'id': flow_id})}"
 
 
 def _rows(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from exporter.human import printable
+from exporter.human import printable, share, size
 
 if TYPE_CHECKING:
     from exporter.health import Health
@@ -20,11 +20,8 @@ CHART_WIDTH = 960
 CHART_HEIGHT = 120
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
-_KILO = 1000
-_SECOND_MS = 1000.0
 _TIMES = ("since", "until")
-_OK, _REDIRECT, _REFUSED, _FAILED = 200, 300, 400, 500
+_REDIRECT, _REFUSED, _FAILED = 300, 400, 500
 
 
 @dataclass
@@ -71,27 +68,6 @@ def minute(at: datetime) -> str:
 def written_at(text: str | None) -> str:
     """The status's time of the last write."""
     return moment(datetime.fromisoformat(text)) + " UTC" if text else "none yet"
-
-
-def size(count: int | None) -> str:
-    """Bytes in the unit that fits."""
-    if count is None:
-        return "-"
-    value, unit = float(count), _UNITS[0]
-    for unit in _UNITS:  # noqa: B007 - the last that fits is used
-        if value < _KILO:
-            break
-        value /= _KILO
-    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
-
-
-def duration(milliseconds: float | None) -> str:
-    """Milliseconds, seconds where there are many."""
-    if milliseconds is None:
-        return "-"
-    if milliseconds >= _SECOND_MS:
-        return f"{milliseconds / _SECOND_MS:,.1f} s"
-    return f"{milliseconds:.0f} ms"
 
 
 def kind(row: Summary) -> str:
@@ -163,8 +139,10 @@ def totals(traffic: Traffic) -> str:
     _, *columns = zip(*traffic.buckets, strict=True) if traffic.buckets else ((), (), (), (), ())
     requests, refused, failed, sent = (sum(column) for column in columns)
     about = "about " if traffic.sampled_percent else ""
-    share = f" ({100 * failed / requests:.1f} %)" if requests else ""
-    return f"{about}{requests:,} requests, {size(sent)}; {refused:,} refused (4xx), {failed:,} failed{share}"
+    return (
+        f"{about}{requests:,} requests, {size(sent)}; {refused:,} refused (4xx),"
+        f" {failed:,} failed ({share(failed, requests)})"
+    )
 
 
 def _segment(low: float, high: float) -> tuple[float, float]:

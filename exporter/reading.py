@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from psycopg import sql
 
 from .connection import DeadlineExceededError, connect, describe
+from .readonly import read_only
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -125,9 +126,7 @@ class Traffic(NamedTuple):
     buckets: list[Bucket]
     since: datetime
     until: datetime
-    sampled_percent: (
-        float | None
-    )  # counts are an estimate from so many rows; None: all were counted
+    sampled_percent: float | None  # the counts are an estimate from so many; None: all counted
 
 
 class Gap(NamedTuple):
@@ -152,15 +151,10 @@ def reading(
     Raises:
         psycopg.Error, DeadlineExceededError: see `explain`.
     """
-    with contextlib.closing(connect(dsn, settings, patience)) as connection:
+    with connect(dsn, settings, patience) as connection:
         connection.deadline = time.monotonic() + seconds + _GRACE_SECONDS
-        connection.execute("BEGIN READ ONLY")
-        connection.execute(
-            # UTC is what the page shows, and the one zone in which Python can hold every time a row can.
-            "SELECT set_config('statement_timeout', %s, true), set_config('timezone', 'UTC', true)",
-            (f"{round(seconds * 1000)}ms",),
-        )
-        yield connection
+        with read_only(connection, seconds):
+            yield connection
 
 
 def newest(
