@@ -35,10 +35,10 @@ _COLUMNS_BUT_KEY = "node, client_ip, client_port, proxy_user, user_agent, method
 
 def measure(place: Place) -> list[Figure]:
     """The cost of a row at each of some sizes, and how much the last is above the first."""
-    rows_a_day = place.choose(10_000_000 // _DAYS, 20_000)
+    rows_a_day = place.choose(10_000_000 // _DAYS, 10_000)
     artifacts = place.choose(1_000_000, 20_000)
     burst = place.choose(12_800, 2_560)
-    rounds = place.choose(8, 3)
+    rounds = place.choose(8, 2)
     stages = place.choose((1, 10, _DAYS), (1, 3))
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     found: dict[str, tuple[float, ...]] = {}

@@ -65,7 +65,7 @@ class _Bench:
 
     def __init__(self, place: Place) -> None:
         self.place = place
-        self.backlog = place.choose(100_000, 20_000)
+        self.backlog = place.choose(100_000, 15_000)
         self._pools = {
             new: capture_exchanges(place.choose(20_000, 4_000), new_urls=new)
             for new in (False, True)

@@ -46,7 +46,7 @@ class Contender(NamedTuple):
 
 def measure(place: Place) -> list[Figure]:
     """CPU a request of each way, and the ratio of ours to empty hooks."""
-    requests = place.choose(1000, 300)
+    requests = place.choose(1000, 200)
     with contextlib.ExitStack() as stack:
         proxies = list(_started(place, stack))
         load = stack.enter_context(Load())

@@ -65,7 +65,7 @@ class _Round:
 def measure(place: Place) -> list[Figure]:
     """CPU a row and rows a second of each way."""
     settings = _settings(place.dsn)
-    rows, few = place.choose((40_000, 4_000), (4_000, 300))
+    rows, few = place.choose((40_000, 4_000), (2_500, 200))
     found = _Round()
     for _ in range(place.choose(5, 2)):
         _run_ours(settings, rows, found, new_urls=False)
