@@ -199,7 +199,7 @@ def maven(text: str, _base: str) -> Iterator[Locked]:
 
 
 def npm(text: str, _base: str) -> Iterator[Locked]:
-    """package-lock.json names the file itself."""
+    """npm's lock file names the file itself."""
     for folder, package in json.loads(text)["packages"].items():
         if folder:
             full = folder.removeprefix("node_modules/")
@@ -281,7 +281,7 @@ REGISTRIES = {
     "helm": Registry("Chart.lock", helm, "charts.example/stable", "helm"),
     "hex": Registry("mix.lock", hexpm, "repo.hex.example", "hex"),
     "maven": Registry("verification-metadata.xml", maven, "repo1.maven.example/maven2", "maven"),
-    "npm": Registry("package-lock.json", npm, "registry.npmjs.example", "npm"),
+    "npm": Registry("npm.lock.json", npm, "registry.npmjs.example", "npm"),
     "nuget": Registry("packages.lock.json", nuget, "api.nuget.example", "nuget"),
     "oci": Registry("images.lock.yml", oci, "registry-1.docker.example", "docker"),
     "pub": Registry("pubspec.lock", pub, "pub.example", "pub"),
