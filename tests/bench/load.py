@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Self
 
+from tests.support.answering import Answering
+
 _ROOT = Path(__file__).resolve().parents[2]
 _BODY = b"x" * 600
 _ANSWER = (
@@ -50,19 +52,6 @@ class Load:
         if not answer:
             raise RuntimeError("the clients ended")
         return float(answer)
-
-
-class _Origin(asyncio.Protocol):
-    """Answers each head with the same bytes."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._data = b""
-
-    def data_received(self, data: bytes) -> None:
-        *heads, self._data = (self._data + data).split(b"\r\n\r\n")
-        self._transport.write(_ANSWER * len(heads))
 
 
 class _Client(asyncio.Protocol):
@@ -138,7 +127,7 @@ class _Work:
 
 async def _main() -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(_Origin, "127.0.0.1", 0)
+    server = await loop.create_server(lambda: Answering(_ANSWER), "127.0.0.1", 0)
     origin = server.sockets[0].getsockname()[1]
     sent = 0
     while line := await asyncio.to_thread(sys.stdin.readline):

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from tests.support.answering import Answering
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -81,19 +83,6 @@ class Traffic:
         ]
 
 
-class _Origin(asyncio.Protocol):
-    """Answers each head with the same two bytes."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._data = b""
-
-    def data_received(self, data: bytes) -> None:
-        *heads, self._data = (self._data + data).split(b"\r\n\r\n")
-        self._transport.write(_ANSWER * len(heads))
-
-
 class _Clients:
     """Connections that each send at their own beat, whatever the others do."""
 
@@ -148,7 +137,7 @@ class _Clients:
 
 async def _main(file: Path, rate: float, connections: int) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(_Origin, "127.0.0.1", 0)
+    server = await loop.create_server(lambda: Answering(_ANSWER), "127.0.0.1", 0)
     with file.open("w", encoding="utf-8") as notes:
 
         def note(request: Request) -> None:
