@@ -32,7 +32,6 @@ _SWITCHING_PROTOCOLS = 101
 _USER_AGENT = b"user-agent"
 _USER_AGENT_LENGTH = len(_USER_AGENT)
 
-
 _MAX_TEXT_BYTES = (  # what a cut leaves: target, error, two values in characters, four in bytes, fields
     2 * MAX_TARGET_PART_BYTES
     + CHARACTER_BYTES * (MAX_ERROR_CHARACTERS + 2 * MAX_VALUE_BYTES)
@@ -125,7 +124,7 @@ Ending = tuple[
 def plain_ending(flow: http.HTTPFlow, note: Note) -> Ending | None:
     """How nearly every flow ends: upstream answered, and nothing was out of the ordinary; else None.
 
-    Says what `unusual_ending` would, in a tenth of the time.
+    Says what `unusual_ending` would, without a question for each thing that may happen.
     """
     response = flow.response
     if note.is_unusual or response is None or flow.error is not None or flow.websocket is not None:

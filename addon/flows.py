@@ -164,8 +164,12 @@ class FlowLog:
                 continue
             if note.ended:
                 self._finish(flow, note)
-            elif note.is_unusual or flow.websocket is not None:
-                self._look(flow, note)
+            elif flow.websocket is not None:
+                self._count_message(flow, note)
+            elif note.is_connect:
+                self._end_if_killed(flow, note)
+            elif note.is_import:
+                continue
             elif flow.response is not None and not note.head_came:
                 note.is_unusual = note.answered_by_addon = True
             else:
@@ -217,22 +221,11 @@ class FlowLog:
             # Its user may yet change or kill it, and mitmweb fires no hook for either.
             note.held = asyncio.create_task(self._await_user(flow))
 
-    def _look(self, flow: http.HTTPFlow, note: Note) -> None:
-        """A flow out of the ordinary goes on: count what it streams, and see who answered."""
-        if flow.websocket is not None:
-            self._count_message(flow, note)
-        elif note.is_connect:
-            if flow.error is not None and flow.error.msg == Error.KILLED_MESSAGE:
-                del self._open[flow]  # no hook follows
-                self._record(flow, note)
-        elif flow.response is None:
-            if not note.is_import:
-                count_stream(flow.request, self.streaming)
-        elif note.head_came:
-            if not note.is_import:
-                count_stream(flow.response, self.streaming)
-        else:
-            note.answered_by_addon = not note.is_import
+    def _end_if_killed(self, flow: http.HTTPFlow, note: Note) -> None:
+        """A CONNECT that is killed: no hook follows."""
+        if flow.error is not None and flow.error.msg == Error.KILLED_MESSAGE:
+            del self._open[flow]
+            self._record(flow, note)
 
     async def _await_user(self, flow: http.HTTPFlow) -> None:
         await flow.wait_for_resume()  # type: ignore[no-untyped-call]

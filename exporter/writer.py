@@ -180,7 +180,7 @@ class Writer:
 
     def _build_next(self) -> list[AccessLogEntry]:
         taken = self._buffer.take(self._in_force.batch.max_entries)
-        built = [self._build(exchange) for part in slices(taken) for exchange in part]
+        built = (self._build(exchange) for part in slices(taken) for exchange in part)
         return [entry for entry in built if entry is not None]
 
     def _build(self, exchange: Exchange) -> AccessLogEntry | None:

@@ -199,7 +199,7 @@ def maven(text: str, _base: str) -> Iterator[Locked]:
 
 
 def npm(text: str, _base: str) -> Iterator[Locked]:
-    """npm's lock file names the file itself."""
+    """Npm's lock file names the file itself."""
     for folder, package in json.loads(text)["packages"].items():
         if folder:
             full = folder.removeprefix("node_modules/")
