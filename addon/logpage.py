@@ -19,10 +19,10 @@ from mitmproxy.tools.web.app import RequestHandler
 
 from addon import pageview
 from addon.desk import BusyError
-from exporter import human, reading
+from exporter import human, lines, reading
 from exporter.connection import DeadlineExceededError
 from exporter.health import judge
-from exporter.selection import Selection, SelectionError
+from exporter.selection import FILTER_NAMES, Selection, SelectionError
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -32,18 +32,6 @@ ROWS = 50
 _GAPS = 5
 _FILES = Path(__file__).with_name("logpage_files")
 _TYPES = {"style.css": "text/css; charset=utf-8", "script.js": "text/javascript; charset=utf-8"}
-_FIELDS = (
-    "text",
-    "host",
-    "package",
-    "user",
-    "remote",
-    "status",
-    "error",
-    "slower",
-    "since",
-    "until",
-)
 _TROUBLE = (psycopg.Error, DeadlineExceededError, OSError)
 _BUSY = "Too many questions wait for the database; this one was not asked. Try again in a moment."
 _REGISTERED = "artifactapi_page"
@@ -77,7 +65,12 @@ class _Handler(RequestHandler):
         return str(_FILES)
 
     def get_template_namespace(self) -> dict[str, Any]:
-        return {**super().get_template_namespace(), "human": human, "show": pageview}
+        return {
+            **super().get_template_namespace(),
+            "human": human,
+            "lines": lines,
+            "show": pageview,
+        }
 
     def auth_fail(self, invalid_password: bool) -> None:
         """Let whoever came by a link log in here."""
@@ -130,7 +123,7 @@ class _List(_Handler):
     async def get(self) -> None:
         asked = {
             name: value
-            for name in _FIELDS
+            for name in FILTER_NAMES
             if (value := self.get_query_argument(name, "")[: pageview.MAX_ASKED])
         }
         status = self.addon.counters() if self.addon is not None else None

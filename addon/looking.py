@@ -22,7 +22,7 @@ from exporter.lines import header, line
 from exporter.readonly import TROUBLE, opened
 from exporter.report import make_report
 from exporter.report_text import report_text
-from exporter.selection import Selection, SelectionError
+from exporter.selection import FILTER_NAMES, Selection, SelectionError
 from exporter.tail import tail as tail_rows
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def filters(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def selecting(*args: Any, **options: Any) -> None:
-        texts = {name: options.pop(name) for name in _FILTER_NAMES}
+        texts = {name: options.pop(name) for name in FILTER_NAMES}
         try:
             selection = Selection.parse(texts)
         except SelectionError as e:
@@ -74,20 +74,6 @@ def filters(command: Callable[..., None]) -> Callable[..., None]:
         command(*args, selection=selection, **options)
 
     return functools.reduce(lambda it, option: option(it), reversed(_FILTERS), selecting)
-
-
-_FILTER_NAMES = (
-    "remote",
-    "host",
-    "package",
-    "user",
-    "status",
-    "error",
-    "slower",
-    "since",
-    "until",
-    "text",
-)
 
 
 @click.command()

@@ -13,13 +13,13 @@ from exporter.human import printable, share, size
 
 if TYPE_CHECKING:
     from exporter.health import Health
-    from exporter.reading import Column, Gap, Rows, Summary, Traffic
+    from exporter.reading import Column, Gap, Rows, Traffic
+    from exporter.tail import Row
 
 MAX_ASKED = 500  # characters of one field of the search
 CHART_WIDTH = 960
 CHART_HEIGHT = 120
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 _TIMES = ("since", "until")
 _REDIRECT, _REFUSED, _FAILED = 300, 400, 500
 
@@ -70,25 +70,13 @@ def written_at(text: str | None) -> str:
     return moment(datetime.fromisoformat(text)) + " UTC" if text else "none yet"
 
 
-def kind(row: Summary) -> str:
+def kind(row: Row) -> str:
     """How a row ended, as a class of the style sheet."""
     if row.status_code is None or row.status_code >= _FAILED:
         return "failed"
     if row.status_code >= _REFUSED:
         return "refused"
     return "redirect" if row.status_code >= _REDIRECT else "ok"
-
-
-def url(row: Summary) -> str:
-    """What was asked for."""
-    port = "" if row.port in (None, _DEFAULT_PORTS.get(row.scheme or "")) else f":{row.port}"
-    scheme = f"{row.scheme}://" if row.scheme else ""
-    return printable(f"{scheme}{row.host or ''}{port}{row.path or ''}")
-
-
-def who(row: Summary) -> str:
-    """The proxy user, or else the address."""
-    return printable(row.proxy_user or str(row.client_ip or "-"))
 
 
 def text(value: str | None) -> str:

@@ -18,7 +18,7 @@ import http_sf
 
 AGE_MAX = 2**31 - 1  # RFC 9111 1.2.2 names this bound; it is also the largest int4
 
-_FROM_CACHE = frozenset({"HIT", "STALE", "UPDATING", "REVALIDATED"})
+FROM_CACHE = frozenset({"HIT", "STALE", "UPDATING", "REVALIDATED"})
 
 # Fields of one word each, in the order they are asked.
 _WORD_FIELDS = (
@@ -190,7 +190,7 @@ def _words(value: bytes) -> list[str]:
 def _nearest(words: list[str], source: str) -> _Answer:
     """Of caches in the order origin to user: the last that answered itself, else the last."""
     for word in reversed(words):
-        if word in _FROM_CACHE:
+        if word in FROM_CACHE:
             return word, source
     return (words[-1], source) if words else None
 

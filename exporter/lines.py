@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from .cache_status import FROM_CACHE
 from .human import duration, printable, size
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 _GAP = "  "
 _MIN_WHAT = 8  # a narrower terminal breaks the lines
 _SERVER_ERROR = 500
-_FROM_CACHE = frozenset({"HIT", "STALE", "UPDATING", "REVALIDATED"})
 _SHORT = {"REVALIDATED": "REVALID", "UPDATING": "UPDATE"}
 
 
@@ -46,7 +46,7 @@ def line(row: Row, width: int | None) -> Text:
         text.append(_aligned(column.text(row), column), style=column.style(row))
         text.append(_GAP)
     error = f"{_GAP}{printable(row.error_type)}" if row.error_type else ""
-    what = printable(row.purl or _url(row))
+    what = printable(row.purl) if row.purl else url(row)
     if width is not None:
         what = _shortened(what, max(_MIN_WHAT, width - text.cell_len - cell_len(error)))
     text.append(what)
@@ -100,18 +100,20 @@ def _cache(row: Row) -> str:
 def _cache_style(row: Row) -> str:
     if row.cache_status is None:
         return "dim"
-    return "green" if row.cache_status in _FROM_CACHE else "yellow"
+    return "green" if row.cache_status in FROM_CACHE else "yellow"
 
 
-def _who(row: Row) -> str:
+def who(row: Row) -> str:
+    """The proxy user, or else the address."""
     return printable(row.proxy_user or str(row.client_ip or "-"))
 
 
-def _url(row: Row) -> str:
+def url(row: Row) -> str:
+    """What was asked for."""
     default = {"http": 80, "https": 443}.get(row.scheme or "")
     port = "" if row.port in (None, default) else f":{row.port}"
     scheme = f"{row.scheme}://" if row.scheme else ""
-    return f"{scheme}{row.host or ''}{port}{row.path or ''}"
+    return printable(f"{scheme}{row.host or ''}{port}{row.path or ''}")
 
 
 _COLUMNS = (
@@ -142,5 +144,5 @@ _COLUMNS = (
         style=lambda _: "dim",
     ),
     _Column("cache", 7, 110, to_the_right=False, text=_cache, style=_cache_style),
-    _Column("who", 16, 100, to_the_right=False, text=_who, style=lambda _: "cyan"),
+    _Column("who", 16, 100, to_the_right=False, text=who, style=lambda _: "cyan"),
 )

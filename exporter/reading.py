@@ -13,6 +13,7 @@ from psycopg import sql
 
 from .connection import DeadlineExceededError, connect, describe
 from .readonly import read_only
+from .tail import Row, columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,10 +37,6 @@ _LATEST = datetime(9000, 1, 1, tzinfo=UTC)  # leaves room to count on from
 _SECOND = timedelta(seconds=1)
 _MICROSECOND = timedelta(microseconds=1)
 
-_SUMMARY = """
-    started_at, flow_id, client_ip, proxy_user, method, scheme, host, port, path,
-    status_code, error_type, response_bytes, duration_ms, cache_status, purl
-"""
 # The first half of the condition on the cursor is what partitions are pruned by.
 _ROWS = sql.SQL("""
     SELECT {columns} FROM access_log
@@ -75,30 +72,10 @@ class Cursor(NamedTuple):
     flow_id: UUID
 
 
-class Summary(NamedTuple):
-    """What a line of the list tells of a row; names and meaning as in access_log."""
-
-    started_at: datetime
-    flow_id: UUID
-    client_ip: Any
-    proxy_user: str | None
-    method: str | None
-    scheme: str | None
-    host: str | None
-    port: int | None
-    path: str | None
-    status_code: int | None
-    error_type: str | None
-    response_bytes: int | None
-    duration_ms: float | None
-    cache_status: str | None
-    purl: str | None
-
-
 class Rows(NamedTuple):
     """A page of the list, newest first."""
 
-    rows: list[Summary]
+    rows: list[Row]
     older: Cursor | None  # where the next page begins; None: these are the last
 
 
@@ -163,12 +140,12 @@ def newest(
     """At most `limit` rows, newest first, from the newest or `after` the last of another page."""
     where, values = selection.where()
     statement = _ROWS.format(
-        columns=sql.SQL(_SUMMARY), where=where, cursor=_CURSOR if after else sql.SQL("true")
+        columns=columns(), where=where, cursor=_CURSOR if after else sql.SQL("true")
     )
     if after:
         values |= {"at": after.started_at, "id": after.flow_id}
     found = connection.execute(statement, {**values, "limit": limit + 1}).fetchall()
-    rows = [Summary(*row) for row in found[:limit]]
+    rows = [Row(*row) for row in found[:limit]]
     more = len(found) > limit
     return Rows(rows, Cursor(rows[-1].started_at, rows[-1].flow_id) if more else None)
 

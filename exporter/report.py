@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Struct, structs
 from psycopg import sql
 
+from .cache_status import FROM_CACHE
 from .readonly import read_only
 from .selection import SelectionError
 
@@ -26,7 +27,6 @@ _MAX_BARS = 60
 _CLASSES = 50  # of durations, to a factor of e: each some two per cent wide
 _LEAST_REFUSAL = 400
 _LEAST_FAILURE = 500
-_FROM_CACHE = frozenset({"HIT", "STALE", "UPDATING", "REVALIDATED"})
 _WIDTHS = tuple(
     timedelta(minutes=it)
     for it in (1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1440, 2880, 10_080)
@@ -82,8 +82,8 @@ _CALLERS = sql.SQL("""
       'busiest_unknown_hosts', (SELECT coalesce(json_agg(it), '[]') FROM
         (SELECT * FROM hosts ORDER BY requests DESC, name LIMIT %(top)s) AS it))::text
 """)
-# What was fetched whole a second time a cache would have had, but for the largest transfer, which
-# filled it: as in the view access_log_redundant.
+# What was fetched whole a second time within the span a cache would have had, but for the largest
+# transfer, which filled it. (The view access_log_redundant leaves out the first fetch ever instead.)
 _ARTIFACTS = sql.SQL("""
     WITH fetched AS MATERIALIZED (
       SELECT purl COLLATE "C" AS purl, min(remote COLLATE "C") AS remote, count(*) AS fetches,
@@ -360,7 +360,7 @@ def _cache(rows: list[tuple[Any, ...]]) -> list[Cache]:
     for _, source, status, _, _, requests, size in rows:
         if status is None:
             continue
-        hit = status in _FROM_CACHE
+        hit = status in FROM_CACHE
         it = found.get(source or "-", Cache(source or "-"))
         found[it.source] = Cache(
             it.source,

@@ -83,9 +83,7 @@ class Selection:
             SelectionError: a name or a text that can't be understood.
         """
         given = {k: v.strip() for k, v in texts.items() if v is not None}
-        unknown = given.keys() - {f.name for f in fields(cls)} - {"slower"} | (
-            given.keys() & {"slower_ms"}
-        )
+        unknown = given.keys() - set(FILTER_NAMES)
         if unknown:
             raise SelectionError(f"There is no filter {min(unknown)!r}.")
         values: dict[str, Any] = {}
@@ -148,6 +146,10 @@ class Selection:
         raise SelectionError(
             f"status {self.status!r} can't be understood; expected one such as 404, 4xx or none."
         )
+
+
+# The names that `Selection.parse` takes: of a command's options and of the page's fields.
+FILTER_NAMES = tuple(f.name.removesuffix("_ms") for f in fields(Selection))
 
 
 def parse_duration(text: str, name: str = "The duration") -> timedelta:

@@ -51,7 +51,7 @@ type Key = tuple[datetime, UUID]
 
 
 class Row(NamedTuple):
-    """What a line is made of; names and meaning as in access_log."""
+    """What a line of the terminal or of the page is made of; names and meaning as in access_log."""
 
     started_at: datetime
     flow_id: UUID
@@ -86,7 +86,7 @@ def newest(
         psycopg.Error, DeadlineExceededError: the server refused, took too long or went away.
     """
     where, values = selection.where()
-    query = _NEWEST.format(columns=_columns(as_json), where=where)
+    query = _NEWEST.format(columns=columns(as_json=as_json), where=where)
     with read_only(connection, _STATEMENT_SECONDS):
         return [Row(*row) for row in connection.execute(query, {**values, "limit": count})]
 
@@ -98,7 +98,7 @@ class Follower:
         self, connection: DeadlineConnection, selection: Selection, *, as_json: bool = False
     ) -> None:
         """From now on. Raises psycopg.Error or DeadlineExceededError, as its methods do."""
-        self._columns = _columns(as_json)
+        self._columns = columns(as_json=as_json)
         self._where, self._values = selection.where()
         self._seen: dict[datetime, set[Key]] = {}  # by logged_at, as far back as it may still grow
         with read_only(connection, _STATEMENT_SECONDS):
@@ -197,7 +197,8 @@ def tail(
         pause.wait(_AWAY_SECONDS)
 
 
-def _columns(as_json: bool) -> sql.Composed:
+def columns(*, as_json: bool = False) -> sql.Composed:
+    """What to SELECT for a Row."""
     json = JSON_ROW if as_json else sql.SQL("NULL")
     return sql.SQL(", ").join(
         [*map(sql.Identifier, Row._fields[:-1]), sql.SQL("{} AS json").format(json)]
