@@ -11,7 +11,7 @@ from typing import Any
 # mitmproxy runs this file by its path, with no package around it: the folder above holds both packages.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mitmproxy import command, ctx, exceptions, flowfilter, http
+from mitmproxy import command, ctx, exceptions, flowfilter, hooks, http
 
 from addon import flowview, handover
 from addon.desk import Desk
@@ -50,7 +50,9 @@ class ArtifactApi:
 
     def __init__(self) -> None:
         self.flows = FlowLog()
-        self.addons = [self.flows]
+        # As our own: of an addon within an addon mitmproxy takes 2 us more for each flow to find the hooks.
+        for name in hooks.all_hooks.keys() & vars(FlowLog).keys():
+            setattr(self, name, getattr(self.flows, name))
         self.desk: Desk | None = None  # where the page in mitmweb asks
         self._recent = RecentExchanges()
         self._settings: Settings | None = None

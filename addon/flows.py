@@ -59,8 +59,6 @@ class Note:
 class FlowLog:
     """Follows flows on mitmproxy's event loop and hands each that ended to `log_access`, once."""
 
-    name = "artifactapi-flows"
-
     def __init__(self) -> None:
         self.log_access: Callable[[Exchange], bool] | None = None
         self.wait_for_room: Callable[[int], bool] | None = None

@@ -35,6 +35,7 @@ _EVIDENCE = frozenset(
     {b"age", b"cache-status", b"x-cache", b"x-cache-hits", b"x-varnish", *_WORD_FIELDS}
 )
 _VALUE_MAX = 4096  # bytes; a longer field is no statement about a cache, and is not parsed
+_REMEMBERED_MAX = 512  # bytes of all fields together
 
 # What X-Cache and its kin say, tried in this order: TCP_REFRESH_HIT is no plain HIT, and HitStale
 # no fresh one. Each is matched against the first word of a list member, case-blind.
@@ -80,18 +81,15 @@ def read_cache_status(fields: Fields, status_code: int | None) -> CacheStatus:
     client's own copy was found good.
     """
     evidence = tuple([field for field in fields if field[0] in _EVIDENCE])
-    return _read(evidence, status_code == 304)  # noqa: PLR2004 - RFC 9110 15.4.5
-
-
-@lru_cache(maxsize=4096)
-def _read(evidence: Fields, not_modified: bool) -> CacheStatus:
     ages = [value for name, value in evidence if name == b"age"]
     age = _age(ages[0]) if ages else None
-    # Age differs from one second to the next, the rest repeats: so that is cached by itself.
-    status, source = _declared(tuple([field for field in evidence if field[0] != b"age"]))
+    # Age differs from one second to the next, the rest repeats: so that is remembered, if it is short.
+    lasting = tuple([field for field in evidence if field[0] != b"age"])
+    is_short = sum([len(value) for _, value in lasting]) <= _REMEMBERED_MAX
+    status, source = _declared(lasting) if is_short else _declared.__wrapped__(lasting)
     if status is None and age:
         status, source = "HIT", "age"
-    elif status is None and not_modified:
+    elif status is None and status_code == 304:  # noqa: PLR2004 - RFC 9110 15.4.5
         status, source = "REVALIDATED", "304"
     return CacheStatus(status, source, age)
 

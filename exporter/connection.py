@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import threading
 import time
@@ -95,7 +96,12 @@ def connection_string(dsn: str, settings: DatabaseSettings) -> str:
         "keepalives_count": 2,
         "tcp_user_timeout": round(settings.call_seconds * 1000),
     }
-    return make_conninfo(dsn, **{k: v for k, v in defaults.items() if k not in given})
+    ours = {k: v for k, v in defaults.items() if k not in given}
+    if not settings.synchronous_commit:
+        # Not SET: behind a pooler it would reach the sessions of others.
+        others = given.get("options") or os.environ.get("PGOPTIONS", "")
+        ours["options"] = f"{others} -c synchronous_commit=off".strip()
+    return make_conninfo(dsn, **ours)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from .cache_status import CacheStatus, read_cache_status
 from .identity import UNKNOWN, Identity, Remotes, RemotesError
-from .redaction import PathPatterns, redact_error, redact_path, redact_query, redact_text
+from .redaction import (
+    PathPatterns,
+    QueryPolicy,
+    redact_error,
+    redact_path,
+    redact_query,
+    redact_text,
+)
 from .redirects import REDIRECTS, Redirects
 from .settings import SettingsError
 
@@ -29,10 +36,12 @@ MAX_ERROR = 500
 MAX_TEXT = 255
 CUT = "...[cut]"
 
-# What a client repeats is decoded and redacted once; bounded, so that no client can fill the memory.
+# What clients repeat is decoded, redacted and identified once; bounded, so that none can fill the memory.
 _CACHE_ENTRIES = 8192
+_SHORT_BYTES = 1536  # of a whole exchange; most take no more
 
-_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_is_uuid = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
+_MANIFESTS = "/manifests/"  # OCI distribution spec: where a tag stands for a digest
 _EARLIEST = -62_135_596_800.0  # 0001-01-01, the first day Python can write
 _LATEST = 253_402_300_799.0  # 9999-12-31, the last
 _LONGEST_SECONDS = 1e12  # more is no time but an accident, and no real
@@ -85,50 +94,74 @@ class AccessLogEntry(NamedTuple):
     sha256: str | None = None  # as bytea's hex format: \\x and 64 digits
 
 
+class _Place(NamedTuple):
+    """Where a request went, as its row has it."""
+
+    host: str | None
+    path: str | None
+    identity: Identity
+
+
 class EntryBuilder:
     """Makes entries by one set of settings. Not shared between threads."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises SettingsError if the user's table of remotes is wrong."""
         self._remotes = load_remotes(settings)
-        self._redirects = Redirects(lambda host, target: self._split(host, target)[0])
+        self._redirects = Redirects(self._path)
         self._node = clean(settings.node_name, MAX_TEXT)
-        policy = settings.redact.query
+        self._policy = settings.redact.query
         self._path_patterns = PathPatterns(settings.redact.paths)
-        self._split_target = lru_cache(_CACHE_ENTRIES)(lambda target: split_target(target, policy))
+        self._remembered = lru_cache(_CACHE_ENTRIES)(self._find)
 
     def build(self, exchange: Exchange) -> AccessLogEntry:
         """One exchange as a row. Takes any values an exchange can hold; never raises for them."""
         x = exchange
-        host = clean(x.host, MAX_TEXT).lower() or None
-        path, query = self._split(host or "", x.target)
-        cache = _cache_status(x)
-        identity = self._identify(x, host, path)
+        # What repeats is read once; what is long is not remembered, and seldom repeats.
+        is_short = x.size <= _SHORT_BYTES
+        raw_path, mark, raw_query = x.target.partition(b"?")
+        if mark and not raw_path:
+            raw_path = b"/"
+        find = self._remembered if is_short else self._find
+        place = find(x.host, raw_path)
+        host, path, identity = place
+        if path is not None and (
+            self._redirects or x.status_code in REDIRECTS or _MANIFESTS in path
+        ):
+            identity = self._identify_answer(x, place)
+        client_ip, client_port = _client(x.client)
+        read_request = _request_texts if is_short else _request_texts.__wrapped__
+        proxy_user, user_agent, method, scheme, http_version = read_request(
+            x.proxy_user, x.user_agent, x.method, x.scheme, x.http_version
+        )
+        read_answer = _answer if is_short else _answer.__wrapped__
+        content_type, cache = read_answer(x.response_fields, x.status_code, x.response_source)
+        started_at, status_code, port = x.started_at, x.status_code, x.port
         # By position: by name takes ten times as long.
         return AccessLogEntry._make(
             (
-                timestamp(x.started_at),
-                x.flow_id if _UUID.fullmatch(x.flow_id) else _uuid_of(x.flow_id),
+                timestamp(started_at),
+                x.flow_id if _is_uuid(x.flow_id) else _uuid_of(x.flow_id),
                 self._node,
-                address(x.client),
-                _client_port(x.client),
-                clean(x.proxy_user, MAX_TEXT) if x.proxy_user else None,
-                _redacted_text(x.user_agent, MAX_USER_AGENT),
-                _text(x.method, MAX_TEXT),
-                _text(x.scheme, MAX_TEXT),
+                client_ip,
+                client_port,
+                proxy_user,
+                user_agent,
+                method,
+                scheme,
                 host,
-                x.port if 0 < x.port <= _MAX_PORT else None,
+                port if 0 < port <= _MAX_PORT else None,
                 path,
-                query,
-                _text(x.http_version, MAX_TEXT),
-                _status(x.status_code),
+                query_text(raw_query, self._policy) if raw_query else None,
+                http_version,
+                status_code if status_code and 0 < status_code <= _MAX_SMALLINT else None,
                 x.error_type,
                 clean(redact_error(x.error), MAX_ERROR) if x.error else None,
-                _text(_field(x, b"content-type"), MAX_TEXT),
+                content_type,
                 x.request_bytes,
                 x.response_bytes,
-                _milliseconds(x.started_at, x.ended_at),
-                _milliseconds(x.started_at, x.head_at),
+                _milliseconds(started_at, x.ended_at),
+                _milliseconds(started_at, x.head_at),
                 _milliseconds(0.0, x.connect_seconds),
                 address(x.server),
                 x.tls_version or None,
@@ -147,23 +180,32 @@ class EntryBuilder:
             )
         )
 
-    def _split(self, host: str, target: bytes) -> tuple[str | None, str | None]:
-        """Path and query as a row has them."""
-        path, query = self._split_target(target)
+    def _find(self, host: str, raw_path: bytes) -> _Place:
+        name = clean(host, MAX_TEXT).lower() or None
+        path = self._path(name or "", raw_path)
+        if name is None or path is None:
+            return _Place(name, path, UNKNOWN)
+        return _Place(name, path, self._remotes.identify(name, path))
+
+    def _path(self, host: str, raw_path: bytes) -> str | None:
+        """As a row has it."""
+        path = path_text(raw_path)
         if self._path_patterns and path is not None:
             path = self._path_patterns.redact(host, path)
-        return path, query
+        return path
 
-    def _identify(self, x: Exchange, host: str | None, path: str | None) -> Identity:
-        """By host and redacted path; else by the redirect that led here."""
+    def _identify_answer(self, x: Exchange, place: _Place) -> Identity:
+        """What answers add to what the URL says: a tag's digest, and where a redirect leads."""
+        host, path, identity = place
         if host is None or path is None:
-            return UNKNOWN
-        digest = _field(x, b"docker-content-digest") if "/manifests/" in path else None
-        identity = self._remotes.identify(host, path, digest=_text(digest, MAX_TEXT))
+            return identity
+        digest = _field(x.response_fields, b"docker-content-digest") if _MANIFESTS in path else None
+        if digest is not None:
+            identity = self._remotes.identify(host, path, digest=_text(digest, MAX_TEXT))
         if identity.purl is None and self._redirects and not _is_page(x):
             identity = self._redirects.find(host, path) or identity
         if x.status_code in REDIRECTS and identity.artifact_kind is not None:
-            location = _field(x, b"location")
+            location = _field(x.response_fields, b"location")
             if location:
                 url = f"{x.scheme.decode('ascii', 'replace')}://{host}{path}"
                 self._redirects.remember(url, location, identity)
@@ -188,13 +230,32 @@ def _load_remotes(file: Path | None) -> Remotes:
     return Remotes.load(file)
 
 
-def _cache_status(x: Exchange) -> CacheStatus:
-    """Our side first: what was replayed came from our own store, what an addon made from no cache."""
-    if x.response_source == "replay":
-        return CacheStatus("HIT", "local", None)
-    if x.response_source == "addon":
-        return CacheStatus(None, None, None)
-    return read_cache_status(x.response_fields, x.status_code)
+@lru_cache(_CACHE_ENTRIES)
+def _request_texts(
+    proxy_user: str | None, user_agent: bytes | None, *others: bytes
+) -> tuple[str | None, ...]:
+    """These as a row has them; the others are method, scheme and version of HTTP."""
+    return (
+        clean(proxy_user, MAX_TEXT) if proxy_user else None,
+        clean(redact_text(_decoded(user_agent)), MAX_USER_AGENT) if user_agent else None,
+        *(_text(other, MAX_TEXT) for other in others),
+    )
+
+
+@lru_cache(_CACHE_ENTRIES)
+def _answer(
+    fields: tuple[tuple[bytes, bytes], ...], status_code: int | None, source: str | None
+) -> tuple[str | None, CacheStatus]:
+    """Content type and cache status of a response.
+
+    Our side first: what was replayed came from our own store, what an addon made from no cache.
+    """
+    content_type = _text(_field(fields, b"content-type"), MAX_TEXT)
+    if source == "replay":
+        return content_type, CacheStatus("HIT", "local", None)
+    if source == "addon":
+        return content_type, CacheStatus(None, None, None)
+    return content_type, read_cache_status(fields, status_code)
 
 
 def clean(text: str, limit: int) -> str:
@@ -215,22 +276,22 @@ def clean(text: str, limit: int) -> str:
     return raw.decode("utf-8", "backslashreplace")
 
 
-def split_target(target: bytes, policy: str) -> tuple[str | None, str | None]:
-    """Path and query of a request target, redacted and bounded (RFC 9112 3.2: all four forms).
+def path_text(raw_path: bytes) -> str | None:
+    """Path of a request target without its query, redacted and bounded (RFC 9112 3.2: all four forms).
 
-    The path of an absolute-form target is what follows its authority; an authority-form or
-    asterisk-form target is kept as it is. Empty gives (None, None).
+    Of an absolute-form target it is what follows its authority; an authority-form or asterisk-form
+    target is kept as it is. None if the target is empty.
     """
-    if not target:
-        return None, None
-    text = target.decode("utf-8", "surrogateescape")
-    path, mark, query = text.partition("?")
-    path = path.partition("#")[0]
-    kept = redact_query(query, policy) if mark and query else None  # type: ignore[arg-type]
-    return (
-        clean(redact_path(path), MAX_PATH) or "/",  # RFC 9110 4.2.3: the same
-        clean(kept, MAX_QUERY) if kept else None,
-    )
+    if not raw_path:
+        return None
+    path = _decoded(raw_path).partition("#")[0]
+    return clean(redact_path(path), MAX_PATH) or "/"  # RFC 9110 4.2.3: the same
+
+
+def query_text(raw_query: bytes, policy: QueryPolicy) -> str | None:
+    """Query of a request target, redacted and bounded; None if nothing is kept of it."""
+    kept = redact_query(_decoded(raw_query), policy)
+    return clean(kept, MAX_QUERY) if kept else None
 
 
 @lru_cache(_CACHE_ENTRIES)
@@ -262,16 +323,18 @@ def _second(whole: int) -> str:
     return datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%d %H:%M:%S").zfill(19)
 
 
-@lru_cache(_CACHE_ENTRIES)
 def _text(value: bytes | None, limit: int) -> str | None:
-    if not value:
-        return None
-    return clean(value.decode("utf-8", "surrogateescape"), limit)
+    return clean(_decoded(value), limit) if value else None
+
+
+def _decoded(value: bytes) -> str:
+    return value.decode("utf-8", "surrogateescape")
 
 
 def _is_page(x: Exchange) -> bool:
     """A redirect to a login page leads to no artifact."""
-    return (_field(x, b"content-type") or b"").lower().startswith(b"text/html")
+    content_type = _field(x.response_fields, b"content-type") or b""
+    return content_type.lower().startswith(b"text/html")
 
 
 def _sha256(x: Exchange) -> str | None:
@@ -279,27 +342,18 @@ def _sha256(x: Exchange) -> str | None:
     return f"\\x{digest.hex()}" if digest is not None else None
 
 
-@lru_cache(_CACHE_ENTRIES)
-def _redacted_text(value: bytes | None, limit: int) -> str | None:
-    if not value:
-        return None
-    return clean(redact_text(value.decode("utf-8", "surrogateescape")), limit)
-
-
-def _field(exchange: Exchange, name: bytes) -> bytes | None:
-    for key, value in exchange.response_fields:
+def _field(fields: tuple[tuple[bytes, bytes], ...], name: bytes) -> bytes | None:
+    for key, value in fields:
         if key == name:
             return value
     return None
 
 
-def _client_port(peer: tuple[str, int] | tuple[str, ...] | None) -> int | None:
+@lru_cache(_CACHE_ENTRIES)
+def _client(peer: tuple[str, int] | tuple[str, ...] | None) -> tuple[str | None, int | None]:
+    """Address and port of a socket."""
     port = peer[1] if peer and len(peer) > 1 else None
-    return port if isinstance(port, int) and 0 < port <= _MAX_PORT else None
-
-
-def _status(status: int | None) -> int | None:
-    return status if status is not None and 0 < status <= _MAX_SMALLINT else None
+    return address(peer), port if isinstance(port, int) and 0 < port <= _MAX_PORT else None
 
 
 def _milliseconds(start: float, end: float | None) -> float | None:

@@ -29,8 +29,6 @@ SHIPPED = Path(__file__).resolve().parents[1] / "configs" / "remotes.yaml"
 
 PATH_MAX = 2048  # characters; a longer path has a remote, but no package
 _HOST_MAX = 255  # RFC 1035 2.3.4
-_REMEMBERED = 16_384  # identities
-_REMEMBERED_MAX = 768  # characters of one question; longer ones fill the memory, and seldom repeat
 _REMEMBERED_HOSTS = 1024
 
 _REDACTED = REDACTED.encode()
@@ -56,16 +54,12 @@ UNKNOWN = Identity()
 
 
 class Remotes:
-    """The table of remotes, and what it says of URLs. Safe in any thread; remembers what was asked.
-
-    The memory is bounded: 16,384 answers, to questions of at most 768 characters.
-    """
+    """The table of remotes, and what it says of URLs. Safe in any thread; remembers nothing but hosts."""
 
     def __init__(self, remotes: tuple[Remote, ...]) -> None:
         self._remotes = remotes
         self._hosts = PatternSet(remote.host for remote in remotes)
         self._remotes_of = lru_cache(maxsize=_REMEMBERED_HOSTS)(self._find_remotes)
-        self._remembered = lru_cache(maxsize=_REMEMBERED)(self._identify)
 
     @classmethod
     def load(cls, extra: Path | None = None) -> Remotes:
@@ -95,11 +89,6 @@ class Remotes:
                 is none.
             digest: `Docker-Content-Digest` of the response: what a tag stood for.
         """
-        if len(host) + len(path) + (len(digest) if digest else 0) <= _REMEMBERED_MAX:
-            return self._remembered(host, path, upstream, digest)
-        return self._identify(host, path, upstream, digest)
-
-    def _identify(self, host: str, path: str, upstream: str | None, digest: str | None) -> Identity:
         text = _decoded(path)
         for name in (host, upstream):
             if name is None or len(name) > _HOST_MAX:

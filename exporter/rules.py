@@ -71,11 +71,12 @@ class Pattern:
     def _named(self, found: Any) -> dict[str, str | None] | None:
         if found is None:
             return None
-        groups = found.groups()
-        return {
-            name: None if (value := groups[number - 1]) is None else value.decode()
-            for name, number in self._numbers
-        }
+        text = found.string
+        values: dict[str, str | None] = {}
+        for name, number in self._numbers:
+            start, end = found.span(number)
+            values[name] = None if start < 0 else text[start:end].decode()
+        return values
 
 
 class TooLargeError(Exception):

@@ -1,4 +1,4 @@
-"""Cut work on many entries into slices between which other threads get their turn; does no work itself.
+"""Let other threads have their turn while one computes for long; does no work itself.
 
 A thread that computes holds Python's global lock for up to 5 ms (sys.getswitchinterval) once
 another wants it. That other is the proxy's event loop: it wants it back after each system call.
@@ -10,13 +10,17 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
-SLICE_ENTRIES = 16  # some 0.2 ms of work
+_TURN_SECONDS = 0.000_25
+_PAUSE_SECONDS = 0.000_05  # a thread that waits for the lock wakes in less
 
 
-def slices[T](items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """The items, 16 at a time, giving up the global lock after each slice."""
-    for start in range(0, len(items), SLICE_ENTRIES):
-        yield items[start : start + SLICE_ENTRIES]
-        time.sleep(0)  # noqa: TID251 - waits for nothing: it lets go of the lock, and takes it again
+def in_turns[T](items: Iterable[T]) -> Iterator[T]:
+    """The items; between two of them the global lock is given up whenever 0.25 ms have passed."""
+    until = time.perf_counter() + _TURN_SECONDS
+    for item in items:
+        yield item
+        if time.perf_counter() > until:
+            time.sleep(_PAUSE_SECONDS)  # noqa: TID251 - so that others run, not for something to happen
+            until = time.perf_counter() + _TURN_SECONDS

@@ -20,7 +20,7 @@ from .database import Database, DatabaseAway
 from .entry import EntryBuilder, timestamp
 from .gaps import Gaps
 from .settings import data_folder
-from .slices import slices
+from .slices import in_turns
 from .spool import Spool
 
 if TYPE_CHECKING:
@@ -175,12 +175,11 @@ class Writer:
         if not self._stopping and not self._replaying and not self._next_in_hand:
             until_retry = self._retry_at - time.monotonic() if self._outage else batch.max_seconds
             self._buffer.wait(min(batch.max_seconds, until_retry))
-        self._in_hand, self._next_in_hand = self._next_in_hand, []
-        self._in_hand += self._build_next()
+        self._in_hand, self._next_in_hand = self._next_in_hand or self._build_next(), []
 
     def _build_next(self) -> list[AccessLogEntry]:
         taken = self._buffer.take(self._in_force.batch.max_entries)
-        built = (self._build(exchange) for part in slices(taken) for exchange in part)
+        built = map(self._build, in_turns(taken))
         return [entry for entry in built if entry is not None]
 
     def _build(self, exchange: Exchange) -> AccessLogEntry | None:
@@ -202,12 +201,19 @@ class Writer:
             return
         batch = self._in_force.batch
         enough = 1 if waited >= batch.max_seconds else batch.max_entries
-        while len(self._buffer) >= enough and not self._next_in_hand:
-            entries = self._build_next()
+        while self._next_in_hand or len(self._buffer) >= enough:
+            entries = self._next_in_hand or self._build_next()
             if entries and not self.spool.append(entries):
                 self._next_in_hand = entries
+                break
+            self._next_in_hand = []
         if enough == 1:
             self._asked_at = time.monotonic()
+
+    def _build_ahead(self) -> None:
+        """Called while Postgres is busy with a batch: have the next ready if it is due."""
+        if not self._next_in_hand and len(self._buffer) >= self._in_force.batch.max_entries:
+            self._next_in_hand = self._build_next()
 
     def _collect_drops(self) -> None:
         """What the proxy's thread had to drop becomes gaps."""
@@ -254,7 +260,7 @@ class Writer:
 
     def _write_in_hand(self) -> None:
         if self._in_hand:
-            rejected = self._database.write(self._in_hand)
+            rejected = self._database.write(self._in_hand, self._build_ahead)
             entries, self._in_hand = self._in_hand, []
             self._count_written(entries, rejected)
 
@@ -290,11 +296,18 @@ class Writer:
             self._gave_up = False
             self._pause(_PAUSE_AT_STOP_SECONDS)
         else:
-            entries, self._in_hand = self._in_hand, []
-            self.progress.dropped += len(entries)
-            for entry in entries:
-                self._gaps.add(entry.node, "shutdown", entry.started_at)
-            self.spool.keep_gaps(self._gaps.pending())
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """The time to stop is over: all that is left is lost, and counted."""
+        entries = [*self._in_hand, *self._next_in_hand]
+        self._in_hand, self._next_in_hand = [], []
+        starts = [entry.started_at for entry in entries]
+        starts += [timestamp(x.started_at) for x in self._buffer.take(len(self._buffer))]
+        for started_at in starts:
+            self._gaps.add(self._in_force.node_name, "shutdown", started_at)
+        self.progress.dropped += len(starts)
+        self.spool.keep_gaps(self._gaps.pending())
 
     def _pause(self, seconds: float) -> None:
         self._interrupt.wait(max(seconds, 0.0))

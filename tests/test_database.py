@@ -267,6 +267,17 @@ def test_the_users_connection_string_goes_before_our_bounds() -> None:
     assert "connect_timeout=9" in connection_string("dbname=x connect_timeout=9", settings)
 
 
+def test_synchronous_commit_is_the_servers_unless_it_is_switched_off(dsn: str) -> None:
+    show = "SELECT current_setting('synchronous_commit'), current_setting('search_path')"
+    schema = dsn.rpartition("search_path=")[2].rstrip("'")
+    for settings, expected in (
+        (DatabaseSettings(), "on"),
+        (DatabaseSettings(synchronous_commit=False), "off"),
+    ):
+        with connect(dsn, settings) as connection:
+            assert connection.execute(show).fetchone() == (expected, schema)
+
+
 def test_what_is_shown_of_a_connection_string_holds_no_secret() -> None:
     uri = "postgresql://me:s3cret@db.example:5433/log?sslmode=require"
     assert public_name(uri) == "me@db.example:5433/log"

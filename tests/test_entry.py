@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from exporter import Settings
 from exporter.database import Database
-from exporter.entry import CUT, EntryBuilder, address, clean, split_target, timestamp
+from exporter.entry import CUT, EntryBuilder, address, clean, timestamp
 from tests.support.samples import make_exchange
 
 if TYPE_CHECKING:
@@ -76,7 +76,10 @@ def test_timestamps(seconds: float, expected: str) -> None:
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
-        (b"/a?b=c#d", ("/a", "b=REDACTED#d")),
+        (b"/a?b=c#d", ("/a", "b=REDACTED")),
+        (b"?b=c", ("/", "b=REDACTED")),
+        (b"/a#b?c=d", ("/a", "c=REDACTED")),
+        (b"#", ("/", None)),
         (b"/a", ("/a", None)),
         (b"/a?", ("/a", None)),
         (b"*", ("*", None)),
@@ -86,8 +89,8 @@ def test_timestamps(seconds: float, expected: str) -> None:
     ],
 )
 def test_targets(target: bytes, expected: tuple[str | None, str | None]) -> None:
-    path, query = split_target(target, "keys")
-    assert (path, query) == expected or (path, query) == (expected[0], "b=REDACTED")
+    entry = builder.build(make_exchange(target=target))
+    assert (entry.path, entry.query) == expected
 
 
 def test_a_long_text_is_cut_and_says_so() -> None:
@@ -192,3 +195,18 @@ def test_any_exchange_becomes_one_row_that_postgres_accepts(
     finally:
         database.close()
         query("DELETE FROM access_log")
+
+
+def test_what_was_asked_before_is_remembered_within_bounds() -> None:
+    builder = EntryBuilder(Settings(node="test"))
+    wheel = make_exchange(host="pypi.example", target=b"/packages/demo-1.0-py3-none-any.whl?a=1")
+    first = builder.build(wheel)
+    assert builder.build(replace(wheel, target=wheel.target + b"&b=2"))._replace(query="") == (
+        first._replace(query="")
+    )
+    assert builder._remembered.cache_info()[:2] == (1, 1)
+    for number in range(9_000):
+        builder.build(replace(wheel, target=b"/%d" % number))
+        builder.build(replace(wheel, target=b"/%d" % number + b"x" * 800, size=2048))
+    assert builder._remembered.cache_info().currsize == 8192
+    assert builder.build(wheel) == first

