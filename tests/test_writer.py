@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import stat
 import time
 from typing import TYPE_CHECKING
@@ -194,6 +195,24 @@ def test_a_stop_without_postgres_and_disk_is_bounded_and_counts_what_is_lost() -
     assert time.monotonic() - started < 2
     status = exporter.status()
     assert (status["seen"], status["dropped"], status["waiting"]) == (300, 300, 0)
+
+
+def test_a_stop_counts_a_full_buffer_that_there_is_no_time_to_write() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        port = deaf.getsockname()[1]
+        exporter = Exporter(
+            settings(
+                f"host=127.0.0.1 port={port} user=nobody",
+                spool=SpoolSettings(max_bytes=0),
+                shutdown=ShutdownSettings(drain_seconds=0.5),
+            )
+        )
+        for number in range(50_000):
+            wheel = b"/packages/demo_%d-1.0-py3-none-any.whl" % number
+            exporter.log_access(make_exchange(number, host="pypi.example", target=wheel))
+        assert not exporter.stop()
+    status = exporter.status()
+    assert (status["seen"], status["dropped"], status["waiting"]) == (50_000, 50_000, 0)
 
 
 def test_a_stop_at_a_locked_table_is_bounded(dsn: str, query: Query) -> None:
