@@ -38,7 +38,7 @@ CUT = "...[cut]"
 
 # What clients repeat is decoded, redacted and identified once; bounded, so that none can fill the memory.
 _CACHE_ENTRIES = 8192
-_SHORT_BYTES = 1536  # of a whole exchange; most take no more
+_SHORT_BYTES = 1280  # of a whole exchange; most take no more
 
 _is_uuid = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 _MANIFESTS = "/manifests/"  # OCI distribution spec: where a tag stands for a digest

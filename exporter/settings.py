@@ -47,7 +47,7 @@ class BufferSettings(_Section, frozen=True):
     """What may wait in memory. Whichever bound is met first, the newest entry is dropped."""
 
     max_entries: Count = 65_536
-    max_bytes: Annotated[int, Meta(ge=65_536)] = 64 * 1024 * 1024
+    max_bytes: Annotated[int, Meta(ge=65_536)] = 56 * 1024 * 1024  # some 64 MiB of the process
 
 
 class BatchSettings(_Section, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -175,6 +176,19 @@ def test_a_megabyte_in_every_place_is_bounded_and_marked() -> None:
     for value in (row.path, row.user_agent, row.host, row.content_type, row.method):
         assert value
         assert value.endswith(CUT)
+
+
+def test_the_size_of_a_small_exchange_is_no_less_than_what_it_takes() -> None:
+    flow = make_flow(host="small.example", method=b"SMALL", path=b"/of/a/usual/length?and=query")
+    flow.request.headers["User-Agent"] = "small/1.0"
+    answer(flow, headers=[(b"X-CACHE", b"small")])
+    (exchange,) = play(flow, *ENDINGS["response"])
+    (field,) = exchange.response_fields
+    # But for what others hold anyway: the connection's address, None, small numbers, literals.
+    others = {id(exchange.client), id(None), id(exchange.response_source), *map(id, range(257))}
+    values = [value for value in astuple(exchange) if id(value) not in others]
+    taken = sys.getsizeof(exchange) + sum(map(sys.getsizeof, [*values, field, *field]))
+    assert taken <= exchange.size <= 1.5 * taken
 
 
 def test_five_thousand_headers() -> None:
