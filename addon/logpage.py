@@ -9,7 +9,7 @@ from __future__ import annotations
 import http
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -19,13 +19,10 @@ from mitmproxy.tools.web.app import RequestHandler
 
 from addon import pageview
 from addon.desk import BusyError
-from exporter import human, lines, reading
+from exporter import human, lines, lookback, reading
 from exporter.connection import DeadlineExceededError
 from exporter.health import judge
 from exporter.selection import FILTER_NAMES, Selection, SelectionError
-
-if TYPE_CHECKING:
-    from psycopg import Connection
 
 PATH = "/access-log"
 ROWS = 50
@@ -146,8 +143,16 @@ class _List(_Handler):
             self.set_status(http.HTTPStatus.BAD_REQUEST)
             return
         page.is_first = after is None
+        seconds = self.desk.settings.page.query_seconds / lookback.MOST_SHARE
+        if page.is_first and selection.since is None:
+            seconds = min(seconds, lookback.SEARCH_SECONDS)
         try:
-            page.rows, page.gaps = await self.desk.ask(lambda it: _rows(it, selection, after))
+            page.rows, page.gaps = await self.desk.ask(
+                lambda it: (
+                    reading.newest(it, selection, ROWS, after, seconds),
+                    reading.recent_gaps(it, _GAPS),
+                )
+            )
             if page.whole:
                 page.traffic = await self.desk.ask(lambda it: reading.traffic(it, selection))
         except BusyError:
@@ -183,13 +188,6 @@ class _Row(_Handler):
             flow_id = str(cursor.flow_id)
             in_mitmweb = self.view.get_by_id(flow_id) is not None
             self.render("row.html", columns=columns, flow_id=flow_id if in_mitmweb else None)
-
-
-def _rows(
-    connection: Connection[Any], selection: Selection, after: reading.Cursor | None
-) -> tuple[reading.Rows, list[reading.Gap]]:
-    gaps = reading.recent_gaps(connection, _GAPS)
-    return reading.newest(connection, selection, ROWS, after), gaps
 
 
 def _cursor(handler: _Handler) -> reading.Cursor | None:

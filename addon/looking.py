@@ -90,7 +90,11 @@ def filters(command: Callable[..., None]) -> Callable[..., None]:
 def tail(
     settings: Settings, lines: int | None, *, following: bool, as_json: bool, selection: Selection
 ) -> None:
-    """Show the newest rows, those that match all filters."""
+    """Show the newest rows, those that match all filters.
+
+    Without --since they are looked for from the newest row back for half a second or so; what was
+    not searched is said, and how to go on.
+    """
     if lines is None:
         lines = _DEFAULT_LINES if selection.since is None else _MAX_LINES
     console = Console(highlight=False, soft_wrap=True)

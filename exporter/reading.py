@@ -8,16 +8,17 @@ import math
 import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID
 
 from psycopg import sql
 
+from . import lookback
 from .connection import DeadlineExceededError, connect, describe
-from .readonly import read_only
-from .tail import Row, columns
+from .readonly import limited, read_only
+from .tail import Row, columns, moment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from uuid import UUID
 
     from psycopg import Connection
 
@@ -32,6 +33,7 @@ _BUCKETS = 48
 # read in order is 1, a row some 0.02: here it stands for about a million rows, and well under a second.
 _SAMPLE_ABOVE_COST = 60_000.0
 
+_LEAST_ID = UUID(int=0)  # no row comes before it at the same moment
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _LATEST = datetime(9000, 1, 1, tzinfo=UTC)  # leaves room to count on from
 _SECOND = timedelta(seconds=1)
@@ -39,11 +41,17 @@ _MICROSECOND = timedelta(microseconds=1)
 
 # The first half of the condition on the cursor is what partitions are pruned by.
 _ROWS = sql.SQL("""
-    SELECT {columns} FROM access_log
-    WHERE {where} AND {cursor}
+    SELECT * FROM (
+      SELECT {columns} FROM access_log WHERE {where} AND {cursor} AND {stretch}
+    ) AS newest
     ORDER BY started_at DESC, flow_id DESC LIMIT %(limit)s
 """)
 _CURSOR = sql.SQL("started_at <= %(at)s AND (started_at, flow_id) < (%(at)s, %(id)s)")
+# OFFSET 0 has it planned as if all rows of the stretch were wanted: few match, if any.
+_STRETCH = sql.SQL("started_at >= %(from)s AND started_at < %(to)s OFFSET 0")
+_BEFORE = sql.SQL("""
+    SELECT max(started_at) FROM access_log WHERE {span} AND {cursor} AND started_at < %(to)s
+""")
 _ROW = "SELECT * FROM access_log WHERE started_at = %s AND flow_id = %s"
 _COMMENTS = """
     SELECT attname, col_description(attrelid, attnum) FROM pg_attribute
@@ -77,6 +85,7 @@ class Rows(NamedTuple):
 
     rows: list[Row]
     older: Cursor | None  # where the next page begins; None: these are the last
+    searched_back_to: datetime | None = None  # what is older was not looked at; None: all was
 
 
 class Column(NamedTuple):
@@ -135,18 +144,48 @@ def reading(
 
 
 def newest(
-    connection: Connection[Any], selection: Selection, limit: int, after: Cursor | None = None
+    connection: Connection[Any],
+    selection: Selection,
+    limit: int,
+    after: Cursor | None = None,
+    seconds: float = lookback.SEARCH_SECONDS,
 ) -> Rows:
-    """At most `limit` rows, newest first, from the newest or `after` the last of another page."""
+    """At most `limit` rows, newest first, from the newest or `after` the last of another page.
+
+    Rows that filters name are looked for in the newest first, for so many seconds.
+    """
     where, values = selection.where()
-    statement = _ROWS.format(
-        columns=columns(), where=where, cursor=_CURSOR if after else sql.SQL("true")
+    span, bound = selection.time_alone().where()
+    cursor = _CURSOR if after else sql.SQL("true")
+    place = {"at": after.started_at, "id": after.flow_id} if after else {}
+
+    def ask(stretch: sql.SQL, limit: int, **bounds: datetime) -> list[Row]:
+        query = _ROWS.format(columns=columns(), where=where, cursor=cursor, stretch=stretch)
+        found = connection.execute(query, {**values, **place, **bounds, "limit": limit})
+        return [Row(*row) for row in found]
+
+    def search(since: datetime, until: datetime, limit: int, seconds: float | None) -> list[Row]:
+        with limited(connection, seconds):
+            return ask(_STRETCH, limit, **{"from": since, "to": until})
+
+    if not selection.filters():
+        return _page(ask(sql.SQL("true"), limit + 1), limit)
+    before = _BEFORE.format(span=span, cursor=cursor)
+    rows, searched_back_to = lookback.look_back(
+        lambda until: moment(connection, before, {**bound, **place, "to": until}),
+        search,
+        limit + 1,
+        seconds,
     )
-    if after:
-        values |= {"at": after.started_at, "id": after.flow_id}
-    found = connection.execute(statement, {**values, "limit": limit + 1}).fetchall()
-    rows = [Row(*row) for row in found[:limit]]
-    more = len(found) > limit
+    return _page(rows, limit, searched_back_to)
+
+
+def _page(rows: list[Row], limit: int, searched_back_to: datetime | None = None) -> Rows:
+    """At most `limit` of the rows, and where the next page begins."""
+    if searched_back_to is not None:
+        return Rows(rows, Cursor(searched_back_to, _LEAST_ID), searched_back_to)
+    more = len(rows) > limit
+    rows = rows[:limit]
     return Rows(rows, Cursor(rows[-1].started_at, rows[-1].flow_id) if more else None)
 
 

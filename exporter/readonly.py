@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import sql
@@ -23,7 +23,12 @@ TROUBLE = (psycopg.Error, DeadlineExceededError, SchemaError, OSError)
 
 _MIGRATION_SECONDS = 3600.0  # rewriting a large table takes its time
 _GRACE_SECONDS = 2.0  # the server ends a statement first, and says so
-_BOUNDS = "SELECT set_config('statement_timeout', %s, true), set_config('timezone', 'UTC', true)"
+# Compiling a query to the parts of a partitioned table takes longer than it saves.
+_BOUNDS = """
+    SELECT set_config('statement_timeout', %s, true), set_config('timezone', 'UTC', true),
+           set_config('jit', 'off', true)
+"""
+_LIMIT = "SELECT set_config('statement_timeout', %s, true)"
 
 # All columns as they are told to others, in the table's order.
 COLUMN_NAMES = (*COLUMNS[:2], "logged_at", *COLUMNS[2:])
@@ -69,6 +74,20 @@ def read_only(connection: DeadlineConnection, statement_seconds: float) -> Itera
     connection.call_seconds = statement_seconds + _GRACE_SECONDS
     with connection.transaction():
         connection.execute(_BOUNDS, (f"{statement_seconds * 1000:.0f}",))
+        yield
+
+
+@contextlib.contextmanager
+def limited(connection: psycopg.Connection[Any], seconds: float | None) -> Iterator[None]:
+    """Within `read_only`: statements end sooner, and one that does leaves the transaction as it was.
+
+    Raises:
+        psycopg.errors.QueryCanceled: a statement took longer than so many seconds.
+        psycopg.Error, DeadlineExceededError: the server refused or went away.
+    """
+    with connection.transaction(force_rollback=True):
+        if seconds is not None:
+            connection.execute(_LIMIT, (f"{max(1.0, seconds * 1000):.0f}",))
         yield
 
 

@@ -34,9 +34,9 @@ _WIDTHS = tuple(
 _EPOCH = datetime(1970, 1, 5, tzinfo=UTC)  # a Monday, for bars of a week
 
 # Some hundred thousand rows become a few groups: in memory, by several processes, since so little is
-# handed from one to another, and without the compiler, which takes longer than it saves.
+# handed from one to another.
 _ROOM = """
-    SELECT set_config('work_mem', '64MB', true), set_config('jit', 'off', true),
+    SELECT set_config('work_mem', '64MB', true),
            set_config('parallel_tuple_cost', '0.001', true), set_config('parallel_setup_cost', '100', true)
 """
 
@@ -267,7 +267,7 @@ def make_report(
     return Report(
         since=since,
         until=until,
-        filters=_filters(selection),
+        filters=selection.filters(),
         requests=sum(bar.requests for bar in bars),
         failures=sum(bar.failures for bar in bars),
         bytes=sum(bar.bytes for bar in bars),
@@ -288,16 +288,6 @@ def bar_width(span: timedelta) -> timedelta:
         if span <= (_MAX_BARS - 1) * width:  # one more begins before the span
             return width
     return timedelta(days=-(-span.days // (_MAX_BARS - 2)))
-
-
-def _filters(selection: Selection) -> dict[str, str]:
-    """What was asked beside the span, as text."""
-    given = {field.name: getattr(selection, field.name) for field in dataclasses.fields(selection)}
-    return {
-        name: str(value)
-        for name, value in given.items()
-        if value is not None and name not in {"since", "until"}
-    }
 
 
 def _bars(

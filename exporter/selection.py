@@ -27,6 +27,7 @@ _GLOBBED: dict[LiteralString, LiteralString] = {
     "package": "package",
     "user": "proxy_user",
 }
+_TIMES = ("since", "until")
 # What `text` is looked for in.
 _SEARCHED: tuple[LiteralString, ...] = ("host", "path", "package", "purl", "proxy_user")
 
@@ -97,6 +98,19 @@ class Selection:
             elif value:
                 values[name] = value
         return cls(**values)
+
+    def filters(self) -> dict[str, str]:
+        """What is asked beside the time, as text: without it no row has to be looked for."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: str(value)
+            for name, value in given.items()
+            if value is not None and name not in _TIMES
+        }
+
+    def time_alone(self) -> Selection:
+        """The same time, whatever else is asked."""
+        return Selection(since=self.since, until=self.until)
 
     def where(self) -> tuple[sql.Composed, dict[str, Any]]:
         """A condition on the columns of access_log, and the values it binds by name.

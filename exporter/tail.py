@@ -10,11 +10,14 @@ from uuid import UUID
 
 from psycopg import sql
 
+from . import lookback
 from .connection import describe
-from .readonly import JSON_ROW, TROUBLE, opened, passes, read_only
+from .readonly import JSON_ROW, TROUBLE, limited, opened, passes, read_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
+
+    from psycopg import Connection
 
     from .connection import DeadlineConnection
     from .selection import Selection
@@ -23,16 +26,19 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.5
 # A row bears the time its transaction began; another writer's may become visible later than ours.
 _OVERLAP = timedelta(seconds=20)
-_STATEMENT_SECONDS = 60.0  # a filter that almost nothing matches reads the whole table
+_STATEMENT_SECONDS = 60.0  # a filter that almost nothing matches reads all since --since
 _AWAY_SECONDS = 1.0
 _FETCH_ROWS = 1000
 _CURSOR = "artifactapi_tail"
 
 _NEWEST = sql.SQL("""
     SELECT * FROM (
-      SELECT {columns} FROM access_log WHERE {where} ORDER BY logged_at DESC LIMIT %(limit)s
-    ) AS newest ORDER BY logged_at, started_at
+      SELECT {columns} FROM access_log WHERE {where} AND {stretch}
+    ) AS newest ORDER BY logged_at DESC, started_at DESC LIMIT %(limit)s
 """)
+# OFFSET 0 has it planned as if all rows of the stretch were wanted: few match, if any.
+_STRETCH = sql.SQL("logged_at >= %(from)s AND logged_at < %(to)s OFFSET 0")
+_BEFORE = sql.SQL("SELECT max(logged_at) FROM access_log WHERE {span} AND logged_at < %(to)s")
 # All rows of one transaction bear the same time and become visible at once: where there are as many
 # as were seen there is nothing new, and nothing has to be fetched again.
 _COUNTS = sql.SQL("""
@@ -77,18 +83,44 @@ class Row(NamedTuple):
         return self.started_at, self.flow_id
 
 
+class Newest(NamedTuple):
+    """The rows that reached Postgres last, oldest of them first."""
+
+    rows: list[Row]
+    searched_back_to: datetime | None  # what is older was not looked at; None: all was
+
+
 def newest(
     connection: DeadlineConnection, selection: Selection, count: int, *, as_json: bool = False
-) -> list[Row]:
-    """The rows that reached Postgres last, oldest of them first.
+) -> Newest:
+    """At most `count` rows; with filters and without `since`, of those that a short search finds.
 
     Raises:
         psycopg.Error, DeadlineExceededError: the server refused, took too long or went away.
     """
     where, values = selection.where()
-    query = _NEWEST.format(columns=columns(as_json=as_json), where=where)
+
+    def ask(stretch: sql.SQL, limit: int, **bounds: datetime) -> list[Row]:
+        query = _NEWEST.format(columns=columns(as_json=as_json), where=where, stretch=stretch)
+        found = connection.execute(query, {**values, **bounds, "limit": limit})
+        return [Row(*row) for row in found]
+
+    def search(since: datetime, until: datetime, limit: int, seconds: float | None) -> list[Row]:
+        with limited(connection, seconds):
+            return ask(_STRETCH, limit, **{"from": since, "to": until})
+
     with read_only(connection, _STATEMENT_SECONDS):
-        return [Row(*row) for row in connection.execute(query, {**values, "limit": count})]
+        if selection.since or not selection.filters() or not count:
+            return Newest(ask(sql.SQL("true"), count)[::-1], None)
+        span, bound = selection.time_alone().where()
+        before = _BEFORE.format(span=span)
+        rows, searched_back_to = lookback.look_back(
+            lambda until: moment(connection, before, {**bound, "to": until}),
+            search,
+            count,
+            lookback.SEARCH_SECONDS,
+        )
+    return Newest(rows[::-1], searched_back_to)
 
 
 class Follower:
@@ -161,7 +193,8 @@ def tail(
         count: How many of the newest.
         following: Whether to go on.
         as_json: Whether the rows have their `json`.
-        say: Takes a sentence when the database is away, once, and one when it is back.
+        say: Takes a sentence where not all of the log was searched; when the database is away, once,
+            and one when it is back.
 
     Raises:
         psycopg.Error, DeadlineExceededError, SchemaError, OSError: at the start; later, what waiting
@@ -174,12 +207,10 @@ def tail(
         try:
             with opened(settings) as connection:
                 if follower is None:
-                    beginning = Follower(connection, selection, as_json=as_json)
-                    rows = newest(connection, selection, count, as_json=as_json)
-                    for row in rows:
-                        beginning.remember(row)
-                    follower = beginning
-                    yield tuple(rows)
+                    follower, found = _begin(connection, selection, count, as_json=as_json)
+                    yield tuple(found.rows)
+                    if found.searched_back_to is not None:
+                        say(_how_to_go_on(found.searched_back_to))
                 if not following:
                     return
                 if is_away:
@@ -197,6 +228,17 @@ def tail(
         pause.wait(_AWAY_SECONDS)
 
 
+def _begin(
+    connection: DeadlineConnection, selection: Selection, count: int, *, as_json: bool
+) -> tuple[Follower, Newest]:
+    """The newest rows, and a follower that goes on after them."""
+    follower = Follower(connection, selection, as_json=as_json)
+    found = newest(connection, selection, count, as_json=as_json)
+    for row in found.rows:
+        follower.remember(row)
+    return follower, found
+
+
 def columns(*, as_json: bool = False) -> sql.Composed:
     """What to SELECT for a Row."""
     json = JSON_ROW if as_json else sql.SQL("NULL")
@@ -205,9 +247,27 @@ def columns(*, as_json: bool = False) -> sql.Composed:
     )
 
 
+def _how_to_go_on(searched_back_to: datetime) -> str:
+    """Rows that were logged earlier began earlier: --until leaves none of them out."""
+    until = searched_back_to.astimezone() + timedelta(seconds=1)
+    until_text = until.isoformat(timespec="seconds")
+    return (
+        f"Searched back to {until_text}; go on with --until {until_text},"
+        " or name a time with --since to search all of it."
+    )
+
+
 def _now(connection: DeadlineConnection) -> datetime:
-    row = connection.execute("SELECT now()").fetchone()
-    if row is None:
+    now = moment(connection, sql.SQL("SELECT now()"), {})
+    if now is None:
         raise AssertionError
-    moment: datetime = row[0]
-    return moment
+    return now
+
+
+def moment(
+    connection: Connection[Any], query: sql.SQL | sql.Composed, values: dict[str, Any]
+) -> datetime | None:
+    """The one moment that is the answer."""
+    row = connection.execute(query, values).fetchone()
+    found: datetime | None = row[0] if row else None
+    return found

@@ -290,6 +290,34 @@ def test_a_slow_search_slows_no_request_and_ends_with_a_sentence(web: Web) -> No
     web.log.wait(20, "user_agent LIKE 'amid-%%'")
 
 
+def test_a_search_that_takes_long_says_how_far_it_came_and_goes_on_from_there(web: Web) -> None:
+    """Each row takes some milliseconds to look through."""
+    old = _sample(1, _hours_ago(80), path="/needle", host="slow.example")
+    web.write(old, _sample(2, _hours_ago(50), host="slow.example"))
+    with psycopg.connect(web.log.dsn, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO access_log (started_at, flow_id, host, path)"
+            " SELECT started_at + n * interval '1 minute', gen_random_uuid(), host, repeat('x', 2000000)"
+            " FROM access_log, generate_series(1, 300) AS n WHERE host = 'slow.example' AND path <> '/needle'"
+        )
+        address, pages = f"{PAGE}?text=needle", 0
+        while address:
+            code, text = web.page.get(address)
+            assert code == 200
+            assert "took too long" not in text
+            pages += 1
+            address = ""
+            if "Searched back to " in text:
+                assert "No row that matches so far." in text
+                (link,) = [
+                    it for it in text.split('"') if it.startswith("access-log?") and "at=" in it
+                ]
+                address = f"/{html.unescape(link)}"
+        connection.execute("DELETE FROM access_log WHERE host = 'slow.example'")
+    assert 1 < pages < 100
+    assert old.flow_id in text
+
+
 def test_gaps_are_shown(web: Web) -> None:
     now = timestamp(time.time())
     database = Database(Settings().with_dsn(web.log.dsn).database)

@@ -54,11 +54,13 @@ def entry(number: int, at: datetime, **changes: Any) -> AccessLogEntry:
     return make_entry(number, started_at=timestamp(at.timestamp()), **changes)
 
 
-def _pages(connection: Connection[Any], selection: Selection, limit: int) -> Iterator[Rows]:
-    page = newest(connection, selection, limit)
+def _pages(
+    connection: Connection[Any], selection: Selection, limit: int, seconds: float = 5
+) -> Iterator[Rows]:
+    page = newest(connection, selection, limit, seconds=seconds)
     yield page
     while page.older is not None:
-        page = newest(connection, selection, limit, page.older)
+        page = newest(connection, selection, limit, page.older, seconds)
         yield page
 
 
@@ -86,6 +88,25 @@ def test_only_what_is_selected_is_on_the_pages(
     with reading(any_dsn, _SETTINGS, 5) as connection:
         pages = list(_pages(connection, Selection(status="4xx"), 2))
     assert [[row.status_code for row in page.rows] for page in pages] == [[404, 404], [404, 404]]
+
+
+@pytest.mark.parametrize("limit", [1, 3, 50])
+def test_a_search_that_has_no_time_left_says_how_far_it_came_and_the_next_page_goes_on(
+    write: Callable[[list[AccessLogEntry]], None], any_dsn: str, limit: int
+) -> None:
+    times = [_NOON + timedelta(minutes=7 * n) for n in range(12)]
+    write([entry(n, at, status_code=200 + n % 2 * 204) for n, at in enumerate(times)])
+    with reading(any_dsn, _SETTINGS, 5) as connection:
+        pages = list(_pages(connection, Selection(status="4xx"), limit, seconds=0))
+        (whole,) = _pages(connection, Selection(status="4xx", since=_NOON), 50)
+    assert [row for page in pages for row in page.rows] == whole.rows
+    assert len(whole.rows) == 6
+    assert whole.searched_back_to is None
+    assert any(page.searched_back_to for page in pages)
+    assert all(
+        row.started_at >= (page.searched_back_to or _FIRST) for page in pages for row in page.rows
+    )
+    assert pages[-1].older is None
 
 
 def test_a_row_is_shown_with_all_columns_and_what_they_mean(

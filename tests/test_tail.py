@@ -102,6 +102,37 @@ def test_tail_shows_what_matches_all_filters(dsn: str) -> None:
     assert shown("--text", "/B") == "b"
 
 
+@pytest.mark.parametrize("options", [("--text", "DEMO"), ("--status", "200", "--json")])
+def test_a_search_without_a_time_ends_soon_says_how_far_it_came_and_goes_on_from_there(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    """As if the time had passed after one stretch, and rows came two hours apart."""
+    write(dsn, *range(9))
+    with psycopg.connect(dsn) as connection:
+        connection.execute(
+            "UPDATE access_log SET path = '/simple/demo/row-' || row_number || '/',"
+            " started_at = started_at - (row_number * interval '2 hours'),"
+            " logged_at = started_at - (row_number * interval '2 hours')"
+            " FROM (SELECT flow_id AS id, row_number() OVER (ORDER BY started_at DESC) FROM access_log) AS it"
+            " WHERE flow_id = id"
+        )
+    monkeypatch.setattr("exporter.lookback.SEARCH_SECONDS", 0.0)
+    found: list[str] = []
+    until: list[str] = []
+    for _ in range(9):
+        done = CliRunner().invoke(main, ["--dsn", dsn, "tail", *options, *until])
+        assert done.exit_code == 0, done.output
+        found += re.findall(r"/row-\d+/", done.stdout)
+        if not done.stderr:
+            break
+        (moment,) = re.findall(r"^Searched back to (\S+); go on with --until \1,", done.stderr)
+        until = ["--until", moment]
+    assert len(found) == len(set(found)) == 9
+    everything = CliRunner().invoke(main, ["--dsn", dsn, "tail", *options, "--since", "2023-01-01"])
+    assert len(re.findall(r"/row-\d+/", everything.stdout)) == 9
+    assert everything.stderr == ""
+
+
 def test_a_filter_that_can_t_be_understood_is_one_sentence_and_no_database_is_asked() -> None:
     done = call("--dsn", "host=/nowhere", "tail", "--slower", "fast")
     assert done.returncode == 2

@@ -1,7 +1,8 @@
 // The page works without this: it brings the newest rows by itself, and makes a whole row clickable.
 "use strict";
 
-const LIVE_MS = 2000; // between two looks at the rows
+const LIVE_MS = 2000; // between two looks at the rows, at least
+const REST_SHARE = 4; // so many times as long as a look took nothing is asked: a search keeps a database busy
 const WHOLE_EVERY = 8; // looks: then the traffic too
 const LIVE_PARTS = ["health", "rows"];
 
@@ -40,12 +41,13 @@ async function look() {
 }
 
 async function lookForEver() {
+  const began = performance.now();
   try {
     await look();
   } catch {
     // mitmweb is gone, or busy: the next look will tell
   }
-  setTimeout(lookForEver, LIVE_MS);
+  setTimeout(lookForEver, Math.max(LIVE_MS, REST_SHARE * (performance.now() - began)));
 }
 
 // What the script adds to a part of the page, now and each time it is brought anew.
