@@ -193,7 +193,7 @@ class Callers(Struct, frozen=True):
 
 
 class Loss(Struct, frozen=True):
-    """What the log lost, by node and reason; also of rows that the filters leave out."""
+    """What the log lost, by node and reason, whatever the filters: no more is known of what was lost."""
 
     node: str
     reason: str
@@ -233,6 +233,11 @@ class Report(Struct, frozen=True):
     failures_by_kind: list[Failure]
     callers: Callers
     gaps: list[Loss]
+
+    @property
+    def note_on_gaps(self) -> str:
+        """What has to be said of the gaps beside the rest; empty where nothing has."""
+        return "The gaps are those of all requests, whatever the filters." if self.filters else ""
 
 
 def make_report(

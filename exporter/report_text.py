@@ -28,14 +28,15 @@ def report_text(report: Report, width: int) -> RenderableType:
     """The report for a terminal of this width, in cells; what clients sent is made printable."""
     tables = [_remotes(report), _failures(report), _biggest(report), _cache(report)]
     tables += [_first_seen(report), _unknown(report), _avoidable(report), _gaps(report)]
+    notes = [Text(report.note_on_gaps, style="dim")] if report.note_on_gaps else []
     if width < _TWO_COLUMNS:
-        return Group(_head(report), _chart(report, width), *tables)
+        return Group(_head(report), _chart(report, width), *tables, *notes)
     grid = Table.grid(padding=(0, 3), expand=True)
     grid.add_column(ratio=3)
     grid.add_column(ratio=2)
     for left, right in zip(tables[::2], tables[1::2], strict=True):
         grid.add_row(left, right)
-    return Group(_head(report), _chart(report, width), grid)
+    return Group(_head(report), _chart(report, width), grid, *notes)
 
 
 def _head(report: Report) -> Text:

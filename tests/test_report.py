@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 from rich.cells import cell_len
+from rich.console import Console
 
 from addon.commandline import main
 from exporter import Settings
@@ -23,6 +24,7 @@ from exporter.gaps import Gap
 from exporter.readonly import opened
 from exporter.report import Report, bar_width, make_report
 from exporter.report_html import report_html
+from exporter.report_text import report_text
 from exporter.selection import Selection
 from tests.support.accesslog import own_schema
 from tests.support.samples import make_entry
@@ -228,6 +230,22 @@ def test_a_report_of_one_build(table: str) -> None:
     assert of_build.callers.users == 1
     fetched = {row.purl for row in rows if row in FETCHED}
     assert of_build.fetched.artifacts == len(fetched)
+
+
+def test_gaps_are_said_to_be_of_all_requests_where_filters_are_given(
+    table: str, report: Report
+) -> None:
+    with opened(Settings().with_dsn(table)) as connection:
+        of_build = make_report(connection, Selection(user="build-1"), NOW)
+    assert of_build.gaps == report.gaps != []
+    said = "The gaps are those of all requests, whatever the filters."
+    for width in (80, 150):
+        console = Console(width=width)
+        with console.capture() as shown:
+            console.print(report_text(of_build, width))
+        assert said in shown.get()
+    assert said in report_html(of_build)
+    assert said not in report_html(report)
 
 
 def test_nothing_is_a_report_too(dsn: str, tmp_path: Path) -> None:
