@@ -33,10 +33,12 @@ _WIDTHS = tuple(
 )
 _EPOCH = datetime(1970, 1, 5, tzinfo=UTC)  # a Monday, for bars of a week
 
-# Some hundred thousand rows become a few groups: in memory, by several processes, since so little is
-# handed from one to another. Rows of a span lie together: of a day half asked for, half is read.
+# Some hundred thousand rows become a few groups: in memory, by two processes, since little is handed
+# from one to the other and more than two wait for the one that groups. Rows of a span lie together:
+# of a day half asked for, half is read.
 _ROOM = """
     SELECT set_config('work_mem', '64MB', true), set_config('random_page_cost', '1.1', true),
+           set_config('max_parallel_workers_per_gather', '1', true),
            set_config('parallel_tuple_cost', '0.001', true), set_config('parallel_setup_cost', '100', true)
 """
 
