@@ -28,7 +28,7 @@ _PATIENCE_SECONDS = 10.0
 
 def measure(place: Place) -> list[Figure]:
     """Median and 99th percentile at two rates."""
-    slow = _delays(place, rate=10, seconds=place.choose(25.0, 4.0))
+    slow = _delays(place, rate=10, seconds=place.choose(15.0, 4.0))
     fast = _delays(place, rate=500, seconds=place.choose(8.0, 1.0))
     return [
         Figure(SECTION, "p50 at 10 flows/s", _UNIT, (quantile(slow, 0.5),), Target("<=", 1.1)),

@@ -146,7 +146,7 @@ def measure(place: Place) -> list[Figure]:
         gc.freeze()  # what is there by now needs not be looked through before each round
         base: list[float] = []
         costs: dict[str, list[float]] = {candidate.name: [] for candidate in others}
-        for _ in range(place.choose(50, 5)):
+        for _ in range(place.choose(30, 5)):
             before = empty.run()
             for candidate in others:
                 cost, after = candidate.run(), empty.run()

@@ -146,7 +146,7 @@ async def _measure(bench: _Bench) -> dict[str, list[dict[str, float]]]:
         del kinds[_OTEL], kinds[_LOGGING]
     await ask()
     found: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
-    for _ in range(bench.place.choose(7, 2)):
+    for _ in range(bench.place.choose(4, 2)):
         for name, kind in kinds.items():
             found[name].append(await kind())
     clients.stdin.close()
