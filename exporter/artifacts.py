@@ -1,20 +1,20 @@
-"""Count the artifacts that a batch fetched, for the table `artifact`; within the caller's transaction."""
+"""Count the artifacts that a batch fetched, for the table `artifact`; runs nothing."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from psycopg import sql
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from psycopg import Connection
-
     from .entry import AccessLogEntry
 
-_RECORD = """
-    SELECT artifact_record(%s::text[], %s::text[], %s::text[], %s::timestamptz[], %s::timestamptz[],
-                           %s::bigint[], %s::bigint[])
-"""
+_RECORD = sql.SQL("""
+    SELECT artifact_record({}::text[], {}::text[], {}::text[], {}::timestamptz[], {}::timestamptz[],
+                           {}::bigint[], {}::bigint[])
+""")
 # The client has it now, or has it still: RFC 9110 15.3.1, 15.3.7, 15.4.5.
 _FETCHED = frozenset({200, 206, 304})
 
@@ -30,12 +30,8 @@ def fetches(entries: Iterable[AccessLogEntry]) -> list[AccessLogEntry]:
     ]
 
 
-def record_artifacts(connection: Connection[Any], fetched: Iterable[AccessLogEntry]) -> None:
-    """Add these fetches. Not idempotent: call it for entries that were inserted, once.
-
-    Raises:
-        psycopg.Error: the transaction has failed.
-    """
+def record(fetched: Iterable[AccessLogEntry]) -> sql.Composed:
+    """The statement that adds these fetches, at least one. Not idempotent: for rows that are inserted, once."""
     # One row a purl; its first fetch names remote and user.
     rows: dict[str | None, list[Any]] = {}
     for entry in fetched:
@@ -49,13 +45,12 @@ def record_artifacts(connection: Connection[Any], fetched: Iterable[AccessLogEnt
             row[4] = at
         row[5] += 1
         row[6] += entry.response_bytes or 0
-    if rows:
-        connection.execute(_RECORD, [_array(column) for column in zip(*rows.values(), strict=True)])
+    return _RECORD.format(*(_array(column) for column in zip(*rows.values(), strict=True)))
 
 
-def _array(values: Sequence[str | int | None]) -> str:
+def _array(values: Sequence[str | int | None]) -> sql.Literal:
     """As PostgreSQL writes an array (docs, 8.15.6). psycopg's own lists take five times as long."""
-    return f"{{{','.join(map(_element, values))}}}"
+    return sql.Literal(f"{{{','.join(map(_element, values))}}}")
 
 
 def _element(value: str | int | None) -> str:

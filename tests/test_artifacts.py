@@ -67,6 +67,39 @@ def test_each_fetch_counts_once_however_often_its_batch_is_sent(
     ]
 
 
+def test_whoever_fetched_it_and_whatever_it_is_called_is_counted_as_it_is(
+    database: Database, query: Query
+) -> None:
+    names = [
+        "{",
+        "}",
+        '"',
+        "\\",
+        "\\\\",
+        "'",
+        "''",
+        ",",
+        "NULL",
+        "null",
+        " ",
+        "caf\u00e9",
+        "%s",
+        "\n",
+        "');--",
+    ]
+    batch = [
+        fetch(number, purl=f"pkg:generic/{name}", proxy_user=name, remote=name)
+        for number, name in enumerate(names)
+    ]
+    nobody = [
+        fetch(number, purl=f"pkg:generic/{number}", proxy_user=None) for number in range(100, 3000)
+    ]
+    assert database.write([*batch, *nobody]) == []  # more than goes in one write
+    found = query("SELECT first_user, remote, purl FROM artifact WHERE first_user IS NOT NULL")
+    assert sorted(found) == sorted((name, name, f"pkg:generic/{name}") for name in names)
+    assert query("SELECT count(*) FROM artifact") == [(len(names) + 2900,)]
+
+
 def test_what_was_fetched_earlier_but_written_later_is_the_first(
     database: Database, query: Query
 ) -> None:

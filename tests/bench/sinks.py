@@ -18,7 +18,7 @@ from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from psycopg import sql
 
 from exporter import AccessLogEntry, Exchange, Exporter, Settings, insert_access_log_batch
-from exporter.artifacts import fetches, record_artifacts
+from exporter.artifacts import fetches, record
 from exporter.entry import EntryBuilder
 from exporter.writer import THREAD_NAME
 from tests.support.wait import eventually
@@ -163,7 +163,8 @@ class ExecuteMany(_Connected):
         entries = [self._builder.build(x) for x in exchanges]
         with self._connection.transaction(), self._connection.cursor() as cursor:
             cursor.executemany(_INSERT, entries)
-            record_artifacts(self._connection, fetches(entries))
+            if fetched := fetches(entries):
+                cursor.execute(record(fetched))
 
 
 class OpenTelemetry(_Connected):
