@@ -85,6 +85,7 @@ def _contenders(place: Place) -> list[Contender]:
     if not place.quick:
         found += [
             Contender("no addon", 4),
+            Contender("artifactapi's hook alone", 4, script=_HERE / "hook_alone.py"),
             Contender("mitmproxy -w", 3, ("-w", str(place.folder / "flows"))),
             Contender("hardump", 3, ("--set", f"hardump={place.folder / 'flows.har'}")),
             Contender("a thread and an INSERT for each request", 3, script=_HERE / "threaded.py"),
