@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import threading
 import time
@@ -97,11 +96,7 @@ def connection_string(dsn: str, settings: DatabaseSettings) -> str:
         "tcp_user_timeout": round(settings.call_seconds * 1000),
     }
     ours = {k: v for k, v in defaults.items() if k not in given}
-    if not settings.synchronous_commit:
-        # Not SET: behind a pooler it would reach the sessions of others.
-        others = given.get("options") or os.environ.get("PGOPTIONS", "")
-        ours["options"] = f"{others} -c synchronous_commit=off".strip()
-    return make_conninfo(dsn, **ours)
+    return make_conninfo(dsn, **ours, client_encoding="UTF8")  # COPY gets its text as that
 
 
 @contextlib.contextmanager

@@ -45,6 +45,7 @@ _INSERT_GAP = sql.SQL("INSERT INTO access_log_gap ({}) VALUES ({}) ON CONFLICT D
     sql.SQL(", ").join(map(sql.Identifier, Gap._fields)),
     sql.SQL(", ").join(sql.Placeholder() for _ in Gap._fields),
 )
+_ASYNCHRONOUS = sql.SQL("SET LOCAL synchronous_commit = off")
 _ENSURE_PARTITION = "SELECT access_log_ensure_partition(%s)"
 
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
@@ -141,6 +142,8 @@ def insert_access_log_batch(
     connection: psycopg.Connection[Any],
     entries: Sequence[AccessLogEntry],
     meanwhile: Callable[[], None] = lambda: None,
+    *,
+    synchronous_commit: bool = True,
 ) -> None:
     """COPY the entries into access_log and count their artifacts, all of it or nothing.
 
@@ -153,6 +156,7 @@ def insert_access_log_batch(
             named below it must be closed.
         entries: The rows.
         meanwhile: Called once Postgres has the rows, and while it is busy with them.
+        synchronous_commit: Whether to wait for the disk, where the server does.
 
     Raises:
         psycopg.Error, UnicodeError: see `blame`.
@@ -160,7 +164,8 @@ def insert_access_log_batch(
     parts = in_turns(batched(entries, _FORMATTED_AT_ONCE))
     payload = "".join([copy_text(part) for part in parts]).encode()
     fetched = fetches(entries)
-    query = sql.SQL("; ").join([record(fetched), _COPY] if fetched else [_COPY])
+    statements = [] if synchronous_commit else [_ASYNCHRONOUS]
+    query = sql.SQL("; ").join([*statements, *([record(fetched)] if fetched else []), _COPY])
     copied = connection.wait(
         _copy(connection.pgconn, query.as_bytes(connection), payload, meanwhile)
     )
@@ -238,7 +243,12 @@ class Database:
                 elif Fault.DUPLICATE in tried:
                     _insert_missing(connection, remaining)
                 else:
-                    insert_access_log_batch(connection, remaining, meanwhile)
+                    insert_access_log_batch(
+                        connection,
+                        remaining,
+                        meanwhile,
+                        synchronous_commit=self._settings.synchronous_commit,
+                    )
             except (psycopg.Error, UnicodeError, DeadlineExceededError) as e:
                 fault = blame(e)
                 line = _blamed_line(e, len(remaining)) if fault is Fault.ROW else None

@@ -39,6 +39,7 @@ CUT = "...[cut]"
 # What clients repeat is decoded, redacted and identified once; bounded, so that none can fill the memory.
 _CACHE_ENTRIES = 8192
 _SHORT_BYTES = 1280  # of a whole exchange; most take no more
+_MAX_FIELDS_REMEMBERED = 8  # an exchange's size leaves out what others share
 
 _is_uuid = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 _MANIFESTS = "/manifests/"  # OCI distribution spec: where a tag stands for a digest
@@ -108,7 +109,7 @@ class EntryBuilder:
     def __init__(self, settings: Settings) -> None:
         """Raises SettingsError if the user's table of remotes is wrong."""
         self._remotes = load_remotes(settings)
-        self._redirects = Redirects(self._path)
+        self._redirects = Redirects()
         self._node = clean(settings.node_name, MAX_TEXT)
         self._policy = settings.redact.query
         self._path_patterns = PathPatterns(settings.redact.paths)
@@ -134,6 +135,7 @@ class EntryBuilder:
         proxy_user, user_agent, method, scheme, http_version = read_request(
             x.proxy_user, x.user_agent, x.method, x.scheme, x.http_version
         )
+        is_short = is_short and len(x.response_fields) <= _MAX_FIELDS_REMEMBERED
         read_answer = _answer if is_short else _answer.__wrapped__
         content_type, cache = read_answer(x.response_fields, x.status_code, x.response_source)
         started_at, status_code, port = x.started_at, x.status_code, x.port
@@ -181,7 +183,8 @@ class EntryBuilder:
         )
 
     def _find(self, host: str, raw_path: bytes) -> _Place:
-        name = clean(host, MAX_TEXT).lower() or None
+        # A Host field may bear a login, which RFC 9110 7.2 does not allow.
+        name = clean(host.rpartition("@")[2], MAX_TEXT).lower() or None
         path = self._path(name or "", raw_path)
         if name is None or path is None:
             return _Place(name, path, UNKNOWN)
@@ -203,7 +206,7 @@ class EntryBuilder:
         if digest is not None:
             identity = self._remotes.identify(host, path, digest=_text(digest, MAX_TEXT))
         if identity.purl is None and self._redirects and not _is_page(x):
-            identity = self._redirects.find(host, path) or identity
+            identity = self._redirects.find(host, x.port, x.target) or identity
         if x.status_code in REDIRECTS and identity.artifact_kind is not None:
             location = _field(x.response_fields, b"location")
             if location:
@@ -220,13 +223,14 @@ def load_remotes(settings: Settings) -> Remotes:
     """
     file = settings.remotes.file
     try:
-        return _load_remotes(Path(file).expanduser() if file else None)
+        path = Path(file).expanduser() if file else None
+        return _load_remotes(path, path.stat().st_mtime_ns if path and path.exists() else 0)
     except RemotesError as e:
         raise SettingsError(str(e)) from e
 
 
 @lru_cache(4)
-def _load_remotes(file: Path | None) -> Remotes:
+def _load_remotes(file: Path | None, _changed_at: int) -> Remotes:
     return Remotes.load(file)
 
 

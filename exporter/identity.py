@@ -29,6 +29,9 @@ SHIPPED = Path(__file__).resolve().parents[1] / "configs" / "remotes.yaml"
 
 PATH_MAX = 2048  # characters; a longer path has a remote, but no package
 _HOST_MAX = 255  # RFC 1035 2.3.4
+# Characters of a Package URL. No registry has such names, and a B-tree takes no more than 2704 bytes
+# (PostgreSQL docs, 65.1.4.1): the row would be refused.
+_PURL_MAX = 1024
 _REMEMBERED_HOSTS = 1024
 
 _REDACTED = REDACTED.encode()
@@ -141,6 +144,8 @@ def _of_rule(remote: str, rule: Rule, path: bytes, given: dict[str, str | None])
     package = rule.purl.fill(given | values)
     if package is None:
         return None
+    if len(package.purl) > _PURL_MAX:
+        return Identity(remote, kind, rule=rule.label)
     return Identity(
         remote,
         kind,

@@ -20,6 +20,7 @@ QueryPolicy = Literal["keys", "signed", "drop", "full"]
 
 MAX_PARAMETERS = 200
 _MAX_NAME = 128
+_MAX_DECODINGS = 3  # of a path that was percent-encoded more than once
 
 # Tokens that tell themselves by their shape, wherever they stand: JSON web tokens, and the
 # prefixes that the issuers of access tokens chose so that scanners can find them.
@@ -33,7 +34,11 @@ _TOKEN = re.compile(
     r"|(?:AKIA|ASIA)[0-9A-Z]{16})"
 )
 _PATH_PARAMETER = re.compile(r"(;[^/;=?]+=)[^/;?]+")  # RFC 3986 3.3; session ids stand there
-_USERINFO = re.compile(r"(?<=//)[^/?#@\s]*(?:@|%40)")
+# After one slash too, where it has a password: proxies make one of two.
+_USERINFO = re.compile(
+    r"(?<=//)[^/?#@\s]*(?:@|%40)"
+    r"|(?<=/)(?:(?!%2[fF])[^/?#@\s:])+(?::|%3[aA])(?:(?!%2[fF])[^/?#@\s])*(?:@|%40)"
+)
 _ERROR_QUERY = re.compile(r"\?[^\s'\")>\]]+")
 # mitmproxy and h11 quote raw bytes of a peer in some messages: any header may be among them.
 _RAW_BYTES = re.compile(
@@ -83,16 +88,22 @@ class PathPatterns:
 
 def redact_path(path: str) -> str:
     """A path with tokens of known shapes and the userinfo of URLs inside it replaced."""
-    redacted = redact_text(_PATH_PARAMETER.sub(rf"\1{REDACTED}", path))
-    if "%" not in redacted:
-        return redacted
-    # What is hidden by percent-encoding is shown as it was read, or not at all.
-    decoded = unquote(redacted, errors="surrogateescape")
-    outer, mark, query = decoded.partition("?")
-    inner = redact_text(_PATH_PARAMETER.sub(rf"\1{REDACTED}", outer))
-    if mark:
-        inner += f"?{redact_query(query, 'keys')}"
-    return redacted if inner == decoded else inner
+    redacted = read = _redact_segments(path)
+    for _ in range(_MAX_DECODINGS):
+        decoded = unquote(read, errors="surrogateescape") if "%" in read else read
+        if decoded == read:
+            break
+        outer, mark, query = decoded.partition("?")
+        read = _redact_segments(outer) + (f"?{redact_query(query, 'keys')}" if mark else "")
+        if (
+            read != decoded
+        ):  # what percent-encoding has hidden is shown as it was read, or not at all
+            redacted = read
+    return redacted
+
+
+def _redact_segments(path: str) -> str:
+    return redact_text(_PATH_PARAMETER.sub(rf"\1{REDACTED}", path))
 
 
 def redact_text(text: str) -> str:

@@ -20,7 +20,7 @@ from .entry import AccessLogEntry
 from .gaps import Gap
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ _GAP_RESERVE_BYTES = (
     1024 * 1024
 )  # what is lost when the file is full must still find its place in it
 _FORGIVABLE = (sqlite3.Error, OSError)
+_RETRY_SECONDS = 1.0
 _TABLES = """
     CREATE TABLE batch (
       id INTEGER PRIMARY KEY AUTOINCREMENT, columns TEXT NOT NULL, entries BLOB NOT NULL
@@ -77,6 +78,8 @@ class SpoolFile:
             self._prepare(is_new=is_new)
         except sqlite3.DatabaseError as e:
             self._sqlite.close()
+            if is_new:
+                self._unlink()
             if e.sqlite_errorname in ("SQLITE_BUSY", "SQLITE_LOCKED"):
                 raise BlockingIOError from None
             if e.sqlite_errorname in ("SQLITE_CORRUPT", "SQLITE_NOTADB"):
@@ -145,8 +148,23 @@ class SpoolFile:
             empty = self._sqlite.execute(_IS_EMPTY).fetchone()[0]
         self._sqlite.close()
         if empty:
+            self._unlink()
+
+    def remove_whole(self) -> None:
+        """All that is in it is in Postgres, also what a full disk did not let us delete."""
+        self._sqlite.close()
+        self._unlink()
+
+    def bound(self, max_bytes: int) -> None:
+        """Take no more than so many bytes from now on."""
+        self._max_bytes = max_bytes
+        pages = (max_bytes + _GAP_RESERVE_BYTES) // self._pragma("page_size")
+        self._sqlite.execute(f"PRAGMA max_page_count = {pages}")
+
+    def _unlink(self) -> None:
+        for suffix in ("", "-wal", "-shm", "-journal"):  # sqlite.org/tempfiles.html
             with suppress(OSError):
-                self.path.unlink(missing_ok=True)
+                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
     def _prepare(self, *, is_new: bool) -> None:
         sqlite = self._sqlite
@@ -163,8 +181,7 @@ class SpoolFile:
         found = (self._pragma("application_id"), self._pragma("user_version"))
         if found != (_APPLICATION_ID, _FORMAT):
             raise DamagedError(f"it has the marks {found}, expected {(_APPLICATION_ID, _FORMAT)}")
-        pages = (self._max_bytes + _GAP_RESERVE_BYTES) // self._pragma("page_size")
-        sqlite.execute(f"PRAGMA max_page_count = {pages}")
+        self.bound(self._max_bytes)
 
     def _size(self) -> int:
         """Bytes in use: pages that became free again do not count."""
@@ -187,16 +204,19 @@ class Spool:
         self._max_bytes = max_bytes
         self._own: SpoolFile | None = None
         self._inherited: list[SpoolFile] | None = None
+        self._retry_at = 0.0  # monotonic seconds: when the disk is asked again
+        self._is_troubled = False  # and that was said
+
+    def use(self, max_bytes: int) -> None:
+        """Go on with another bound; what is on disk stays there until it is written."""
+        if max_bytes != self._max_bytes:
+            self._max_bytes = max_bytes
+            if self._own is not None and max_bytes:
+                self._try(lambda: self._file().bound(max_bytes))
 
     def append(self, entries: Sequence[AccessLogEntry]) -> bool:
         """Keep the entries; False if there is no room, or the disk does not let us."""
-        if not self._max_bytes:
-            return False
-        try:
-            if not self._file().append(entries):
-                return False
-        except (*_FORGIVABLE, DamagedError) as e:
-            logger.warning("The spool in %s can't be written: %s.", self._folder, e)
+        if not self._max_bytes or not self._try(lambda: self._file().append(entries)):
             return False
         self.entries += len(entries)
         return True
@@ -234,19 +254,14 @@ class Spool:
     def keep_gaps(self, gaps: Sequence[Gap]) -> None:
         """Keep these gaps of ours until `settle`."""
         if self._max_bytes and (gaps or self._own is not None):
-            try:
-                self._file().replace_gaps(gaps)
-            except (*_FORGIVABLE, DamagedError) as e:
-                logger.warning("The spool in %s can't be written: %s.", self._folder, e)
+            self._try(lambda: self._file().replace_gaps(gaps))
 
     def settle(self) -> bool:
         """The gaps are in Postgres: let go of the files that hold no batch. True if none does."""
         left = []
         for file in self._files():
             if file.is_done():
-                with suppress(*_FORGIVABLE):
-                    file.replace_gaps(())
-                file.close()
+                file.remove_whole()
             else:
                 left.append(file)
         self._inherited = [file for file in left if file is not self._own]
@@ -259,6 +274,21 @@ class Spool:
         for file in self._files():
             file.close()
         self._own, self._inherited = None, None
+
+    def _try(self, write: Callable[[], bool | None]) -> bool:
+        """Write, unless the disk has failed a moment ago; whether it did. What is wrong is said once."""
+        if time.monotonic() < self._retry_at:
+            return False
+        try:
+            done = write() is not False
+        except (*_FORGIVABLE, DamagedError) as e:
+            self._retry_at = time.monotonic() + _RETRY_SECONDS
+            if not self._is_troubled:
+                logger.warning("The spool in %s can't be written: %s.", self._folder, e)
+            self._is_troubled = True
+            return False
+        self._is_troubled = False
+        return done
 
     def _files(self) -> Iterator[SpoolFile]:
         yield from list(self._inherit())

@@ -82,6 +82,7 @@ class Writer:
         self._kinds_rejected: set[str] = set()
         self._kinds_failed: set[type[BaseException]] = set()
         self._stopping = False
+        self._stop_by = float("inf")  # monotonic seconds: then what is left in memory is given up
         self._gave_up = False  # the last attempt before the end has failed
         self._interrupt = threading.Event()  # ends a pause: a stop, or other settings
         self._thread = self._start()
@@ -113,6 +114,7 @@ class Writer:
         patience = self._database.patience
         share = drain_seconds * _SPOOL_SHARE
         patience.give_up_at = min(patience.give_up_at, deadline - share)
+        self._stop_by = min(self._stop_by, deadline)
         self._stopping = True
         self._interrupt.set()
         self._buffer.wake()
@@ -165,6 +167,7 @@ class Writer:
             self._in_force = self._settings
             self._builder = EntryBuilder(self._in_force)
             self._database.use(self._in_force.database)
+            self.spool.use(self._in_force.spool.max_bytes)
             self._pauses, self._retry_at = pauses(self._in_force.database), 0.0
 
     def _take(self) -> None:
@@ -290,6 +293,8 @@ class Writer:
             return
         if self.spool.append(self._in_hand):
             self._in_hand = []
+            if time.monotonic() >= self._stop_by:
+                self._give_up()
         elif not self._stopping:
             self._pause(self._retry_at - time.monotonic())
         elif time.monotonic() < self._database.patience.give_up_at:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -334,3 +335,51 @@ def test_a_location_that_is_no_url_is_left_alone() -> None:
             response_fields=((b"location", location),),
         )
         assert builder.build(exchange).purl == "pkg:github/cli/cli@v2.35.0"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("/get?id=1", "/get?id=2"),
+        ("/ghp_0123456789abcdefABCD", "/ghp_0123456789abcdefABCE"),
+        ("/" + "a" * 3000 + "1", "/" + "a" * 3000 + "2"),
+    ],
+)
+def test_redirects_to_places_that_look_alike_do_not_mix(first: str, second: str) -> None:
+    builder = EntryBuilder(Settings(node="test"))
+    places = {"alpha": f"https://cdn.example{first}", "beta": f"https://cdn.example{second}"}
+    for name, place in places.items():
+        wheel = f"/packages/aa/bb/{name}-1.0-py3-none-any.whl".encode()
+        redirect = make_exchange(
+            host="pypi.example",
+            target=wheel,
+            status_code=302,
+            response_fields=((b"location", place.encode()),),
+        )
+        builder.build(redirect)
+    for name, target in (("alpha", first), ("beta", second)):
+        followed = make_exchange(host="cdn.example", target=target.encode(), response_fields=())
+        assert builder.build(followed).purl == f"pkg:pypi/{name}@1.0"
+        assert builder.build(replace(followed, port=8443)).purl is None
+
+
+def test_a_name_longer_than_any_registrys_costs_neither_the_row_nor_its_batch(
+    database: Database, query: Query
+) -> None:
+    chance = random.Random(1)
+    builder = EntryBuilder(Settings(node="test"))
+    name = "".join(chr(chance.randrange(0x4E00, 0x9FA0)) for _ in range(900))
+    tag = f"/a/b/archive/refs/tags/{name}.tar.gz".encode()
+    image = f"/v2/{chance.randbytes(900).hex()}/manifests/latest".encode()
+    digest = ((b"docker-content-digest", b"sha256:" + b"0" * 64),)
+    exchanges = [
+        make_exchange(1, host="github.example", target=tag, status_code=404),
+        make_exchange(2, host="ghcr.example", target=image, response_fields=digest),
+    ]
+    rows = [builder.build(exchange) for exchange in exchanges]
+    assert [(row.remote, row.purl, row.version) for row in rows] == [
+        ("github", None, None),
+        ("ghcr", None, None),
+    ]
+    assert database.write(rows) == []
+    assert query("SELECT count(*) FROM access_log") == [(2,)]

@@ -267,15 +267,38 @@ def test_the_users_connection_string_goes_before_our_bounds() -> None:
     assert "connect_timeout=9" in connection_string("dbname=x connect_timeout=9", settings)
 
 
-def test_synchronous_commit_is_the_servers_unless_it_is_switched_off(dsn: str) -> None:
-    show = "SELECT current_setting('synchronous_commit'), current_setting('search_path')"
-    schema = dsn.rpartition("search_path=")[2].rstrip("'")
-    for settings, expected in (
-        (DatabaseSettings(), "on"),
-        (DatabaseSettings(synchronous_commit=False), "off"),
-    ):
-        with connect(dsn, settings) as connection:
-            assert connection.execute(show).fetchone() == (expected, schema)
+@pytest.mark.parametrize(("relaxed", "expected"), [(False, "on"), (True, "off")])
+def test_a_batch_waits_for_the_disk_unless_that_is_switched_off(
+    dsn: str, query: Query, *, relaxed: bool, expected: str
+) -> None:
+    with connect(dsn, DatabaseSettings()) as connection:
+        ensure_schema(connection)
+        connection.execute("SELECT access_log_ensure_partition('2023-11-14')")
+        connection.execute(
+            "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " NEW.node := current_setting('synchronous_commit'); RETURN NEW; END $$;"
+            " CREATE TRIGGER note BEFORE INSERT ON access_log FOR EACH ROW EXECUTE FUNCTION note()"
+        )
+    database = Database(DatabaseSettings(dsn=dsn, synchronous_commit=not relaxed))
+    assert database.write([make_entry()]) == []
+    assert database._connection is not None
+    assert database._connection.execute("SHOW synchronous_commit").fetchone() == ("on",)
+    database.close()
+    assert query("SELECT node FROM access_log") == [(expected,)]
+
+
+def test_text_is_what_it_was_whatever_encoding_the_client_prefers(
+    dsn: str, query: Query, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    database = Database(DatabaseSettings(dsn=dsn))
+    purl = "pkg:generic/caf\u00e9"
+    entry = make_entry(path="/caf\u00e9", artifact_kind="artifact", purl=purl, status_code=200)
+    assert database.write([entry]) == []
+    database.close()
+    monkeypatch.delenv("PGCLIENTENCODING")
+    assert query("SELECT path FROM access_log") == [("/caf\u00e9",)]
+    assert query("SELECT purl FROM artifact") == [(purl,)]
 
 
 def test_what_is_shown_of_a_connection_string_holds_no_secret() -> None:

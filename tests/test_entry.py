@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,10 +16,12 @@ from msgspec.structs import replace
 from exporter import Settings
 from exporter.database import Database
 from exporter.entry import CUT, EntryBuilder, address, clean, timestamp
+from exporter.settings import RemotesSettings
 from tests.support.samples import make_exchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from exporter import Exchange
 
@@ -210,3 +213,17 @@ def test_what_was_asked_before_is_remembered_within_bounds() -> None:
         builder.build(replace(wheel, target=b"/%d" % number + b"x" * 800, size=2048))
     assert builder._remembered.cache_info().currsize == 8192
     assert builder.build(wheel) == first
+
+
+def test_a_login_in_the_host_field_is_left_out() -> None:
+    assert builder.build(make_exchange(host="user:hunter2@h.example")).host == "h.example"
+
+
+def test_an_edited_table_of_remotes_is_read_anew(tmp_path: Path) -> None:
+    file = tmp_path / "remotes.yaml"
+    settings = Settings(node="test", remotes=RemotesSettings(file=str(file)))
+    for changed_at, name in enumerate(("first", "second"), 1):
+        file.write_text(f"remotes:\n  - {{name: {name}, host: mirror.example}}\n")
+        os.utime(file, (changed_at, changed_at))
+        row = EntryBuilder(settings).build(make_exchange(host="mirror.example"))
+        assert row.remote == name

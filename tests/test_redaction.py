@@ -124,3 +124,26 @@ def test_nothing_raises_and_no_value_survives(text: str) -> None:
 )
 def test_patterns_of_the_users_own(pattern: str, host: str, path: str, expected: str) -> None:
     assert PathPatterns([pattern]).redact(host, path) == expected
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/fetch/https:/user:hunter2@host.example/x",
+        "/fetch/https%3A/user%3Ahunter2%40host.example/x",
+        "/git/user:hunter2@host.example/x",
+        "/fetch/https%253A%252F%252Fuser%253Ahunter2%2540host.example",
+        "/x%253Bsid%253Dhunter2",
+        "/x%25253Bsid%25253Dhunter2",
+    ],
+)
+def test_a_login_is_found_however_it_is_hidden(path: str) -> None:
+    assert "hunter2" not in redact_path(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/@scope/name", "/npm/react@18.2.0/index.js", "/v2/a/manifests/sha256:0123", "/a%20b/100%25"],
+)
+def test_what_is_no_login_stays_as_it_is(path: str) -> None:
+    assert redact_path(path) == path

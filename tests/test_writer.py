@@ -215,6 +215,19 @@ def test_a_stop_counts_a_full_buffer_that_there_is_no_time_to_write() -> None:
     assert (status["seen"], status["dropped"], status["waiting"]) == (50_000, 50_000, 0)
 
 
+def test_a_stop_counts_what_there_was_no_time_to_bring_to_disk() -> None:
+    nowhere = "host=127.0.0.1 port=1 user=nobody"
+    exporter = Exporter(settings(nowhere, shutdown=ShutdownSettings(drain_seconds=0.2)))
+    for number in range(60_000):
+        wheel = b"/packages/demo_%d-1.0-py3-none-any.whl" % number
+        exporter.log_access(make_exchange(number, host="pypi.example", target=wheel))
+    assert not exporter.stop()
+    status = exporter.status()
+    assert status["waiting"] == 0
+    assert status["spooled"] > 0
+    assert status["spooled"] + status["dropped"] == 60_000
+
+
 def test_a_stop_at_a_locked_table_is_bounded(dsn: str, query: Query) -> None:
     exporter = Exporter(settings(dsn, shutdown=ShutdownSettings(drain_seconds=0.5)))
     eventually(lambda: query("SELECT to_regclass('access_log') IS NOT NULL") == [(True,)])
