@@ -15,6 +15,7 @@ from mitmproxy import contentviews, ctx, http
 from msgspec.structs import replace
 
 from exporter.entry import EntryBuilder
+from exporter.human import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +56,7 @@ class RecentExchanges:
         entry = EntryBuilder(settings).build(exchange)
         place = urlencode({"at": entry.started_at, "id": entry.flow_id})
         text: str = yaml.safe_dump(entry._asdict(), sort_keys=False, allow_unicode=True)
+        text = "\n".join(printable(line) for line in text.split("\n"))
         return (
             "# What the row of this flow says. An identity that came with a redirect, and the SHA-256,\n"
             f"# only the row itself has: /access-log/row?{place}\n{text}"

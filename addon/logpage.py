@@ -164,6 +164,10 @@ class _List(_Handler):
 class _Row(_Handler):
     """All columns of one row, and the way to its flow while mitmweb has it."""
 
+    def post(self) -> None:
+        """Logged in; see `auth_fail`."""
+        self.redirect(self.request.uri or PATH)
+
     async def get(self) -> None:
         try:
             cursor = _cursor(self)

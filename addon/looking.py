@@ -93,7 +93,7 @@ def tail(
     """Show the newest rows, those that match all filters.
 
     Without --since they are looked for from the newest row back for half a second or so; what was
-    not searched is said, and how to go on.
+    not searched is said.
     """
     if lines is None:
         lines = _DEFAULT_LINES if selection.since is None else _MAX_LINES
@@ -155,12 +155,10 @@ def export(settings: Settings, form: str, *, raw: bool, selection: Selection) ->
     with told_simply(), opened(settings) as connection:
         if form == "cyclonedx":
             click.echo(_sbom(connection, selection))
-        else:
-            _write(
-                streamed(connection, selection, form, raw=raw),
-                form,
-                lambda: count(connection, selection),
-            )
+            return
+        # Closed before the connection is, or that would wait for it.
+        with contextlib.closing(streamed(connection, selection, form, raw=raw)) as lines:
+            _write(lines, form, lambda: count(connection, selection))
 
 
 def _sbom(connection: DeadlineConnection, selection: Selection) -> str:

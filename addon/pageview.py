@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from exporter import lines
 from exporter.human import printable, share, size
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ CHART_WIDTH = 960
 CHART_HEIGHT = 120
 
 _TIMES = ("since", "until")
+_LONGEST_PATH = 400
 _REDIRECT, _REFUSED, _FAILED = 300, 400, 500
 
 
@@ -77,6 +79,14 @@ def kind(row: Row) -> str:
     if row.status_code >= _REFUSED:
         return "refused"
     return "redirect" if row.status_code >= _REDIRECT else "ok"
+
+
+def url(row: Row) -> str:
+    """What was asked for, so much of it as anybody reads in a list."""
+    path = row.path
+    if path is not None and len(path) > _LONGEST_PATH:
+        row = row._replace(path=f"{path[:_LONGEST_PATH]}...")
+    return lines.url(row)
 
 
 def text(value: str | None) -> str:

@@ -152,8 +152,8 @@ def insert_access_log_batch(
     where BEGIN and COMMIT would make it five.
 
     Args:
-        connection: In autocommit, or in a transaction of the caller's. After anything but what is
-            named below it must be closed.
+        connection: Where it is not in autocommit, to commit is the caller's part. After anything but
+            what is named below it must be closed.
         entries: The rows.
         meanwhile: Called once Postgres has the rows, and while it is busy with them.
         synchronous_commit: Whether to wait for the disk, where the server does.
@@ -166,6 +166,10 @@ def insert_access_log_batch(
     fetched = fetches(entries)
     statements = [] if synchronous_commit else [_ASYNCHRONOUS]
     query = sql.SQL("; ").join([*statements, *([record(fetched)] if fetched else []), _COPY])
+    if not connection.autocommit:
+        connection.execute(
+            "SELECT"
+        )  # before it psycopg begins a transaction, which is the caller's
     copied = connection.wait(
         _copy(connection.pgconn, query.as_bytes(connection), payload, meanwhile)
     )

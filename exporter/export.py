@@ -11,7 +11,7 @@ from .human import printable, printable_json
 from .readonly import COLUMN_NAMES, JSON_ROW, TOLD_COLUMNS, read_only
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from .connection import DeadlineConnection
     from .selection import Selection
@@ -51,12 +51,12 @@ _GOACCESS = sql.SQL("""concat_ws('|',
     {user},
     to_char(started_at, 'DD/Mon/YYYY|HH24:MI:SS'),
     CASE WHEN method IS NULL THEN '-'
-         ELSE concat_ws(' ', {method}, {path}, http_version) END,
+         ELSE concat_ws(' ', {method}, {path}, {version}) END,
     coalesce(status_code::text, '-'),
     coalesce(response_bytes, 0),
     coalesce((duration_ms * 1000)::bigint, 0),
     {host},
-    coalesce(cache_status, '-'),
+    {cache},
     {content_type},
     {agent}
 )""")
@@ -67,7 +67,7 @@ _FIELD = sql.SQL(
 
 def streamed(
     connection: DeadlineConnection, selection: Selection, form: str, *, raw: bool = False
-) -> Iterator[bytes]:
+) -> Generator[bytes]:
     r"""The rows in order of their start, each with its newline; within one read-only transaction.
 
     Args:
@@ -134,6 +134,7 @@ def _json_columns(_: bool) -> sql.Composed:
 def _goaccess_columns(_: bool) -> sql.Composed:
     names = {"user": "proxy_user", "method": "method", "path": "path", "host": "host"}
     names |= {"content_type": "content_type", "agent": "user_agent"}
+    names |= {"version": "http_version", "cache": "cache_status"}
     return _GOACCESS.format(**{k: _FIELD.format(sql.Identifier(v)) for k, v in names.items()})
 
 

@@ -9,6 +9,8 @@ _BASIC_PLANE = 0xFFFF
 
 def printable(text: str) -> str:
     r"""Text a terminal or a page may be shown: control characters and the like become \x1b."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

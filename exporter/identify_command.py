@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from .human import printable_json
 from .identity import UNKNOWN
 
 if TYPE_CHECKING:
@@ -54,4 +55,4 @@ def _json(parts: SplitResult | None, identity: Identity) -> str:
     if parts is not None:
         bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
         url = bare.geturl().removeprefix("//")
-    return json.dumps({"url": url, **identity._asdict()}, ensure_ascii=False)
+    return printable_json(json.dumps({"url": url, **identity._asdict()}, ensure_ascii=False))

@@ -76,7 +76,11 @@ def _shortened(text: str, width: int) -> str:
 
 
 def _time(row: Row) -> str:
-    at, now = row.started_at.astimezone(), datetime.now().astimezone()
+    now = datetime.now().astimezone()
+    try:
+        at = row.started_at.astimezone()
+    except OverflowError:  # at the edge of the calendar there may be no local time
+        at = row.started_at
     if at.date() == now.date():
         return f"{at:%H:%M:%S.%f}"[:12]
     return f"{at:%m-%d %H:%M}" if at.year == now.year else f"{at:%Y-%m-%d}"

@@ -18,6 +18,7 @@ _LONGEST = timedelta(days=7)  # however little it took to search a time in which
 _LEAST_SHARE = 0.1  # of the time: with less left no other stretch is begun
 _LEAST_SECONDS = 0.001
 MOST_SHARE = 2  # of the time that is left: then a stretch is given up
+_BEFORE_ALL = datetime.min.replace(tzinfo=UTC)
 _EVER_AFTER = datetime.max.replace(tzinfo=UTC)
 
 
@@ -46,7 +47,7 @@ def look_back[Row](
     while (at := newest(since)) is not None:
         began = time.monotonic()
         until = at + timedelta.resolution
-        since = until - length
+        since = until - min(length, until - _BEFORE_ALL)
         try:
             rows += ask(since, until, limit - len(rows), may_take)
         except QueryCanceled:

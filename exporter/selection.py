@@ -28,6 +28,8 @@ _GLOBBED: dict[LiteralString, LiteralString] = {
     "user": "proxy_user",
 }
 _TIMES = ("since", "until")
+# Room to count on from, and back from.
+_EARLIEST, _LATEST = datetime(1900, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 # What `text` is looked for in.
 _SEARCHED: tuple[LiteralString, ...] = ("host", "path", "package", "purl", "proxy_user")
 
@@ -64,6 +66,8 @@ class Selection:
                 raise SelectionError(f"{field.name} holds a character that no row can hold.")
             if isinstance(value, datetime) and value.tzinfo is None:
                 raise SelectionError(f"{field.name} needs a time zone.")
+            if isinstance(value, datetime) and not _EARLIEST <= value <= _LATEST:
+                raise SelectionError(f"{field.name} must lie between the years 1900 and 9000.")
         if self.slower_ms is not None and not (
             math.isfinite(self.slower_ms) and self.slower_ms >= 0
         ):
@@ -193,7 +197,7 @@ def parse_moment(text: str, name: str = "The time", now: datetime | None = None)
         if _DURATION.fullmatch(text.strip()):
             return (now or datetime.now(UTC)) - parse_duration(text, name)
         moment = datetime.fromisoformat(text.strip())
-        return moment if moment.tzinfo else moment.astimezone()
+        return moment.astimezone(UTC)
     except (ValueError, OverflowError, OSError):
         raise SelectionError(
             f"{name} {text!r} can't be understood; expected how long ago, such as 10m, 24h or 7d,"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 # A row bears the time its transaction began; another writer's may become visible later than ours.
-_OVERLAP = timedelta(seconds=20)
+_OVERLAP = timedelta(seconds=60)
 _STATEMENT_SECONDS = 60.0  # a filter that almost nothing matches reads all since --since
 _AWAY_SECONDS = 1.0
 _FETCH_ROWS = 1000
@@ -248,12 +248,10 @@ def columns(*, as_json: bool = False) -> sql.Composed:
 
 
 def _how_to_go_on(searched_back_to: datetime) -> str:
-    """Rows that were logged earlier began earlier: --until leaves none of them out."""
-    until = searched_back_to.astimezone() + timedelta(seconds=1)
-    until_text = until.isoformat(timespec="seconds")
+    """By when rows were logged, and not, as --until goes by, began: it could leave some out."""
     return (
-        f"Searched back to {until_text}; go on with --until {until_text},"
-        " or name a time with --since to search all of it."
+        f"Searched back to what was logged at {searched_back_to.astimezone().isoformat(timespec='seconds')};"
+        " name a time with --since, such as 7d, to search all of it."
     )
 
 

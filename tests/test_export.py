@@ -208,6 +208,23 @@ def test_whoever_stops_reading_gets_no_traceback(table: str) -> None:
     assert len(done.stdout.splitlines()) == 2
 
 
+@pytest.mark.parametrize("form", ["csv", "jsonl", "goaccess"])
+def test_whoever_stops_reading_much_is_not_waited_for(dsn: str, form: str) -> None:
+    database = Database(Settings().with_dsn(dsn).database)
+    database.write([make_entry(number) for number in range(20_000)])
+    database.close()
+    environment = {**os.environ, "ARTIFACTAPI_DSN": dsn}
+    with subprocess.Popen(
+        [COMMAND, "export", form], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as export:
+        assert export.stdout is not None
+        assert export.stderr is not None
+        assert export.stdout.readline()
+        export.stdout.close()
+        assert export.stderr.read() == b""
+        assert export.wait(20) == 0
+
+
 @pytest.mark.skipif(shutil.which("goaccess") is None, reason="goaccess is not installed")
 def test_goaccess_reads_every_line(table: str, tmp_path: Path) -> None:
     log, report = tmp_path / "log", tmp_path / "report.json"

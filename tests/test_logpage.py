@@ -233,6 +233,29 @@ def test_what_a_client_sent_stays_text_in_every_column(web: Web, value: str) -> 
         connection.execute("DELETE FROM access_log WHERE flow_id = %s", (row.flow_id,))
 
 
+def test_whoever_comes_by_the_address_of_a_row_logs_in_there(web: Web, browser: Browser) -> None:
+    row = web.ask("by its address")
+    place = urllib.parse.urlencode({"at": row["started_at"], "id": row["flow_id"]})
+    token = urllib.parse.parse_qs(urllib.parse.urlsplit(web.proxy.web_url).query)["token"][0]
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(f"{web.address}{PAGE}/row?{place}")
+        page.locator("input[type=password]").fill(token)
+        page.keyboard.press("Enter")
+        expect(page.locator("table.columns")).to_contain_text(str(row["flow_id"]))
+
+
+def test_a_page_that_updates_itself_says_that_the_database_does_not_answer(
+    web: Web, page: Page
+) -> None:
+    page.goto(f"{web.address}{PAGE}")
+    expect(page.locator("table.rows tbody a").first).to_be_visible()
+    with psycopg.connect(web.log.dsn) as connection:
+        connection.execute("LOCK TABLE access_log IN ACCESS EXCLUSIVE MODE")
+        expect(page.locator("#sentence")).to_contain_text("took too long", timeout=30_000)
+    expect(page.locator("#sentence")).to_be_empty(timeout=30_000)
+
+
 @pytest.mark.parametrize("value", HOSTILE)
 def test_what_is_asked_for_stays_text(web: Web, value: str) -> None:
     for name in (*FILTER_NAMES, "at", "id"):
@@ -248,6 +271,11 @@ def test_what_is_asked_for_stays_text(web: Web, value: str) -> None:
         ("status=teapot", "status 'teapot' can't be understood"),
         ("since=yesteryear", "since 'yesteryear' can't be understood"),
         ("slower=fast", "slower 'fast' can't be understood"),
+        (
+            "since=9999-12-31T23:59:59-14:00",
+            "since '9999-12-31T23:59:59-14:00' can't be understood",
+        ),
+        ("until=0001-01-02", "until must lie between the years 1900 and 9000."),
         ("error=1", "error '1' can't be understood"),
         ("at=now&id=7", "The address names no place in the log"),
     ],

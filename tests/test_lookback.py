@@ -77,3 +77,8 @@ def test_a_time_without_rows_costs_nothing() -> None:
 def test_one_row_or_none_is_a_log_too() -> None:
     assert Log([_NOON]).search(10, 60) == ([_NOON], None)
     assert Log([]).search(10, 60) == ([], None)
+
+
+def test_the_first_moment_of_the_calendar_is_a_time_too() -> None:
+    rows = [_NOON, datetime(1, 1, 1, 0, 1, tzinfo=UTC)]
+    assert Log(rows).search(10, 60) == (rows, None)

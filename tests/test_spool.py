@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import sqlite3
 import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from exporter.gaps import Gap, Gaps
 from exporter.spool import Spool
 from tests.support.samples import make_entry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _PLENTY = 1 << 28
 
@@ -187,3 +193,57 @@ def test_gaps_grow_until_they_are_offered() -> None:
     assert [gap.entries for gap in gaps.pending()] == [1]
     gaps.settle(gaps.pending())
     assert not gaps
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """No file of this process may grow: Python ignores SIGXFSZ, and writing fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_takes_nothing_is_told_once_and_left_clean(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "spool"
+    spool = Spool(folder, 1_000_000)
+    with full_disk():
+        for _ in range(3):
+            assert not spool.append([make_entry()])
+            spool._retry_at = 0.0
+    assert list(folder.iterdir()) == []
+    assert len(caplog.records) == 1
+    assert spool.append([make_entry()])
+    spool.close()
+
+
+def test_what_a_full_disk_does_not_let_us_delete_is_gone_once_all_is_written(
+    tmp_path: Path,
+) -> None:
+    spool = Spool(tmp_path / "spool", 1_000_000)
+    assert spool.append([make_entry()])
+    batch = spool.oldest()
+    assert batch is not None
+    with full_disk():
+        assert spool.remove(batch)
+        assert spool.settle()
+    assert list((tmp_path / "spool").iterdir()) == []
+    assert spool.append([make_entry(1)])
+    spool.close()
+
+
+def test_another_bound_holds_for_the_file_that_is_open(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", 10_000_000)
+    large = [make_entry(number, path="/" + "x" * 2000) for number in range(100)]
+    assert spool.append(large)
+    spool.use(100_000)
+    assert not spool.append(large)
+    spool.use(0)
+    assert not spool.append([make_entry()])
+    spool.use(10_000_000)
+    assert spool.append(large)
+    spool.close()

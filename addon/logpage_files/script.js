@@ -4,7 +4,7 @@
 const LIVE_MS = 2000; // between two looks at the rows, at least
 const REST_SHARE = 4; // so many times as long as a look took nothing is asked: a search keeps a database busy
 const WHOLE_EVERY = 8; // looks: then the traffic too
-const LIVE_PARTS = ["health", "rows"];
+const LIVE_PARTS = ["health", "sentence", "rows"];
 
 let looks = 0;
 let paused = false;
