@@ -17,7 +17,7 @@
 \else
   SELECT coalesce((SELECT proxy_user FROM access_log
                    WHERE proxy_user IS NOT NULL AND purl IS NOT NULL AND artifact_kind = 'artifact'
-                     AND status_code IN (200, 206, 304)
+                     AND method = 'GET' AND error_type IS NULL AND status_code IN (200, 206, 304)
                    ORDER BY started_at DESC LIMIT 1), '') AS build \gset
 \endif
 \if :{?package}

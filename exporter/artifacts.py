@@ -20,12 +20,17 @@ _FETCHED = frozenset({200, 206, 304})
 
 
 def fetches(entries: Iterable[AccessLogEntry]) -> list[AccessLogEntry]:
-    """Those that brought an artifact to its client, and not an index, a checksum or a redirect."""
+    """Those that brought an artifact to its client, and not an index, a checksum or a redirect.
+
+    By HEAD nothing is brought, by PUT the other way, and with an error not all of it.
+    """
     return [
         entry
         for entry in entries
         if entry.artifact_kind == "artifact"
         and entry.purl is not None
+        and entry.method == "GET"
+        and entry.error_type is None
         and entry.status_code in _FETCHED
     ]
 

@@ -93,7 +93,8 @@ _ARTIFACTS = sql.SQL("""
              coalesce(sum(response_bytes) FILTER (WHERE status_code = 200)
                       - max(response_bytes) FILTER (WHERE status_code = 200), 0)::bigint AS avoidable_bytes
       FROM access_log
-      WHERE artifact_kind = 'artifact' AND purl IS NOT NULL AND status_code IN (200, 206, 304) AND {where}
+      WHERE artifact_kind = 'artifact' AND purl IS NOT NULL AND method = 'GET' AND error_type IS NULL
+        AND status_code IN (200, 206, 304) AND {where}
       GROUP BY 1
     ), news AS MATERIALIZED (
       SELECT purl, artifact.remote, first_user, first_seen

@@ -33,8 +33,8 @@ _FETCHED = sql.SQL("""
              FILTER (WHERE sha256 IS NOT NULL),
            count(*), min(started_at), max(started_at)
     FROM access_log
-    WHERE artifact_kind = 'artifact' AND purl IS NOT NULL AND status_code IN (200, 206, 304)
-      AND error_type IS NULL AND {where}
+    WHERE artifact_kind = 'artifact' AND purl IS NOT NULL AND method = 'GET' AND error_type IS NULL
+      AND status_code IN (200, 206, 304) AND {where}
     GROUP BY purl ORDER BY purl LIMIT %(limit)s
 """)
 
@@ -57,7 +57,7 @@ class Artifact(NamedTuple):
 
 
 def sbom(connection: DeadlineConnection, selection: Selection) -> str:
-    """A CycloneDX 1.6 document in JSON of the artifacts that the selected requests fetched whole.
+    """A CycloneDX 1.6 document in JSON of the artifacts that the selected requests fetched.
 
     Raises:
         TooManyError: there are more than MAX_COMPONENTS.

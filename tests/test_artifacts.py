@@ -101,6 +101,20 @@ def test_whoever_fetched_it_and_whatever_it_is_called_is_counted_as_it_is(
     assert query("SELECT count(*) FROM artifact") == [(len(names) + 2900,)]
 
 
+def test_what_did_not_reach_its_client_was_not_fetched(database: Database, query: Query) -> None:
+    others = [
+        fetch(1, "head", method="HEAD", response_bytes=0),
+        fetch(2, "put", method="PUT"),
+        fetch(3, "cut", error_type="upstream_closed"),
+        fetch(4, "absent", status_code=404),
+    ]
+    assert database.write([fetch(0), fetch(5, "part", status_code=206), *others]) == []
+    fetched = [("pkg:pypi/demo@1.0",), ("pkg:pypi/part@1.0",)]
+    for table in ("artifact", "access_log_artifacts", "access_log_first_seen"):
+        assert query(f"SELECT purl FROM {table} ORDER BY purl") == fetched
+    assert query("SELECT purl FROM access_log_redundant") == []
+
+
 def test_what_was_fetched_earlier_but_written_later_is_the_first(
     database: Database, query: Query
 ) -> None:

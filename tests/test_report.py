@@ -27,6 +27,7 @@ from exporter.report_html import report_html
 from exporter.report_text import report_text
 from exporter.selection import Selection
 from tests.support.accesslog import own_schema
+from tests.support.answers import is_fetch
 from tests.support.samples import make_entry
 from tests.support.terminal import on_terminal
 
@@ -108,9 +109,7 @@ def began(row: AccessLogEntry) -> datetime:
 
 
 INSIDE = [row for row in ROWS if NOW - SPAN <= began(row) < NOW]
-FETCHED = [
-    row for row in INSIDE if row.artifact_kind == "artifact" and row.status_code in {200, 206, 304}
-]
+FETCHED = [row for row in INSIDE if is_fetch(row._asdict())]
 
 
 def failed(row: AccessLogEntry) -> bool:
@@ -185,7 +184,7 @@ def test_artifacts(report: Report) -> None:
 
 
 def test_never_seen_before_means_never_in_the_whole_log(report: Report) -> None:
-    ever = [r for r in ROWS if r.artifact_kind == "artifact" and r.status_code in {200, 206, 304}]
+    ever = [r for r in ROWS if is_fetch(r._asdict())]
     first = {row.purl: row for row in sorted(ever, key=began, reverse=True)}
     new = [row for row in first.values() if NOW - SPAN <= began(row) < NOW]
     assert report.fetched.new_artifacts == len(new) > 0

@@ -65,7 +65,7 @@ def test_ten_first_starts_at_once_make_one_schema_and_lose_no_row(any_dsn: str) 
     assert not at_once(10, first_start)
     with psycopg.connect(any_dsn) as connection:
         assert connection.execute("SELECT count(*) FROM access_log").fetchone() == (100,)
-        assert connection.execute(_VERSIONS).fetchall() == [(1,), (2,)]
+        assert connection.execute(_VERSIONS).fetchall() == [(1,), (2,), (3,)]
 
 
 def test_a_row_has_the_columns_of_the_table_in_their_order(dsn: str) -> None:
@@ -106,7 +106,7 @@ def test_a_newer_schema_is_refused_and_left_alone(dsn: str, query: Query) -> Non
         ensure_schema(connection)
     query("INSERT INTO access_log_schema (version) VALUES (7)")
     with pytest.raises(
-        DatabaseAway, match="has version 7, this artifactapi knows up to 2; upgrade"
+        DatabaseAway, match="has version 7, this artifactapi knows up to 3; upgrade"
     ):
         database(dsn).write([make_entry()])
     assert query("SELECT count(*) FROM access_log") == [(0,)]
@@ -149,7 +149,7 @@ def test_ten_starts_at_once_upgrade_a_database_with_rows(any_dsn: str) -> None:
     failures = at_once(10, lambda number: write(any_dsn, [make_entry(1000 + number)]))
     assert not failures
     with psycopg.connect(any_dsn) as connection:
-        assert connection.execute(_VERSIONS).fetchall() == [(1,), (2,)]
+        assert connection.execute(_VERSIONS).fetchall() == [(1,), (2,), (3,)]
         assert connection.execute("SELECT count(*) FROM access_log").fetchone() == (12,)
         assert connection.execute("SELECT * FROM mine").fetchall() == [("pkg:pypi/demo@1.0", 2)]
         assert connection.execute(
@@ -170,7 +170,7 @@ def test_a_proxy_that_may_not_upgrade_says_who_must(any_dsn: str) -> None:
         connection.execute("".join(given).encode())
         as_proxy = any_dsn.replace("user=postgres", f"user={proxy}")
         try:
-            with pytest.raises(DatabaseAway, match="needs 2; run `artifactapi init` as the owner"):
+            with pytest.raises(DatabaseAway, match="needs 3; run `artifactapi init` as the owner"):
                 write(as_proxy, [make_entry(3)])
             ensure_schema(connection)
             write(as_proxy, [make_entry(3)])

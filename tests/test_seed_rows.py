@@ -79,6 +79,7 @@ def test_the_table_of_artifacts_says_what_the_rows_say(query: Query) -> None:
         "SELECT purl, min(started_at), max(started_at), count(*), sum(response_bytes)::bigint,"
         " (array_agg(remote ORDER BY started_at))[1], (array_agg(proxy_user ORDER BY started_at))[1]"
         " FROM access_log WHERE artifact_kind = 'artifact' AND purl IS NOT NULL"
+        " AND method = 'GET' AND error_type IS NULL"
         " AND status_code IN (200, 206, 304) GROUP BY purl ORDER BY purl"
     )
 

@@ -256,10 +256,7 @@ def _failure(chance: random.Random, target: Target) -> Answer:
         f"\t{target.server_ip if connected else NULL}\t{target.tls if connected else NULL}\t{answered_by}"
         f"\t{NULL}\t{NULL}\t{NULL}"
     )
-    counts = target.fetchable and status == 200
-    return Answer(
-        columns, duration, arrived if counts else None, whole=False, refused=kind == "tls_client"
-    )
+    return Answer(columns, duration, None, whole=False, refused=kind == "tls_client")
 
 
 def _gaps(plan: Plan) -> Iterator[tuple[object, ...]]:

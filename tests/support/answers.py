@@ -56,6 +56,8 @@ def is_fetch(row: Row) -> bool:
     return (
         row["artifact_kind"] == "artifact"
         and row["purl"] is not None
+        and row["method"] == "GET"
+        and row["error_type"] is None
         and row["status_code"] in {200, 206, 304}
     )
 
