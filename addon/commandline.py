@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 
     from exporter.connection import DeadlineConnection
 
+
+def _leave(number: int, _: object) -> None:
+    """End as by Ctrl-C: what was started, the embedded server among it, is let go of."""
+    sys.exit(128 + number)
+
+
 SCRIPT = Path(__file__).resolve().with_name("artifactapi.py")
 _TOOLS = ("mitmdump", "mitmproxy", "mitmweb")
 
@@ -49,6 +56,8 @@ def main(context: click.Context, dsn: str, config: Path | None) -> None:
     The database is the one that --dsn, ARTIFACTAPI_DSN or the settings file names, else the
     embedded server, which is started while a command needs it.
     """
+    for stop in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(stop, _leave)
     try:
         settings = load_settings(config)
         settings = settings.with_dsn(resolve_dsn(dsn, settings))

@@ -35,6 +35,7 @@ _DEFAULT_LINES = 20
 _MAX_LINES = 100_000
 _LINES_AT_ONCE = 1000
 _BAR = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+_NO_RIGHT = "42501"
 _TOO_SLOW = "57014"  # query_canceled: PostgreSQL docs, appendix A
 
 _FILTERS = (
@@ -104,6 +105,8 @@ def tail(
             settings, selection, lines, following=following, as_json=as_json, say=say
         )
         for number, rows in enumerate(batches):
+            if not number and not rows and not following:
+                say("No row matches.")
             width = console.width if console.is_terminal else None
             if not number and not as_json:
                 console.print(header(width))
@@ -154,7 +157,10 @@ def export(settings: Settings, form: str, *, raw: bool, selection: Selection) ->
     """
     with told_simply(), opened(settings) as connection:
         if form == "cyclonedx":
-            click.echo(_sbom(connection, selection))
+            document = _sbom(connection, selection)
+            click.echo(document)
+            if '"components"' not in document:
+                click.echo("No artifact was fetched by a request that matches.", err=True)
             return
         # Closed before the connection is, or that would wait for it.
         with contextlib.closing(streamed(connection, selection, form, raw=raw)) as lines:
@@ -206,5 +212,10 @@ def told_simply() -> Iterator[None]:
         if getattr(e, "sqlstate", None) == _TOO_SLOW:
             raise click.ClickException(
                 "The database took too long over this; narrow it with --since or other filters."
+            ) from None
+        if getattr(e, "sqlstate", None) == _NO_RIGHT:
+            raise click.ClickException(
+                "This database role may not read the log; name one that may with --dsn"
+                " (artifactapi init prints its grants)."
             ) from None
         raise click.ClickException(describe(e)) from None

@@ -338,7 +338,7 @@ class Writer:
         pause = _CONFIGURATION_RETRY_SECONDS if away.configuration else next(self._pauses)
         self._retry_at = time.monotonic() + pause
         waiting = len(self._in_hand) + len(self._buffer) + self.spool.entries
-        self._outage.go_on(str(away), waiting)
+        self._outage.go_on(str(away), waiting, refuses=away.configuration)
 
     def _count_failure(self, error: BaseException) -> None:
         """A bug of ours: said once for each kind; a logging handler that fails too must not matter."""
@@ -373,12 +373,13 @@ class Outage:
     def __bool__(self) -> bool:
         return self._since is not None
 
-    def go_on(self, reason: str, waiting: int) -> None:
+    def go_on(self, reason: str, waiting: int, *, refuses: bool = False) -> None:
         """An attempt failed. Never an ERROR: mitmproxy would exit for one at its start."""
         now = time.monotonic()
         if self._since is None:
             self._since = now
-            logger.warning("Postgres is away, access log entries wait: %s", reason)
+            what = "refuses the access log" if refuses else "is away"
+            logger.warning("Postgres %s, access log entries wait: %s", what, reason)
         elif now >= self._next_summary:
             logger.warning(
                 "Postgres has been away for %.0f s, %d access log entries wait: %s",

@@ -21,8 +21,8 @@ _INTRODUCTION = """\
 # Benchmarks
 
 What the access log costs, beside what else one could do. `just bench` measures all of it again in
-under ten minutes, prints the same tables and writes this file; `just bench --quick` takes less than
-a minute and writes nothing.
+some eleven minutes, prints the same tables and writes this file; `just bench --quick` takes about a
+minute and writes nothing.
 
 Every figure is the median of several rounds, and `spread` is where the middle half of the rounds lie.
 What is compared takes turns, round by round, in the same process or in processes side by side, so

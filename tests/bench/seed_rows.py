@@ -300,22 +300,28 @@ def load(connection: psycopg.Connection[Any], plan: Plan) -> Iterator[int]:
             connection.cursor().executemany(_GAP, list(_gaps(plan)))
 
 
-def clear(connection: psycopg.Connection[Any]) -> bool:
-    """Take earlier seed rows out; False, and nothing done, if there are rows of real proxies.
-
-    Raises:
-        psycopg.Error: the server refused or went away.
-    """
+def has_real_rows(connection: psycopg.Connection[Any]) -> bool:
+    """Whether there are rows of real proxies."""
     foreign = (
         "SELECT EXISTS (SELECT FROM access_log WHERE node IS NULL OR node <> ALL(%(seed)s))"
         " OR EXISTS (SELECT FROM access_log_gap WHERE node <> ALL(%(seed)s))"
     )
+    row = connection.execute(foreign, {"seed": list(NODES)}).fetchone()
+    return row is not None and bool(row[0])
+
+
+def clear(connection: psycopg.Connection[Any]) -> None:
+    """Take earlier seed rows out; beside real rows the table of artifacts keeps what it counted.
+
+    Raises:
+        psycopg.Error: the server refused or went away.
+    """
     with connection.transaction():
-        row = connection.execute(foreign, {"seed": list(NODES)}).fetchone()
-        if row is None or row[0]:
-            return False
-        connection.execute("TRUNCATE access_log, access_log_gap, artifact")
-    return True
+        if has_real_rows(connection):
+            for table in ("access_log", "access_log_gap"):
+                connection.execute(f"DELETE FROM {table} WHERE node = ANY(%s)", (list(NODES),))
+        else:
+            connection.execute("TRUNCATE access_log, access_log_gap, artifact")
 
 
 @click.command()
@@ -345,11 +351,12 @@ def main(rows: int, days: int, seed: int, until: datetime | None, dsn: str, *, f
 
 
 def _fill(connection: psycopg.Connection[Any], plan: Plan, *, force: bool) -> None:
-    if not clear(connection) and not force:
+    if plan.rows and not force and has_real_rows(connection):
         raise click.ClickException(
             "The table access_log holds rows of real proxies; "
             "name another database with --dsn, or say --force to write beside them."
         )
+    clear(connection)
     started = time.monotonic()
     with Progress(disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("rows", total=plan.rows)
