@@ -167,9 +167,8 @@ def insert_access_log_batch(
     statements = [] if synchronous_commit else [_ASYNCHRONOUS]
     query = sql.SQL("; ").join([*statements, *([record(fetched)] if fetched else []), _COPY])
     if not connection.autocommit:
-        connection.execute(
-            "SELECT"
-        )  # before it psycopg begins a transaction, which is the caller's
+        # Before it psycopg begins a transaction, which is the caller's to end.
+        connection.execute("SELECT")
     copied = connection.wait(
         _copy(connection.pgconn, query.as_bytes(connection), payload, meanwhile)
     )
