@@ -32,6 +32,8 @@ _WIDTHS = tuple(
     for it in (1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1440, 2880, 10_080)
 )
 _EPOCH = datetime(1970, 1, 5, tzinfo=UTC)  # a Monday, for bars of a week
+# Bars begin before the span and end after it.
+_EARLIEST, _LATEST = datetime(1900, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
 # Some hundred thousand rows become a few groups: in memory, by two processes, since little is handed
 # from one to the other and more than two wait for the one that groups. Rows of a span lie together:
@@ -249,13 +251,15 @@ def make_report(
     """Sum up the selected rows of the selection's span, by default of the last 24 hours.
 
     Raises:
-        SelectionError: the span ends before it begins.
+        SelectionError: the span ends before it begins, or reaches beyond what there is a calendar for.
         psycopg.Error, DeadlineExceededError: the server refused, took too long or went away.
     """
     until = selection.until or now or datetime.now(UTC)
-    since = selection.since or until - DEFAULT_SPAN
-    if since >= until:
+    if selection.since is not None and selection.since >= until:
         raise SelectionError("since must be earlier than until.")
+    if (selection.since or until) < _EARLIEST or until > _LATEST:
+        raise SelectionError("since and until must lie between the years 1900 and 9000.")
+    since = selection.since or until - DEFAULT_SPAN
     where, values = dataclasses.replace(selection, since=since, until=until).where()
     width = bar_width(until - since)
     values |= {"since": since, "until": until, "width": width, "origin": _EPOCH}

@@ -319,6 +319,22 @@ def test_the_page_s_file_that_can_t_be_written_is_one_sentence(table: str) -> No
     assert "/nowhere/report.html" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "span",
+    [
+        ("--since", "9999-12-01T00:00Z", "--until", "9999-12-31T23:59:59Z"),
+        ("--until", "0001-01-01T10:00Z"),
+        ("--since", "0001-01-01T00:00Z"),
+    ],
+)
+def test_a_span_at_the_edge_of_the_calendar_is_one_sentence(
+    table: str, span: tuple[str, ...]
+) -> None:
+    done = CliRunner().invoke(main, ["--dsn", table, "report", *span])
+    assert done.exit_code == 2
+    assert "between the years 1900 and 9000." in done.stderr
+
+
 def test_a_span_that_ends_before_it_begins_is_one_sentence(table: str) -> None:
     done = CliRunner().invoke(main, ["--dsn", table, "report", "--since", "1h", "--until", "2h"])
     assert done.exit_code == 2
