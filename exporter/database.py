@@ -148,8 +148,8 @@ def insert_access_log_batch(
     """COPY the entries into access_log and count their artifacts, all of it or nothing.
 
     Text format, since psycopg's binary one stores 40000 in a smallint as -25536 without a word.
-    All of it goes in one query, which is one transaction (PostgreSQL docs, 53.2.2.1): two round trips
-    where BEGIN and COMMIT would make it five.
+    All of it goes in one query, which is one transaction (PostgreSQL docs, "Multiple Statements in a
+    Simple Query"): two round trips where BEGIN and COMMIT would make it five.
 
     Args:
         connection: Where it is not in autocommit, to commit is the caller's part. After anything but

@@ -30,7 +30,7 @@ SHIPPED = Path(__file__).resolve().parents[1] / "configs" / "remotes.yaml"
 PATH_MAX = 2048  # characters; a longer path has a remote, but no package
 _HOST_MAX = 255  # RFC 1035 2.3.4
 # Characters of a Package URL. No registry has such names, and a B-tree takes no more than 2704 bytes
-# (PostgreSQL docs, 65.1.4.1): the row would be refused.
+# (PostgreSQL docs, "B-Tree Indexes"): the row would be refused.
 _PURL_MAX = 1024
 _REMEMBERED_HOSTS = 1024
 
