@@ -210,7 +210,7 @@ def tail(
                     follower, found = _begin(connection, selection, count, as_json=as_json)
                     yield tuple(found.rows)
                     if found.searched_back_to is not None:
-                        say(_how_to_go_on(found.searched_back_to))
+                        say(_how_far(found.searched_back_to))
                 if not following:
                     return
                 if is_away:
@@ -247,7 +247,7 @@ def columns(*, as_json: bool = False) -> sql.Composed:
     )
 
 
-def _how_to_go_on(searched_back_to: datetime) -> str:
+def _how_far(searched_back_to: datetime) -> str:
     """By when rows were logged, and not, as --until goes by, began: it could leave some out."""
     return (
         f"Searched back to what was logged at {searched_back_to.astimezone().isoformat(timespec='seconds')};"
