@@ -42,13 +42,12 @@ class Buffer:
     def put(self, exchange: Exchange) -> bool:
         """Append, or drop and count when full; False if dropped. Never blocks, never raises."""
         self.seen += 1
-        size = exchange.size
+        entries, size = self._entries, exchange.size
         if not self.has_room(size):
             # The newest goes, not the oldest: what is already in line keeps its place.
             self._drop("buffer_full", exchange.started_at)
             return False
         self.bytes_in += size
-        entries = self._entries
         entries.append(exchange)
         if len(entries) >= self.wake_entries and self._wake.empty():
             self._wake.put(None)

@@ -95,9 +95,8 @@ def redact_path(path: str) -> str:
             break
         outer, mark, query = decoded.partition("?")
         read = _redact_segments(outer) + (f"?{redact_query(query, 'keys')}" if mark else "")
-        if (
-            read != decoded
-        ):  # what percent-encoding has hidden is shown as it was read, or not at all
+        # What is hidden by percent-encoding is shown as it was read, or not at all.
+        if read != decoded:
             redacted = read
     return redacted
 

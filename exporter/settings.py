@@ -38,9 +38,8 @@ class DatabaseSettings(_Section, frozen=True):
     call_seconds: Seconds = 8.0  # longest one statement or COPY may take, whatever the peer does
     retry_min_seconds: Seconds = 0.1  # pause after the first failure; doubles from there
     retry_max_seconds: Seconds = 30.0  # longest pause between two attempts
-    synchronous_commit: bool = (
-        True  # off: faster on a slow disk; a crash of the server loses its last second
-    )
+    # off: faster on a slow disk; a crash of the server loses its last second
+    synchronous_commit: bool = True
 
 
 class BufferSettings(_Section, frozen=True):
