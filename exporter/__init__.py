@@ -112,7 +112,7 @@ class Exporter:
             "spooled": spooled,
             "recovered": progress.recovered,
             "retries": progress.retries,
-            "failures": progress.failures,
+            "failures": progress.failures + self._writer.builder.failures,
             "away": self._writer.is_away,
             "last_error": progress.last_error,
             "last_written_at": progress.last_written_at,

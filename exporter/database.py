@@ -11,7 +11,6 @@ import contextlib
 import enum
 import re
 import time
-from itertools import batched
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
@@ -20,15 +19,15 @@ from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus
 
 from .artifacts import fetches, record
+from .batch import Batch, days_of
 from .connection import DeadlineConnection, DeadlineExceededError, Patience, connect, describe
 from .embedded import EmbeddedServer
 from .entry import AccessLogEntry
 from .gaps import Gap
 from .schema import SchemaError, ensure_schema
-from .slices import in_turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Collection, Sequence
 
     from psycopg.abc import PQGen
     from psycopg.pq.abc import PGconn
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
 COLUMNS = AccessLogEntry._fields
 _COLUMN_LIST = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
-_COPY = sql.SQL("COPY access_log ({}) FROM STDIN (NULL '')").format(_COLUMN_LIST)
+_COPY = sql.SQL("COPY access_log ({}) FROM STDIN (NULL '')").format(_COLUMN_LIST).as_bytes()
 _INSERT = sql.SQL("INSERT INTO access_log ({}) VALUES ({}) ON CONFLICT DO NOTHING").format(
     _COLUMN_LIST, sql.SQL(", ").join(sql.Placeholder() for _ in COLUMNS)
 )
@@ -45,15 +44,12 @@ _INSERT_GAP = sql.SQL("INSERT INTO access_log_gap ({}) VALUES ({}) ON CONFLICT D
     sql.SQL(", ").join(map(sql.Identifier, Gap._fields)),
     sql.SQL(", ").join(sql.Placeholder() for _ in Gap._fields),
 )
-_ASYNCHRONOUS = sql.SQL("SET LOCAL synchronous_commit = off")
+_ASYNCHRONOUS = b"SET LOCAL synchronous_commit = off"
 _ENSURE_PARTITION = "SELECT access_log_ensure_partition(%s)"
 
-_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
-_TABS = len(COLUMNS) - 1
 _COPY_LINE = re.compile(r"\bCOPY \S+, line (\d+)")
 
 _KNOWN_DAYS = 1024  # partitions remembered as made
-_FORMATTED_AT_ONCE = 32  # rows, in some 0.1 ms
 _SENT_AT_ONCE = 128 * 1024  # bytes, as psycopg does it: more may never fit (psycopg #255)
 
 
@@ -115,33 +111,9 @@ def blame(error: Exception) -> Fault:  # noqa: PLR0911 - a table
     return Fault.AWAY
 
 
-def copy_text(entries: Sequence[AccessLogEntry]) -> str:
-    """Entries in COPY's text format (PostgreSQL docs, COPY, "Text Format"), NULL as nothing at all."""
-    lines = [
-        "\t".join([v if type(v) is str else "" if v is None else repr(v) for v in entry])
-        for entry in entries
-    ]
-    text = "\n".join(lines) + "\n"
-    # Almost no value holds a character that COPY reads: four scans of the whole cost less than
-    # looking at each value.
-    if (
-        "\\" in text
-        or "\r" in text
-        or text.count("\n") != len(lines)
-        or text.count("\t") != _TABS * len(lines)
-    ):
-        lines = [
-            "\t".join(["" if v is None else str(v).translate(_ESCAPES) for v in entry])
-            for entry in entries
-        ]
-        text = "\n".join(lines) + "\n"
-    return text
-
-
 def insert_access_log_batch(
     connection: psycopg.Connection[Any],
     entries: Sequence[AccessLogEntry],
-    meanwhile: Callable[[], None] = lambda: None,
     *,
     synchronous_commit: bool = True,
 ) -> None:
@@ -154,42 +126,34 @@ def insert_access_log_batch(
     Args:
         connection: Where it is not in autocommit, to commit is the caller's part. After anything but
             what is named below it must be closed.
-        entries: The rows.
-        meanwhile: Called once Postgres has the rows, and while it is busy with them.
+        entries: The rows; a Batch has them ready.
         synchronous_commit: Whether to wait for the disk, where the server does.
 
     Raises:
         psycopg.Error, UnicodeError: see `blame`.
     """
-    parts = in_turns(batched(entries, _FORMATTED_AT_ONCE))
-    payload = "".join([copy_text(part) for part in parts]).encode()
-    fetched = fetches(entries)
-    statements = [] if synchronous_commit else [_ASYNCHRONOUS]
-    query = sql.SQL("; ").join([*statements, *([record(fetched)] if fetched else []), _COPY])
+    batch = entries if isinstance(entries, Batch) else Batch.of(entries)
+    statements = (b"" if synchronous_commit else _ASYNCHRONOUS, batch.statement, _COPY)
     if not connection.autocommit:
         # Before it psycopg begins a transaction, which is the caller's to end.
         connection.execute("SELECT")
-    copied = connection.wait(
-        _copy(connection.pgconn, query.as_bytes(connection), payload, meanwhile)
-    )
-    if copied != len(entries):
-        raise psycopg.DatabaseError(f"COPY took {copied} of {len(entries)} rows.")
+    query = b"; ".join(filter(None, statements))
+    copied = connection.wait(_copy(connection.pgconn, query, batch.text))
+    if copied != len(batch):
+        raise psycopg.DatabaseError(f"COPY took {copied} of {len(batch)} rows.")
 
 
-def _copy(
-    pgconn: PGconn, query: bytes, payload: bytes, meanwhile: Callable[[], None]
-) -> PQGen[int | None]:
+def _copy(pgconn: PGconn, query: bytes, text: bytes) -> PQGen[int | None]:
     """Run a query that ends in COPY. psycopg's own Copy takes no other statement with it.
 
-    The payload is ready before: a client that dies in mid-COPY holds its locks.
+    The text is ready before: a client that dies in mid-COPY holds its locks.
     """
     pgconn.send_query(query)
     *_, result = yield from generators.execute(pgconn)
     if result.status != ExecStatus.COPY_IN:
         raise error_from_result(result)
-    for start in range(0, len(payload), _SENT_AT_ONCE):
-        yield from generators.copy_to(pgconn, payload[start : start + _SENT_AT_ONCE])
-    meanwhile()
+    for start in range(0, len(text), _SENT_AT_ONCE):
+        yield from generators.copy_to(pgconn, text[start : start + _SENT_AT_ONCE])
     result = yield from generators.copy_end(pgconn, None)
     return result.command_tuples
 
@@ -220,27 +184,26 @@ class Database:
             DatabaseAway: not now; `write` will try again.
         """
         try:
-            self._ready(())
+            self._ready()
         except (psycopg.Error, DeadlineExceededError) as e:
             raise self._away(e, blame(e)) from None
 
-    def write(
-        self, entries: Sequence[AccessLogEntry], meanwhile: Callable[[], None] = lambda: None
-    ) -> list[Rejection]:
+    def write(self, entries: Sequence[AccessLogEntry]) -> list[Rejection]:
         """Write the entries; returns those that Postgres will not take, all others are in the table.
 
-        Idempotent: an entry that is in the table already stays there once. `meanwhile` as of
-        `insert_access_log_batch`.
+        Idempotent: an entry that is in the table already stays there once.
 
         Raises:
             DatabaseAway: nothing, all, or an unknown part was written; write the same again.
         """
         rejected: list[Rejection] = []
-        remaining = list(entries)
+        remaining = entries
         tried: set[Fault] = set()
         while remaining:
             try:
-                connection = self._ready(remaining)
+                connection = self._ready(
+                    remaining.days if isinstance(remaining, Batch) else days_of(remaining)
+                )
                 if Fault.ROW in tried:
                     rejected += _insert_singly(connection, remaining)
                 elif Fault.DUPLICATE in tried:
@@ -249,14 +212,14 @@ class Database:
                     insert_access_log_batch(
                         connection,
                         remaining,
-                        meanwhile,
                         synchronous_commit=self._settings.synchronous_commit,
                     )
             except (psycopg.Error, UnicodeError, DeadlineExceededError) as e:
                 fault = blame(e)
                 line = _blamed_line(e, len(remaining)) if fault is Fault.ROW else None
                 if line is not None:
-                    rejected.append(_rejection(remaining.pop(line), e))
+                    rejected.append(_rejection(remaining[line], e))
+                    remaining = [*remaining[:line], *remaining[line + 1 :]]
                 elif fault in _MENDABLE and fault not in tried:
                     tried.add(fault)
                     self._mend(fault)
@@ -273,7 +236,7 @@ class Database:
             DatabaseAway: write the same again.
         """
         try:
-            connection = self._ready(())
+            connection = self._ready()
             with connection.transaction(), connection.cursor() as cursor:
                 cursor.executemany(_INSERT_GAP, gaps)
         except (psycopg.Error, DeadlineExceededError) as e:
@@ -286,11 +249,11 @@ class Database:
             self._embedded.release()
             self._embedded = None
 
-    def _ready(self, entries: Sequence[AccessLogEntry]) -> DeadlineConnection:
-        """A connection with the schema and the partitions in place and its deadline set."""
+    def _ready(self, days: Collection[str] = ()) -> DeadlineConnection:
+        """A connection with the schema and these days' partitions in place and its deadline set."""
         connection = self._connect()
         self._set_deadline(connection)
-        self._ensure_partitions(connection, entries)
+        self._ensure_partitions(connection, days)
         return connection
 
     def _set_deadline(self, connection: DeadlineConnection) -> None:
@@ -321,10 +284,8 @@ class Database:
                 connection.close()
         self._days.clear()
 
-    def _ensure_partitions(
-        self, connection: DeadlineConnection, entries: Sequence[AccessLogEntry]
-    ) -> None:
-        for day in sorted({entry.started_at[:10] for entry in entries} - self._days):
+    def _ensure_partitions(self, connection: DeadlineConnection, days: Collection[str]) -> None:
+        for day in sorted(day for day in days if day not in self._days):
             connection.execute(_ENSURE_PARTITION, (day,))
             if len(self._days) >= _KNOWN_DAYS:
                 self._days.clear()

@@ -94,7 +94,7 @@ class SpoolFile:
         if self._size() >= self._max_bytes:
             return False
         columns = ",".join(AccessLogEntry._fields)
-        values = (columns, msgspec.msgpack.encode(entries))
+        values = (columns, msgspec.msgpack.encode(list(entries)))
         try:
             self._sqlite.execute("INSERT INTO batch (columns, entries) VALUES (?, ?)", values)
         except sqlite3.OperationalError as e:

@@ -1,4 +1,4 @@
-"""The background writer: take what waits, make rows of it, deliver them; the only thread we start.
+"""The background writer: take what waits, have rows made of it, deliver them; the only thread we start.
 
 Decides when to write and when to try again. What an error means is the database's to say.
 """
@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from .builder import BatchBuilder
 from .connection import Patience
 from .database import Database, DatabaseAway
-from .entry import EntryBuilder, timestamp
+from .entry import timestamp
 from .gaps import Gaps
 from .settings import data_folder
-from .slices import in_turns
 from .spool import Spool
+from .worker import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from .buffer import Buffer
     from .database import Rejection
     from .entry import AccessLogEntry
-    from .exchange import Exchange
     from .settings import DatabaseSettings, Settings
 
 logger = logging.getLogger(__name__)
@@ -67,11 +67,12 @@ class Writer:
         self._buffer = buffer
         self._settings = settings
         self._in_force = settings  # what the thread works by; it looks for others between attempts
-        self._builder = EntryBuilder(settings)
-        self._database = Database(settings.database, Patience(self._spool_meanwhile))
+        patience = Patience(self._spool_meanwhile)
+        self.builder = BatchBuilder(settings, patience)
+        self._database = Database(settings.database, patience)
         self._gaps = Gaps()
-        self._in_hand: list[AccessLogEntry] = []  # taken from the buffer, not yet anywhere else
-        self._next_in_hand: list[AccessLogEntry] = []  # taken too, while that was being written
+        self._in_hand: Sequence[AccessLogEntry] = ()  # ready, and not yet anywhere else
+        self._next_in_hand: Sequence[AccessLogEntry] = ()  # the same, of the batch after that
         self._asked_at = 0.0  # when Postgres was last asked for something
         self._unplaced_drops = 0
         self._spool_lost = 0
@@ -80,7 +81,7 @@ class Writer:
         self._retry_at = 0.0
         self._pauses = pauses(settings.database)
         self._kinds_rejected: set[str] = set()
-        self._kinds_failed: set[type[BaseException]] = set()
+        self._kinds_failed: set[str] = set()
         self._stopping = False
         self._stop_by = float("inf")  # monotonic seconds: then what is left in memory is given up
         self._gave_up = False  # the last attempt before the end has failed
@@ -133,9 +134,10 @@ class Writer:
                 self._work()
                 break
             except BaseException as e:  # noqa: BLE001 - whatever it was, the log must go on
-                self._count_failure(e)
+                self._count_failure(Failure.of(e))
                 self._database.disconnect()  # whatever was under way on it
                 self._pause(next(pause))
+        self.builder.close()
         self._database.close()
         self.spool.close()
 
@@ -150,12 +152,13 @@ class Writer:
                 self._deliver()
             if self._in_hand or self._outage:
                 self._put_aside()
-            if last and not self._in_hand and not self._next_in_hand:
+            if last and not (self._in_hand or self._next_in_hand or self.builder.is_busy):
                 return
 
     def _open(self) -> None:
         """Look for Postgres before there is anything to write, so that trouble shows at the start."""
         self._asked_at = time.monotonic()
+        self.builder.start()
         self._gaps.adopt(self.spool.inherited_gaps())
         try:
             self._database.open()
@@ -165,7 +168,7 @@ class Writer:
     def _adopt_settings(self) -> None:
         if self._settings is not self._in_force:
             self._in_force = self._settings
-            self._builder = EntryBuilder(self._in_force)
+            self.builder.use(self._in_force)
             self._database.use(self._in_force.database)
             self.spool.use(self._in_force.spool.max_bytes)
             self._pauses, self._retry_at = pauses(self._in_force.database), 0.0
@@ -174,25 +177,30 @@ class Writer:
         """Have a batch in hand; wait for one no longer than one may, or than the next attempt is due."""
         if self._in_hand:
             return
-        batch = self._in_force.batch
-        if not self._stopping and not self._replaying and not self._next_in_hand:
-            until_retry = self._retry_at - time.monotonic() if self._outage else batch.max_seconds
-            self._buffer.wait(min(batch.max_seconds, until_retry))
-        self._in_hand, self._next_in_hand = self._next_in_hand or self._build_next(), []
+        is_waited_for = self._stopping or self._replaying
+        if not (is_waited_for or self._next_in_hand or self.builder.is_busy):
+            longest = self._in_force.batch.max_seconds
+            until_retry = self._retry_at - time.monotonic() if self._outage else longest
+            self._buffer.wait(min(longest, until_retry))
+        self._in_hand, self._next_in_hand = self._next_in_hand or self._build(), ()
+        if not self.builder.is_busy and len(self._buffer) >= self._in_force.batch.max_entries:
+            self._begin()  # so that the next is built while Postgres is busy with this one
 
-    def _build_next(self) -> list[AccessLogEntry]:
+    def _begin(self) -> None:
         taken = self._buffer.take(self._in_force.batch.max_entries)
-        built = map(self._build, in_turns(taken))
-        return [entry for entry in built if entry is not None]
+        if taken:
+            self.builder.begin(taken)
 
-    def _build(self, exchange: Exchange) -> AccessLogEntry | None:
-        try:
-            return self._builder.build(exchange)
-        except Exception as e:  # noqa: BLE001 - one bad exchange costs itself alone
-            self._count_failure(e)
+    def _build(self) -> Sequence[AccessLogEntry]:
+        """The next batch; empty if nothing waits."""
+        if not self.builder.is_busy:
+            self._begin()
+        entries, unreadable = self.builder.finish()
+        for failure in unreadable:
+            self._count_failure(failure)
             self.progress.rejected += 1
             self._gaps.add(self._in_force.node_name, "unreadable", timestamp(time.time()))
-            return None
+        return entries
 
     def _spool_meanwhile(self) -> None:
         """Called while Postgres is waited for: what comes in the meantime must not wait in memory.
@@ -204,19 +212,14 @@ class Writer:
             return
         batch = self._in_force.batch
         enough = 1 if waited >= batch.max_seconds else batch.max_entries
-        while self._next_in_hand or len(self._buffer) >= enough:
-            entries = self._next_in_hand or self._build_next()
+        while self._next_in_hand or self.builder.is_busy or len(self._buffer) >= enough:
+            entries = self._next_in_hand or self._build()
             if entries and not self.spool.append(entries):
                 self._next_in_hand = entries
                 break
-            self._next_in_hand = []
+            self._next_in_hand = ()
         if enough == 1:
             self._asked_at = time.monotonic()
-
-    def _build_ahead(self) -> None:
-        """Called while Postgres is busy with a batch: have the next ready if it is due."""
-        if not self._next_in_hand and len(self._buffer) >= self._in_force.batch.max_entries:
-            self._next_in_hand = self._build_next()
 
     def _collect_drops(self) -> None:
         """What the proxy's thread had to drop becomes gaps."""
@@ -263,8 +266,8 @@ class Writer:
 
     def _write_in_hand(self) -> None:
         if self._in_hand:
-            rejected = self._database.write(self._in_hand, self._build_ahead)
-            entries, self._in_hand = self._in_hand, []
+            rejected = self._database.write(self._in_hand)
+            entries, self._in_hand = self._in_hand, ()
             self._count_written(entries, rejected)
 
     def _write_gaps(self) -> None:
@@ -292,7 +295,7 @@ class Writer:
         if not self._in_hand:
             return
         if self.spool.append(self._in_hand):
-            self._in_hand = []
+            self._in_hand = ()
             if time.monotonic() >= self._stop_by:
                 self._give_up()
         elif not self._stopping:
@@ -306,9 +309,10 @@ class Writer:
     def _give_up(self) -> None:
         """The time to stop is over: all that is left is lost, and counted."""
         entries = [*self._in_hand, *self._next_in_hand]
-        self._in_hand, self._next_in_hand = [], []
+        self._in_hand, self._next_in_hand = (), ()
+        exchanges = [*self.builder.abandon(), *self._buffer.take(len(self._buffer))]
         starts = [entry.started_at for entry in entries]
-        starts += [timestamp(x.started_at) for x in self._buffer.take(len(self._buffer))]
+        starts += [timestamp(exchange.started_at) for exchange in exchanges]
         for started_at in starts:
             self._gaps.add(self._in_force.node_name, "shutdown", started_at)
         self.progress.dropped += len(starts)
@@ -340,14 +344,14 @@ class Writer:
         waiting = len(self._in_hand) + len(self._buffer) + self.spool.entries
         self._outage.go_on(str(away), waiting, refuses=away.configuration)
 
-    def _count_failure(self, error: BaseException) -> None:
-        """A bug of ours: said once for each kind; a logging handler that fails too must not matter."""
+    def _count_failure(self, failure: Failure) -> None:
+        """Said once for each kind; a logging handler that fails too must not matter."""
         self.progress.failures += 1
-        self.progress.last_error = f"{type(error).__name__} in the writer"
-        if type(error) not in self._kinds_failed:
-            self._kinds_failed.add(type(error))
+        self.progress.last_error = f"{failure.kind} in the writer"
+        if failure.kind not in self._kinds_failed:
+            self._kinds_failed.add(failure.kind)
             with contextlib.suppress(BaseException):
-                logger.warning("The access log writer failed and goes on.", exc_info=error)
+                logger.warning("The access log writer failed and goes on.\n%s", failure.trace)
 
     def _report_rejection(self, rejection: Rejection) -> None:
         self.progress.last_error = rejection.reason

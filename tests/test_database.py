@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from exporter import Settings, SettingsError, check_dsn
+from exporter.batch import copy_text
 from exporter.connection import connect, connection_string, describe, public_name, without_password
 from exporter.database import (
     COLUMNS,
@@ -20,7 +21,6 @@ from exporter.database import (
     DatabaseAway,
     Fault,
     blame,
-    copy_text,
     insert_access_log_batch,
 )
 from exporter.schema import ensure_schema

@@ -275,12 +275,10 @@ def test_a_bug_of_ours_is_said_once_and_the_batch_is_kept(
     eventually(lambda: query("SELECT to_regclass('access_log') IS NOT NULL") == [(True,)])
     write, failures = Database.write, iter(range(3))
 
-    def fail_thrice(
-        self: Database, entries: Sequence[AccessLogEntry], meanwhile: Callable[[], None]
-    ) -> list[Rejection]:
+    def fail_thrice(self: Database, entries: Sequence[AccessLogEntry]) -> list[Rejection]:
         if next(failures, None) is not None:
             raise SystemExit(1)
-        return write(self, entries, meanwhile)
+        return write(self, entries)
 
     monkeypatch.setattr(Database, "write", fail_thrice)
     exporter.log_access(make_exchange())

@@ -13,7 +13,7 @@ from exporter import Settings, insert_access_log_batch
 from exporter.entry import EntryBuilder
 from exporter.schema import ensure_schema
 from tests.bench.figures import Figure, Place, Target
-from tests.bench.proxy import cpu_seconds
+from tests.bench.machine import cpu_seconds
 from tests.bench.sample import capture_exchanges
 from tests.bench.sinks import BATCH_ENTRIES
 

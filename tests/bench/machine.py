@@ -1,8 +1,10 @@
-"""What the figures were taken on: kind of machine and versions; no names, no paths."""
+"""What the figures were taken on, without names and paths, and the clock of another process."""
 
 from __future__ import annotations
 
 import platform
+import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import psutil
 import psycopg
 
 _GIB = 1 << 30
+_CPUCLOCK_SCHED = 2  # include/linux/posix-timers.h: the clock of a whole process, by its number
 
 
 def describe_machine(dsn: str) -> str:
@@ -27,6 +30,14 @@ def describe_machine(dsn: str) -> str:
         f"psycopg {version('psycopg')}",
     )
     return ", ".join(parts)
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of another process, threads that have ended included."""
+    if sys.platform == "linux":
+        return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
 
 
 def _processor() -> str:

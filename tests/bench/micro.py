@@ -10,8 +10,8 @@ import pytest
 from addon.capture import capture
 from addon.flows import Note
 from exporter import Settings, load_remotes
+from exporter.batch import copy_text
 from exporter.buffer import Buffer
-from exporter.database import copy_text
 from exporter.entry import EntryBuilder, path_text
 from exporter.redaction import redact_path, redact_query
 from exporter.settings import BufferSettings

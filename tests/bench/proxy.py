@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import psutil
 import psycopg
 
 from tests.bench.figures import Figure, Place, Target
 from tests.bench.load import Load
+from tests.bench.machine import cpu_seconds
 from tests.support.accesslog import SCRIPT
 from tests.support.proxy import Mitm
 from tests.support.wait import eventually
@@ -35,7 +33,6 @@ _EMPTY, _OURS = "an addon with empty hooks", "artifactapi"
 _TURNS = 5
 _SETTLE_SECONDS = 30.0
 _REMOTES = "remotes:\n  - {name: bench, host: 127.0.0.1, path: /pypi, format: pypi}\n"
-_CPUCLOCK_SCHED = 2  # include/linux/posix-timers.h: the clock of a whole process, by its number
 
 
 class Contender(NamedTuple):
@@ -63,14 +60,6 @@ def measure(place: Place) -> list[Figure]:
         Figure(SECTION, "artifactapi, in times of empty hooks", "x", ratios, Target("<=", 1.02)),
         *(Figure(SECTION, name, _UNIT, tuple(values)) for name, values in costs.items()),
     ]
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time of another process, threads that have ended included."""
-    if sys.platform == "linux":
-        return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
-    times = psutil.Process(pid).cpu_times()
-    return times.user + times.system
 
 
 def _contenders(place: Place) -> list[Contender]:

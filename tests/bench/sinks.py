@@ -21,6 +21,7 @@ from exporter import AccessLogEntry, Exchange, Exporter, Settings, insert_access
 from exporter.artifacts import fetches, record
 from exporter.entry import EntryBuilder
 from exporter.writer import THREAD_NAME
+from tests.bench.machine import cpu_seconds
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Sink(ABC):
 
 
 class Ours(Sink):
-    """The exporter with its one thread."""
+    """The exporter with its thread and its process."""
 
     name = "artifactapi"
 
@@ -78,9 +79,11 @@ class Ours(Sink):
         status = self.exporter.status()
         assert status["written"] == status["seen"], status
 
-    def thread_seconds(self) -> float:
-        """CPU time of the one thread so far."""
-        return time.clock_gettime(self._clock)
+    def cpu_seconds(self) -> float:
+        """CPU time of the thread and of the process so far."""
+        worker = self.exporter._writer.builder._worker
+        assert worker is not None
+        return time.clock_gettime(self._clock) + cpu_seconds(worker.pid)
 
 
 class _Connected(Sink):

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from exporter import Settings
-from exporter.database import COLUMNS, copy_text
+from exporter.batch import copy_text
+from exporter.database import COLUMNS
 from exporter.embedded import programs
 from exporter.entry import EntryBuilder
 from exporter.settings import BatchSettings, BufferSettings
@@ -38,12 +39,12 @@ SECTION = "Writer"
 ABOUT = """\
 What a row costs after the hook: build the entry, identify its package, redact, format, COPY, count
 the artifacts; and how many rows a second one writer brings into the real table, with its indexes,
-from the first row handed over until the last is committed. CPU is that of the writer's thread, of the
-alternatives that of their process; Postgres' own is not in it. The same few hundred URLs repeat, or
-each is new. With `synchronous_commit` off a commit does not wait for the disk, which here is fast.
-`psql` gets files of 128 rows that are ready and counts no artifacts: the most one can
-hope for. OpenTelemetry's and logging's queues stand in front of the same COPY; executemany and the
-INSERTs fill the same rows into the same table."""
+from the first row handed over until the last is committed. CPU is that of the writer's thread and of
+the process that builds its rows, of the alternatives that of theirs; Postgres' own is not in it. The
+same few hundred URLs repeat, or each is new. With `synchronous_commit` off a commit does not wait for
+the disk, which here is fast. `psql` gets files of 128 rows that are ready and counts no artifacts: the
+most one can hope for. OpenTelemetry's and logging's queues stand in front of the same COPY;
+executemany and the INSERTs fill the same rows into the same table."""
 _CPU = "us of CPU a row"
 _RATE = "rows/s"
 _REPEATING, _NEW, _RELAXED = "repeating URLs", "new URLs", "synchronous_commit off"
@@ -92,9 +93,9 @@ def _run_ours(settings: Settings, rows: int, found: _Round, kind: str) -> None:
         warm_up = capture_exchanges(2 * REPEATING_URLS, new_urls=new_urls)
         _feed(ours, warm_up)
         exchanges = capture_exchanges(rows, new_urls=new_urls)
-        cpu = ours.thread_seconds()
+        cpu = ours.cpu_seconds()
         seconds = _feed(ours, exchanges)
-        cpu = ours.thread_seconds() - cpu
+        cpu = ours.cpu_seconds() - cpu
     found.add(f"{ours.name}, {kind}", rows, seconds, cpu)
 
 

@@ -1,0 +1,83 @@
+"""The process that builds batches, so that the proxy's Python need not: exchanges come in, batches go out.
+
+It knows nothing of Postgres, and ends when the proxy's side of its socket is closed, however that came.
+"""
+
+from __future__ import annotations
+
+import signal
+import traceback
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec.structs import replace
+
+from .batch import Batch
+from .entry import EntryBuilder
+from .slices import in_turns
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .entry import AccessLogEntry
+    from .exchange import Exchange
+
+
+class Failure(NamedTuple):
+    """A bug of ours that an exception brought to light."""
+
+    kind: str  # the exception's name
+    trace: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """The exception with its traceback, as text."""
+        return cls(type(error).__name__, "".join(traceback.format_exception(error)).rstrip())
+
+
+class Built(NamedTuple):
+    """What became of some exchanges."""
+
+    entries: Sequence[AccessLogEntry]
+    unreadable: list[Failure]  # one for each exchange that is no entry
+
+
+def build(builder: EntryBuilder, exchanges: Sequence[Exchange]) -> Built:
+    """Make entries of them; a bad exchange costs itself alone."""
+    entries, unreadable = [], []
+    for exchange in in_turns(exchanges):
+        try:
+            entries.append(builder.build(exchange))
+        except Exception as e:  # noqa: BLE001 - whatever it was
+            unreadable.append(Failure.of(e))
+    return Built(entries, unreadable)
+
+
+def send_exchanges(connection: Connection, exchanges: Sequence[Exchange]) -> None:
+    """Bodies go by themselves: within a pickle they would be copied, with Python's lock held."""
+    bodies = {number: x.body for number, x in enumerate(exchanges) if x.body is not None}
+    bare = [x if x.body is None else replace(x, body=None) for x in exchanges]
+    connection.send((bare, [*bodies]))
+    for body in bodies.values():
+        connection.send_bytes(body)
+
+
+def receive_exchanges(connection: Connection) -> list[Exchange]:
+    """What `send_exchanges` sent. Raises EOFError when nothing comes any more."""
+    exchanges, with_body = connection.recv()
+    for number in with_body:
+        exchanges[number] = replace(exchanges[number], body=connection.recv_bytes())
+    return list(exchanges)
+
+
+def main() -> None:
+    """Answer the socket that is our standard input, until it is closed."""
+    # They reach all of a terminal's or a service's processes; the proxy still has to write what waits.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with Connection(0) as connection, suppress(EOFError, ConnectionError):
+        builder = EntryBuilder(connection.recv())
+        while True:
+            entries, unreadable = build(builder, receive_exchanges(connection))
+            connection.send(Built(Batch.of(entries), unreadable))
