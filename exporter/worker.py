@@ -18,10 +18,12 @@ from .entry import EntryBuilder
 from .slices import in_turns
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from .entry import AccessLogEntry
     from .exchange import Exchange
+
+_PORTION_BYTES = 256 * 1024  # of exchanges, pickled in some 0.2 ms; a usual batch is less
 
 
 class Failure(NamedTuple):
@@ -55,20 +57,40 @@ def build(builder: EntryBuilder, exchanges: Sequence[Exchange]) -> Built:
 
 
 def send_exchanges(connection: Connection, exchanges: Sequence[Exchange]) -> None:
-    """Bodies go by themselves: within a pickle they would be copied, with Python's lock held."""
-    bodies = {number: x.body for number, x in enumerate(exchanges) if x.body is not None}
-    bare = [x if x.body is None else replace(x, body=None) for x in exchanges]
-    connection.send((bare, [*bodies]))
-    for body in bodies.values():
-        connection.send_bytes(body)
+    """Send them for `receive_exchanges`.
+
+    Not all in one piece, and bodies by themselves: what is pickled is copied, with Python's lock held.
+    """
+    for portion in _portions(exchanges):
+        bare = [x if x.body is None else replace(x, body=b"") for x in portion]
+        connection.send((len(exchanges), bare))
+        for exchange in portion:
+            if exchange.body is not None:
+                connection.send_bytes(exchange.body)
 
 
 def receive_exchanges(connection: Connection) -> list[Exchange]:
     """What `send_exchanges` sent. Raises EOFError when nothing comes any more."""
-    exchanges, with_body = connection.recv()
-    for number in with_body:
-        exchanges[number] = replace(exchanges[number], body=connection.recv_bytes())
-    return list(exchanges)
+    exchanges: list[Exchange] = []
+    expected = 1
+    while len(exchanges) < expected:
+        expected, portion = connection.recv()
+        for x in portion:
+            whole = x if x.body is None else replace(x, body=connection.recv_bytes())
+            exchanges.append(whole)
+    return exchanges
+
+
+def _portions(exchanges: Iterable[Exchange]) -> Iterator[list[Exchange]]:
+    portion, size = [], 0
+    for exchange in exchanges:
+        portion.append(exchange)
+        size += exchange.size - len(exchange.body or b"")
+        if size >= _PORTION_BYTES:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion
 
 
 def main() -> None:
