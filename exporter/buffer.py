@@ -6,11 +6,16 @@ from collections import deque
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
+from .packs import Packs
+
 if TYPE_CHECKING:
     from .exchange import Exchange
     from .gaps import Reason
     from .settings import BufferSettings
 
+# A pack is made in some 0.2 ms, once so much waits as these
+_PACKED_AT_ONCE = 128  # entries
+_PACKED_BYTES = 256 * 1024
 _MAX_DROPS = 16_384  # times kept until the writer asks for them
 
 
@@ -29,24 +34,29 @@ class Buffer:
         self.seen = 0
         self.dropped = 0
         self.bytes_in = 0
+        self.taken = 0
         self.bytes_out = 0
         self.unplaced_drops = 0  # of `dropped`, those whose times are not kept
         self._drops: deque[tuple[Reason, float]] = deque()
+        # In order: the oldest, of a pack that was opened; those packed; the newest.
+        self._opened: deque[Exchange] = deque()
+        self._packs = Packs()
         self._entries: deque[Exchange] = deque()
         # SimpleQueue.put neither blocks nor takes a lock that a taker holds (Python docs, queue).
         self._wake: SimpleQueue[None] = SimpleQueue()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return self.seen - self.dropped - self.taken
 
     def put(self, exchange: Exchange) -> bool:
         """Append, or drop and count when full; False if dropped. Never blocks, never raises."""
-        self.seen += 1
         entries, size = self._entries, exchange.size
         if not self.has_room(size):
             # The newest goes, not the oldest: what is already in line keeps its place.
+            self.seen += 1
             self._drop("buffer_full", exchange.started_at)
             return False
+        self.seen += 1
         self.bytes_in += size
         entries.append(exchange)
         if len(entries) >= self.wake_entries and self._wake.empty():
@@ -72,20 +82,48 @@ class Buffer:
     def has_room(self, size: int) -> bool:
         """Whether one more entry of this size would be taken in."""
         return (
-            len(self._entries) < self.bounds.max_entries
+            len(self) < self.bounds.max_entries
             and self.bytes_in - self.bytes_out + size <= self.bounds.max_bytes
         )
 
     def take(self, limit: int) -> list[Exchange]:
         """The oldest entries, in order, at most `limit`; empty if none wait."""
-        entries = self._entries
-        batch = [entries.popleft() for _ in range(min(limit, len(entries)))]
+        batch: list[Exchange] = []
+        while len(batch) < limit and (oldest := self._oldest()):
+            batch.append(oldest.popleft())
+        self.taken += len(batch)
         self.bytes_out += sum(exchange.size for exchange in batch)
         return batch
 
+    def _oldest(self) -> deque[Exchange]:
+        if not self._opened and self._packs:
+            self._opened.extend(self._packs.popleft())
+        return self._opened or self._entries
+
+    def pack(self) -> bool:
+        """Make some of what waits smaller, and its memory such as can be given back; False if all is.
+
+        For the thread that takes, when it can't, and for as long as others may stand still.
+        """
+        entries = self._entries
+        portion: list[Exchange] = []
+        size = 0
+        while len(portion) < _PACKED_AT_ONCE and size < _PACKED_BYTES:
+            if len(portion) == len(entries):
+                return False
+            portion.append(entries[len(portion)])
+            size += portion[-1].size
+        try:
+            self._packs.append(portion)
+        except Exception:  # noqa: BLE001 - of whatever it may be made: it stays as it is
+            return False
+        for _ in portion:
+            entries.popleft()
+        return True
+
     def wait(self, seconds: float) -> None:
         """Return when `wake_entries` wait, when somebody calls `wake`, or after `seconds`."""
-        if len(self._entries) >= self.wake_entries:
+        if len(self) >= self.wake_entries:
             return
         try:
             self._wake.get(timeout=max(seconds, 0.0))

@@ -21,6 +21,7 @@ from .database import Database, DatabaseAway
 from .entry import timestamp
 from .gaps import Gaps
 from .settings import data_folder
+from .slices import in_turns
 from .spool import Spool
 from .worker import Failure
 
@@ -40,6 +41,7 @@ _CONFIGURATION_RETRY_SECONDS = 15.0  # what only the user can mend is not asked 
 _PAUSE_AT_STOP_SECONDS = 0.1  # the last attempts come closer together
 _SPOOL_SHARE = 0.25  # of the time to stop: for bringing to disk what Postgres did not take
 _MEANWHILE_SECONDS = 0.5  # what comes while Postgres is slow is left in memory for so long
+_PACK_SECONDS = 0.2  # what comes in a pause lies loose for so long
 _REPLAY_BATCHES = 100  # brought home between two batches of today
 _JOIN_SECONDS = 1.0  # what the thread gets to notice that its time is up
 
@@ -220,6 +222,7 @@ class Writer:
             self._next_in_hand = ()
         if enough == 1:
             self._asked_at = time.monotonic()
+        self._pack()  # what the disk does not take
 
     def _collect_drops(self) -> None:
         """What the proxy's thread had to drop becomes gaps."""
@@ -319,8 +322,16 @@ class Writer:
         self.spool.keep_gaps(self._gaps.pending())
 
     def _pause(self, seconds: float) -> None:
-        self._interrupt.wait(max(seconds, 0.0))
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self._interrupt.wait(min(left, _PACK_SECONDS)):
+                break
+            self._pack()
         self._interrupt.clear()
+
+    def _pack(self) -> None:
+        for _ in in_turns(iter(self._buffer.pack, False)):
+            pass
 
     def _count_written(
         self, entries: Sequence[AccessLogEntry], rejected: Sequence[Rejection], *, own: bool = True
