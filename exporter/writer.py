@@ -69,7 +69,7 @@ class Writer:
         self._buffer = buffer
         self._settings = settings
         self._in_force = settings  # what the thread works by; it looks for others between attempts
-        patience = Patience(self._spool_meanwhile)
+        patience = Patience(self._meanwhile)
         self.builder = BatchBuilder(settings, patience)
         self._database = Database(settings.database, patience)
         self._gaps = Gaps()
@@ -185,8 +185,6 @@ class Writer:
             until_retry = self._retry_at - time.monotonic() if self._outage else longest
             self._buffer.wait(min(longest, until_retry))
         self._in_hand, self._next_in_hand = self._next_in_hand or self._build(), ()
-        if not self.builder.is_busy and len(self._buffer) >= self._in_force.batch.max_entries:
-            self._begin()  # so that the next is built while Postgres is busy with this one
 
     def _begin(self) -> None:
         taken = self._buffer.take(self._in_force.batch.max_entries)
@@ -204,8 +202,14 @@ class Writer:
             self._gaps.add(self._in_force.node_name, "unreadable", timestamp(time.time()))
         return entries
 
-    def _spool_meanwhile(self) -> None:
-        """Called while Postgres is waited for: what comes in the meantime must not wait in memory.
+    def _meanwhile(self) -> None:
+        """Called while Postgres is waited for."""
+        if not self.builder.is_busy and len(self._buffer) >= self._in_force.batch.max_entries:
+            self._begin()  # the next batch is built while Postgres is busy with this one
+        self._spool_late()
+
+    def _spool_late(self) -> None:
+        """What comes while Postgres is slow must not wait in memory.
 
         So a proxy that is killed loses no more than it would if Postgres answered at once.
         """
