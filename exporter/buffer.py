@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .gaps import Reason
     from .settings import BufferSettings
 
+_LARGE_BYTES = 256 * 1024  # of one entry, with its body: few of them fill the buffer
 # A pack is made in some 0.2 ms, once so much waits as these
 _PACKED_AT_ONCE = 128  # entries
 _PACKED_BYTES = 256 * 1024
@@ -28,7 +29,7 @@ class Buffer:
     """
 
     def __init__(self, bounds: BufferSettings, wake_entries: int) -> None:
-        """`wake_entries` waiting entries wake a taker at once."""
+        """`wake_entries` waiting entries, or a large one, wake a taker at once."""
         self.bounds = bounds
         self.wake_entries = wake_entries
         self.seen = 0
@@ -59,7 +60,7 @@ class Buffer:
         self.seen += 1
         self.bytes_in += size
         entries.append(exchange)
-        if len(entries) >= self.wake_entries and self._wake.empty():
+        if (len(entries) >= self.wake_entries or size >= _LARGE_BYTES) and self._wake.empty():
             self._wake.put(None)
         return True
 
@@ -122,7 +123,7 @@ class Buffer:
         return True
 
     def wait(self, seconds: float) -> None:
-        """Return when `wake_entries` wait, when somebody calls `wake`, or after `seconds`."""
+        """Return when `wake_entries` or a large one wait, when somebody calls `wake`, or after `seconds`."""
         if len(self) >= self.wake_entries:
             return
         try:

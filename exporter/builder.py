@@ -5,13 +5,14 @@ While Python computes in one thread the proxy's event loop stands still; in anot
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 import struct
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,24 +21,32 @@ from msgspec.structs import replace
 
 from .entry import EntryBuilder
 from .settings import DatabaseSettings, PageSettings
-from .worker import Built, build, send_exchanges
+from .worker import Built, build, digest_of_code, send, send_exchanges
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from .connection import Patience
     from .exchange import Exchange
     from .settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_ANSWER_SECONDS = 10.0  # a batch takes some milliseconds, starting a Python less than a second
+_START_SECONDS = 5.0  # for the first answer: starting a Python takes less than a second
+_ANSWER_SECONDS = 2.0  # for each after that: a batch takes some milliseconds
 _STALL_SECONDS = 2  # how long the process may take no byte, or send none once it has begun to
-_RESTART_SECONDS = 30.0  # pause between two attempts to have one
+_RESTART_SECONDS = 30.0  # pause before another is started; doubles while none gives an answer
+_LONGEST_RESTART_SECONDS = 3600.0
 _TICK_SECONDS = 0.1  # how soon a stop is noticed
 _END_SECONDS = 1.0
+_MAX_WORDS = 300
 
 _PACKAGE = __package__ or ""
 _ROOT = Path(__file__).resolve().parents[_PACKAGE.count(".") + 1]
-_CODE = f"import sys; sys.path.insert(0, sys.argv[1]); from {_PACKAGE}.worker import main; main()"
+# Nothing of the folder one happens to be in.
+_PATH = json.dumps([str(_ROOT), *(folder for folder in sys.path if Path(folder).is_absolute())])
+_CODE = f"import json, sys; sys.path = json.loads(sys.argv[1]); from {_PACKAGE}.worker import main; main()"
+_DIGEST = digest_of_code()
 
 
 class WorkerError(Exception):
@@ -59,6 +68,7 @@ class BatchBuilder:
         self._is_asked = False  # the process has the exchanges under way
         self._is_troubled = False  # and that was said
         self._start_at = 0.0  # monotonic seconds: when the next attempt is due
+        self._restart_seconds = _RESTART_SECONDS
         self._settings, self._here = settings, EntryBuilder(settings)
 
     @property
@@ -69,15 +79,12 @@ class BatchBuilder:
     def start(self) -> None:
         """Start the process now, so that it is there when it is needed."""
         if self._worker is None and time.monotonic() >= self._start_at:
-            self._start_at = time.monotonic() + _RESTART_SECONDS
+            self._start_at = time.monotonic() + self._restart_seconds
             try:
                 self._worker = Worker()
-                # It needs no connection string, which may hold a password.
-                self._worker.connection.send(
-                    replace(self._settings, database=DatabaseSettings(), page=PageSettings())
-                )
-            except OSError as e:
-                self._give_up(WorkerError(f"it can't be started: {e}"))
+                self._worker.prepare(self._settings)
+            except (OSError, WorkerError) as e:
+                self._give_up(e)
 
     def use(self, settings: Settings) -> None:
         """Go on with other settings, also for what is under way. Raises as the constructor."""
@@ -115,7 +122,7 @@ class BatchBuilder:
         if self._worker is None or not self._under_way:
             return
         try:
-            send_exchanges(self._worker.connection, self._under_way)
+            self._worker.send(self._under_way)
             self._is_asked = True
         except Exception as e:  # noqa: BLE001 - what can't be pickled raises what it likes
             self._give_up(e)
@@ -130,11 +137,13 @@ class BatchBuilder:
             self._give_up(e)
             return None
         self._is_asked, self._is_troubled = False, False
+        self._restart_seconds = _RESTART_SECONDS
         return built
 
     def _give_up(self, error: Exception) -> None:
         self.failures += 1
         self.close()
+        self._restart_seconds = min(2 * self._restart_seconds, _LONGEST_RESTART_SECONDS)
         if not self._is_troubled:
             self._is_troubled = True
             logger.warning(
@@ -146,49 +155,77 @@ class BatchBuilder:
 
 
 class Worker:
-    """The process and the socket to it."""
+    """The process and the socket to it. What goes wrong raises OSError or WorkerError."""
 
     def __init__(self) -> None:
-        """Raises OSError if it can't be started."""
         ours, theirs = socket.socketpair()
         with theirs:
             stall = struct.pack("@ll", _STALL_SECONDS, 0)  # a struct timeval, see socket(7)
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, stall)
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, stall)
-            self.connection = Connection(ours.detach())
+            self._connection = Connection(ours.detach())
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", _CODE, str(_ROOT)],
+                    [sys.executable, "-P", "-c", _CODE, _PATH],
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,  # it writes nothing but why it ends
                     start_new_session=True,  # a terminal's signals are the proxy's to answer
                 )
             except OSError:
-                self.connection.close()
+                self._connection.close()
                 raise
+        self._has_answered = False
 
     @property
     def pid(self) -> int:
         """Number of the process."""
         return self._process.pid
 
+    def prepare(self, settings: Settings) -> None:
+        """Say by which settings it is to build."""
+        # It needs no connection string, which may hold a password.
+        bare = replace(settings, database=DatabaseSettings(), page=PageSettings())
+        with self._describing_its_end():
+            send(self._connection, (_DIGEST, bare))
+
+    def send(self, exchanges: Sequence[Exchange]) -> None:
+        """Have these built. Raises whatever pickling does, too."""
+        with self._describing_its_end():
+            send_exchanges(self._connection, exchanges)
+
     def answer(self, patience: Patience) -> Built:
-        """What it has built; raises OSError or WorkerError if that does not come."""
-        until = time.monotonic() + _ANSWER_SECONDS
-        while not self.connection.poll(_TICK_SECONDS):
-            if time.monotonic() > min(until, patience.give_up_at):
+        """What it has built of those sent."""
+        began = time.monotonic()
+        longest = _ANSWER_SECONDS if self._has_answered else _START_SECONDS
+        while not self._connection.poll(_TICK_SECONDS):
+            # At a stop the rows still have to be built here, and written.
+            share = (patience.give_up_at - began) / 2
+            if time.monotonic() - began > min(longest, share):
                 raise WorkerError("it does not answer")
-        try:
-            built: Built = self.connection.recv()
-        except EOFError:
-            raise WorkerError("it has ended") from None
+        with self._describing_its_end():
+            built: Built = self._connection.recv()
+        self._has_answered = True
         return built
 
     def close(self) -> None:
         """End it. It has nothing to save."""
-        self.connection.close()
+        self._connection.close()
         self._process.kill()
-        with suppress(
-            subprocess.TimeoutExpired
-        ):  # not even that ends one in the midst of a system call
-            self._process.wait(_END_SECONDS)
+        with suppress(subprocess.TimeoutExpired):  # no signal reaches one amid a system call
+            self._process.communicate(timeout=_END_SECONDS)
+
+    @contextmanager
+    def _describing_its_end(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, ConnectionError):
+            raise WorkerError(self._last_words()) from None
+
+    def _last_words(self) -> str:
+        with suppress(subprocess.TimeoutExpired):
+            _, errors = self._process.communicate(timeout=_END_SECONDS)
+            lines = errors.decode(errors="replace").split("\n")
+            said = next((line for line in reversed(lines) if line.strip()), "")
+            return said[:_MAX_WORDS] or f"it has ended with status {self._process.returncode}"
+        return "it has closed its socket"

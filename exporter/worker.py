@@ -5,10 +5,14 @@ It knows nothing of Postgres, and ends when the proxy's side of its socket is cl
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 import signal
+import sys
 import traceback
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
@@ -35,7 +39,9 @@ class Failure(NamedTuple):
     @classmethod
     def of(cls, error: BaseException) -> Failure:
         """The exception with its traceback, as text."""
-        return cls(type(error).__name__, "".join(traceback.format_exception(error)).rstrip())
+        # Without what came before it, which may tell of a row.
+        lines = traceback.format_exception(error, chain=False)
+        return cls(type(error).__name__, "".join(lines).rstrip())
 
 
 class Built(NamedTuple):
@@ -56,6 +62,11 @@ def build(builder: EntryBuilder, exchanges: Sequence[Exchange]) -> Built:
     return Built(entries, unreadable)
 
 
+def send(connection: Connection, what: object) -> None:
+    """For `recv` at the other end. Connection's own leaves a complaint on stderr where that is gone."""
+    connection.send_bytes(pickle.dumps(what))
+
+
 def send_exchanges(connection: Connection, exchanges: Sequence[Exchange]) -> None:
     """Send them for `receive_exchanges`.
 
@@ -63,7 +74,7 @@ def send_exchanges(connection: Connection, exchanges: Sequence[Exchange]) -> Non
     """
     for portion in _portions(exchanges):
         bare = [x if x.body is None else replace(x, body=b"") for x in portion]
-        connection.send((len(exchanges), bare))
+        send(connection, (len(exchanges), bare))
         for exchange in portion:
             if exchange.body is not None:
                 connection.send_bytes(exchange.body)
@@ -93,13 +104,24 @@ def _portions(exchanges: Iterable[Exchange]) -> Iterator[list[Exchange]]:
         yield portion
 
 
+def digest_of_code() -> str:
+    """Of this package as it is on disk now, which need not be what a process has loaded."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def main() -> None:
     """Answer the socket that is our standard input, until it is closed."""
     # They reach all of a terminal's or a service's processes; the proxy still has to write what waits.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with Connection(0) as connection, suppress(EOFError, ConnectionError):
-        builder = EntryBuilder(connection.recv())
+    with Connection(0) as connection, suppress(EOFError, OSError):
+        digest, settings = connection.recv()
+        if digest != digest_of_code():
+            sys.exit("its code was changed on disk; start the proxy anew")
+        builder = EntryBuilder(settings)
         while True:
             entries, unreadable = build(builder, receive_exchanges(connection))
-            connection.send(Built(Batch.of(entries), unreadable))
+            send(connection, Built(Batch.of(entries), unreadable))

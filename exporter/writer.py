@@ -170,10 +170,10 @@ class Writer:
     def _adopt_settings(self) -> None:
         if self._settings is not self._in_force:
             self._in_force = self._settings
-            self.builder.use(self._in_force)
             self._database.use(self._in_force.database)
             self.spool.use(self._in_force.spool.max_bytes)
             self._pauses, self._retry_at = pauses(self._in_force.database), 0.0
+            self.builder.use(self._in_force)  # last: its files may be wrong by now
 
     def _take(self) -> None:
         """Have a batch in hand; wait for one no longer than one may, or than the next attempt is due."""

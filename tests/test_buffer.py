@@ -99,6 +99,14 @@ def test_the_wake_up_comes_with_the_entry_that_fills_a_batch() -> None:
     waiter.join(10)
 
 
+def test_a_large_entry_wakes_the_taker_at_once() -> None:
+    buffer = Buffer(BufferSettings(), wake_entries=128)
+    buffer.put(make_exchange(1, size=300_000))
+    started = time.monotonic()
+    buffer.wait(60)
+    assert time.monotonic() - started < 10
+
+
 def test_what_is_packed_keeps_its_place_and_its_size() -> None:
     buffer = Buffer(BufferSettings(max_entries=1000), wake_entries=128)
     exchanges = [make_exchange(number, error="\udcff") for number in range(600)]

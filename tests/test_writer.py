@@ -17,10 +17,12 @@ from exporter.settings import (
     BatchSettings,
     BufferSettings,
     DatabaseSettings,
+    RemotesSettings,
     ShutdownSettings,
     SpoolSettings,
 )
 from exporter.writer import Writer, pauses
+from tests.support.accesslog import own_schema
 from tests.support.samples import make_exchange
 from tests.support.wait import eventually
 
@@ -299,6 +301,25 @@ def test_an_exchange_nobody_can_read_costs_itself_alone(dsn: str, query: Query) 
         ("unreadable", 2)
     ]
     assert sum_of_parts(exporter.status()) == exporter.status()["seen"] == 4
+
+
+def test_other_settings_take_effect_also_where_a_file_they_name_is_wrong_by_now(
+    dsn: str, postgres: Postgres, query: Query, tmp_path: Path
+) -> None:
+    file = tmp_path / "remotes.yaml"
+    file.write_text("remotes: []\n")
+    batch, remotes = BatchSettings(max_seconds=0.05), RemotesSettings(file=str(file))
+    with own_schema(postgres) as elsewhere:
+        exporter = Exporter(settings(elsewhere, batch=batch, remotes=remotes))
+        eventually(lambda: exporter.log_access(make_exchange(1)))
+        eventually(lambda: exporter.status()["written"] == 1)
+        file.write_text("remotes: {\n")
+        exporter.use(settings(dsn, batch=batch, remotes=remotes))
+        eventually(lambda: exporter.status()["failures"] == 1)
+        exporter.log_access(make_exchange(2))
+        eventually(lambda: exporter.status()["written"] == 2)
+        assert exporter.stop()
+    assert query("SELECT left(flow_id::text, 8) FROM access_log") == [("00000002",)]
 
 
 def test_a_thread_that_is_gone_is_started_again(
