@@ -91,7 +91,7 @@ class Buffer:
         """The oldest entries, in order, at most `limit`; empty if none wait."""
         batch: list[Exchange] = []
         while len(batch) < limit and (oldest := self._oldest()):
-            batch.append(oldest.popleft())
+            batch += [oldest.popleft() for _ in range(min(limit - len(batch), len(oldest)))]
         self.taken += len(batch)
         self.bytes_out += sum(exchange.size for exchange in batch)
         return batch

@@ -102,7 +102,9 @@ def redact_path(path: str) -> str:
 
 
 def _redact_segments(path: str) -> str:
-    return redact_text(_PATH_PARAMETER.sub(rf"\1{REDACTED}", path))
+    if ";" in path:
+        path = _PATH_PARAMETER.sub(rf"\1{REDACTED}", path)
+    return redact_text(path)
 
 
 def redact_text(text: str) -> str:
