@@ -106,10 +106,9 @@ def _fill_and_drain(place: Place, make: Callable[[], list[Exchanged]]) -> Grown:
             pause.wait(_PAUSE_SECONDS)
         return _resident_bytes()
 
-    def drain() -> int:
+    def drain() -> None:
         exporter.use(settings)
         eventually(lambda: not exporter.status()["waiting"], _PATIENCE_SECONDS)
-        return _resident_bytes()
 
     try:
         warm_up = place.choose(10_000, 1_000)
@@ -121,7 +120,8 @@ def _fill_and_drain(place: Place, make: Callable[[], list[Exchanged]]) -> Grown:
             silent = settings.with_dsn(dsn)
             exporter.use(silent)
             full, entries = fill(), exporter.status()["waiting"]
-            empty = drain()
+            drain()
+            empty = _resident_bytes()
             exporter.use(silent)
             full_again = fill()
         drain()
