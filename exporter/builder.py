@@ -5,8 +5,8 @@ While Python computes in one thread the proxy's event loop stands still; in anot
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 import socket
 import struct
 import subprocess
@@ -43,9 +43,9 @@ _MAX_WORDS = 300
 
 _PACKAGE = __package__ or ""
 _ROOT = Path(__file__).resolve().parents[_PACKAGE.count(".") + 1]
-# Nothing of the folder one happens to be in.
-_PATH = json.dumps([str(_ROOT), *(folder for folder in sys.path if Path(folder).is_absolute())])
-_CODE = f"import json, sys; sys.path = json.loads(sys.argv[1]); from {_PACKAGE}.worker import main; main()"
+# Where the proxy finds its modules, but for the folder one happens to be in.
+_PATH = os.pathsep.join([str(_ROOT), *(it for it in sys.path if Path(it).is_absolute())])
+_CODE = f"from {_PACKAGE}.worker import main; main()"
 _DIGEST = digest_of_code()
 
 
@@ -136,6 +136,8 @@ class BatchBuilder:
         except Exception as e:  # noqa: BLE001 - what can't be unpickled raises what it likes
             self._give_up(e)
             return None
+        if self._is_troubled:
+            logger.info("The access log has a second process to build rows again.")
         self._is_asked, self._is_troubled = False, False
         self._restart_seconds = _RESTART_SECONDS
         return built
@@ -146,11 +148,11 @@ class BatchBuilder:
         self._restart_seconds = min(2 * self._restart_seconds, _LONGEST_RESTART_SECONDS)
         if not self._is_troubled:
             self._is_troubled = True
+            why = error if isinstance(error, WorkerError) else f"{error} ({type(error).__name__})"
             logger.warning(
-                "The access log's process for building rows is given up: %s (%s). "
-                "Until there is another they are built in the proxy's, which costs it more.",
-                error,
-                type(error).__name__,
+                "The access log's second process, which builds rows, is given up: %s. "
+                "Until another does, the proxy builds them itself, which costs it more.",
+                why,
             )
 
 
@@ -166,7 +168,8 @@ class Worker:
             self._connection = Connection(ours.detach())
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", _CODE, _PATH],
+                    [sys.executable, "-P", "-c", _CODE],
+                    env={**os.environ, "PYTHONPATH": _PATH},
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,  # it writes nothing but why it ends

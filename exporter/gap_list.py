@@ -24,7 +24,7 @@ def all_gaps(connection: Connection[Any]) -> list[tuple[Any, ...]]:
 def gap_lines(gaps: list[tuple[Any, ...]]) -> Iterator[Text]:
     """The holes as aligned lines, and their sum."""
     if not gaps:
-        yield Text("No gaps: every request that was seen has its row.", style="green")
+        yield Text("No gaps: no proxy knows of a request without its row.", style="green")
         return
     yield Text(f"{'from':<23}  {'to':<23}  {'entries':>8}  {'reason':<13}  node", style="bold")
     for node, from_at, to_at, reason, entries in gaps:

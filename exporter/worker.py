@@ -124,7 +124,7 @@ def main() -> None:
     with Connection(0) as connection, suppress(EOFError, OSError):
         digest, settings = connection.recv()
         if digest != digest_of_code():
-            sys.exit("its code was changed on disk; start the proxy anew")
+            sys.exit("the code on disk is not what the proxy has loaded; start the proxy anew")
         builder = EntryBuilder(settings)
         gc.freeze()
         gc.set_threshold(_GC_OBJECTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -127,8 +126,10 @@ def test_a_process_that_is_gone_costs_no_row(
         assert not unreadable
     assert batch_builder.failures >= 3  # number 4 may have been answered before
     assert 1 <= len([r for r in caplog.records if "is given up" in r.message]) <= 4
+    caplog.set_level("INFO")
     batch_builder.begin(exchanges(3))
     assert isinstance(batch_builder.finish().entries, Batch)
+    assert "has a second process to build rows again" in caplog.text
 
 
 def test_a_process_that_hangs_is_ended_in_time(batch_builder: BatchBuilder) -> None:
@@ -192,7 +193,7 @@ def test_code_that_was_changed_on_disk_is_not_run(
     entries, _ = batch_builder.finish()
     assert [*entries] == here(found)
     assert not isinstance(entries, Batch)
-    assert "its code was changed on disk; start the proxy anew" in caplog.text
+    assert "given up: the code on disk is not what the proxy has loaded; start the" in caplog.text
 
 
 def test_why_it_did_not_start_is_said_in_the_log_and_nowhere_else(
@@ -201,11 +202,11 @@ def test_why_it_did_not_start_is_said_in_the_log_and_nowhere_else(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(builder, "_PATH", json.dumps([str(builder._ROOT)]))
+    monkeypatch.setattr(builder, "_CODE", "import nowhere")
     batch_builder.begin(exchanges(1))
     entries, _ = batch_builder.finish()
     assert len(entries) == 1
-    assert "given up: ModuleNotFoundError: No module named" in caplog.text
+    assert "given up: ModuleNotFoundError: No module named 'nowhere'. Until" in caplog.text
     assert capfd.readouterr() == ("", "")
 
 
