@@ -194,7 +194,7 @@ def _end(exporter: Exporter) -> None:
     kept = f", {spooled} kept on disk for the next run" if spooled else ""
     lost = status["dropped"] + status["rejected"] + status["waiting"]
     if lost:
-        why = status["last_error"] or "there was no time left to write them"
+        why = status["last_error"] or "artifactapi gaps says when and why"
         logger.warning(
             "Access log: %d entries written%s, %d lost: %s", status["written"], kept, lost, why
         )

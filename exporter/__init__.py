@@ -81,8 +81,7 @@ class Exporter:
     def use(self, settings: Settings) -> None:
         """Go on with other settings; what waits stays in line and goes where they say."""
         self._settings = settings
-        self._buffer.bounds = settings.buffer
-        self._buffer.wake_entries = settings.batch.max_entries
+        self._buffer.use(settings.buffer, settings.batch.max_entries)
         self._writer.use(settings)
 
     def stop(self) -> bool:

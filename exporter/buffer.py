@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from .gaps import Reason
     from .settings import BufferSettings
 
-_LARGE_BYTES = 256 * 1024  # of one entry, with its body: few of them fill the buffer
+# Of what the buffer may hold, in entries and in bytes: then one writes, however few they are.
+_WAKE_ENTRIES_SHARE, _WAKE_BYTES_SHARE = 2, 4
 # A pack is made in some 0.2 ms, once so much waits as these
 _PACKED_AT_ONCE = 128  # entries
 _PACKED_BYTES = 256 * 1024
@@ -29,9 +30,8 @@ class Buffer:
     """
 
     def __init__(self, bounds: BufferSettings, wake_entries: int) -> None:
-        """`wake_entries` waiting entries, or a large one, wake a taker at once."""
-        self.bounds = bounds
-        self.wake_entries = wake_entries
+        """As of `use`."""
+        self.use(bounds, wake_entries)
         self.seen = 0
         self.dropped = 0
         self.bytes_in = 0
@@ -49,6 +49,12 @@ class Buffer:
     def __len__(self) -> int:
         return self.seen - self.dropped - self.taken
 
+    def use(self, bounds: BufferSettings, wake_entries: int) -> None:
+        """From now on so many waiting entries, or as many as fill half the buffer, wake a taker."""
+        self.bounds = bounds
+        self._wake_entries = max(1, min(wake_entries, bounds.max_entries // _WAKE_ENTRIES_SHARE))
+        self._wake_bytes = bounds.max_bytes // _WAKE_BYTES_SHARE
+
     def put(self, exchange: Exchange) -> bool:
         """Append, or drop and count when full; False if dropped. Never blocks, never raises."""
         entries, size = self._entries, exchange.size
@@ -60,7 +66,9 @@ class Buffer:
         self.seen += 1
         self.bytes_in += size
         entries.append(exchange)
-        if (len(entries) >= self.wake_entries or size >= _LARGE_BYTES) and self._wake.empty():
+        if (
+            len(entries) >= self._wake_entries or self.bytes_in - self.bytes_out >= self._wake_bytes
+        ) and self._wake.empty():
             self._wake.put(None)
         return True
 
@@ -113,7 +121,7 @@ class Buffer:
             if len(portion) == len(entries):
                 return False
             portion.append(entries[len(portion)])
-            size += portion[-1].size
+            size += portion[-1].size - len(portion[-1].body or b"")
         try:
             self._packs.append(portion)
         except Exception:  # noqa: BLE001 - of whatever it may be made: it stays as it is
@@ -123,8 +131,8 @@ class Buffer:
         return True
 
     def wait(self, seconds: float) -> None:
-        """Return when `wake_entries` or a large one wait, when somebody calls `wake`, or after `seconds`."""
-        if len(self) >= self.wake_entries:
+        """Return when enough waits, see `use`, when somebody calls `wake`, or after `seconds`."""
+        if len(self) >= self._wake_entries:
             return
         try:
             self._wake.get(timeout=max(seconds, 0.0))

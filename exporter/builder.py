@@ -34,12 +34,13 @@ logger = logging.getLogger(__name__)
 
 _START_SECONDS = 5.0  # for the first answer: starting a Python takes less than a second
 _ANSWER_SECONDS = 2.0  # for each after that: a batch takes some milliseconds
-_STALL_SECONDS = 2  # how long the process may take no byte, or send none once it has begun to
+_STALL_SECONDS = 1  # how long the process may take no byte, or send none once it has begun to
 _RESTART_SECONDS = 30.0  # pause before another is started; doubles while none gives an answer
 _LONGEST_RESTART_SECONDS = 3600.0
 _TICK_SECONDS = 0.1  # how soon a stop is noticed
 _END_SECONDS = 1.0
 _MAX_WORDS = 300
+_SILENT = "it does not answer"
 
 _PACKAGE = __package__ or ""
 _ROOT = Path(__file__).resolve().parents[_PACKAGE.count(".") + 1]
@@ -205,7 +206,7 @@ class Worker:
             # At a stop the rows still have to be built here, and written.
             share = (patience.give_up_at - began) / 2
             if time.monotonic() - began > min(longest, share):
-                raise WorkerError("it does not answer")
+                raise WorkerError(_SILENT)
         with self._describing_its_end():
             built: Built = self._connection.recv()
         self._has_answered = True
@@ -224,6 +225,8 @@ class Worker:
             yield
         except (EOFError, ConnectionError):
             raise WorkerError(self._last_words()) from None
+        except BlockingIOError:
+            raise WorkerError(_SILENT) from None
 
     def _last_words(self) -> str:
         with suppress(subprocess.TimeoutExpired):

@@ -10,6 +10,8 @@ import pickle
 from collections import deque
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -20,20 +22,26 @@ class Packs:
     """A queue of packs of exchanges. One thread uses it."""
 
     def __init__(self) -> None:
-        self._packs: deque[mmap.mmap] = deque()
+        self._packs: deque[tuple[mmap.mmap, list[bytes | None]]] = deque()
 
     def __len__(self) -> int:
         return len(self._packs)
 
     def append(self, exchanges: Sequence[Exchange]) -> None:
-        """Pack these, at least one. Raises what pickling raises, and OSError where there is no memory."""
-        packed = pickle.dumps(exchanges)
+        """Pack these, at least one, but for their bodies, which are large and need no such thing.
+
+        Raises what pickling raises, and OSError where there is no memory.
+        """
+        bodies = [x.body for x in exchanges]
+        packed = pickle.dumps([x if x.body is None else replace(x, body=None) for x in exchanges])
         pack = mmap.mmap(-1, len(packed))
         pack.write(packed)
-        self._packs.append(pack)
+        self._packs.append((pack, bodies))
 
     def popleft(self) -> list[Exchange]:
         """Those of the oldest pack. Raises IndexError if there is none."""
-        with self._packs.popleft() as pack:
-            exchanges: list[Exchange] = pickle.loads(pack)  # noqa: S301 - we have pickled it ourselves
-        return exchanges
+        pack, bodies = self._packs.popleft()
+        with pack:
+            exchanges = pickle.loads(pack)  # noqa: S301 - we have pickled it ourselves
+        pairs = zip(exchanges, bodies, strict=True)
+        return [x if body is None else replace(x, body=body) for x, body in pairs]

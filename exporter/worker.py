@@ -111,16 +111,17 @@ def _portions(exchanges: Iterable[Exchange]) -> Iterator[list[Exchange]]:
 def digest_of_code() -> str:
     """Of this package as it is on disk now, which need not be what a process has loaded."""
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
+    for file in sorted(Path(__file__).parent.glob("[!.]*.py")):
+        with suppress(OSError):  # of what can't be read nothing was loaded
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
 def main() -> None:
     """Answer the socket that is our standard input, until it is closed."""
     # They reach all of a terminal's or a service's processes; the proxy still has to write what waits.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     with Connection(0) as connection, suppress(EOFError, OSError):
         digest, settings = connection.recv()
         if digest != digest_of_code():

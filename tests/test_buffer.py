@@ -99,9 +99,20 @@ def test_the_wake_up_comes_with_the_entry_that_fills_a_batch() -> None:
     waiter.join(10)
 
 
-def test_a_large_entry_wakes_the_taker_at_once() -> None:
-    buffer = Buffer(BufferSettings(), wake_entries=128)
-    buffer.put(make_exchange(1, size=300_000))
+@pytest.mark.parametrize(
+    ("bounds", "count", "size"),
+    [
+        (BufferSettings(max_bytes=1_000_000), 3, 100_000),
+        (BufferSettings(max_entries=10), 5, 1000),
+        (BufferSettings(max_entries=1), 1, 1000),
+    ],
+)
+def test_a_buffer_that_fills_wakes_the_taker_before_it_drops(
+    bounds: BufferSettings, count: int, size: int
+) -> None:
+    buffer = Buffer(bounds, wake_entries=128)
+    for number in range(count):
+        assert buffer.put(make_exchange(number, size=size))
     started = time.monotonic()
     buffer.wait(60)
     assert time.monotonic() - started < 10
@@ -109,7 +120,10 @@ def test_a_large_entry_wakes_the_taker_at_once() -> None:
 
 def test_what_is_packed_keeps_its_place_and_its_size() -> None:
     buffer = Buffer(BufferSettings(max_entries=1000), wake_entries=128)
-    exchanges = [make_exchange(number, error="\udcff") for number in range(600)]
+    exchanges = [
+        make_exchange(number, error="\udcff", body=b"x" * number if number % 5 == 0 else None)
+        for number in range(600)
+    ]
     for exchange in exchanges[:500]:
         assert buffer.put(exchange)
     before = buffer.bytes_in - buffer.bytes_out

@@ -21,7 +21,7 @@ _INTRODUCTION = """\
 # Benchmarks
 
 What the access log costs, beside what else one could do. `just bench` measures all of it again in
-some eleven minutes, prints the same tables and writes this file; `just bench --quick` takes about a
+some ten minutes, prints the same tables and writes this file; `just bench --quick` takes about a
 minute and writes nothing.
 
 Every figure is the median of several rounds, and `spread` is where the middle half of the rounds lie.
