@@ -204,7 +204,8 @@ class Writer:
 
     def _meanwhile(self) -> None:
         """Called while Postgres is waited for."""
-        if not self.builder.is_busy and len(self._buffer) >= self._in_force.batch.max_entries:
+        is_idle = not (self.builder.is_busy or self._next_in_hand)
+        if is_idle and len(self._buffer) >= self._in_force.batch.max_entries:
             self._begin()  # the next batch is built while Postgres is busy with this one
         self._spool_late()
 

@@ -193,7 +193,6 @@ def test_code_that_was_changed_on_disk_is_not_run(
     entries, _ = batch_builder.finish()
     assert [*entries] == here(found)
     assert not isinstance(entries, Batch)
-    assert digest_of_code() != builder._DIGEST
     assert "given up: the code on disk is not what the proxy has loaded; start the" in caplog.text
 
 

@@ -12,6 +12,7 @@ import psycopg
 from exporter import Exporter, Settings
 from tests.bench.figures import Figure, Place, Target, quantile
 from tests.bench.sample import capture_exchanges
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from exporter import Exchange
@@ -42,7 +43,7 @@ def _delays(place: Place, rate: float, seconds: float) -> list[float]:
     """Seconds each row took; rows come in the order in which they were handed on."""
     watched = int(rate * seconds)
     # Those after them are there so that no row waits for more to come.
-    exchanges = capture_exchanges(watched + int(rate * _MORE_SECONDS), new_urls=True)
+    first, *exchanges = capture_exchanges(1 + watched + int(rate * _MORE_SECONDS), new_urls=True)
     settings = msgspec.structs.replace(Settings().with_dsn(place.dsn), node="bench")
     exporter = Exporter(settings)
     handed: list[float] = []
@@ -57,6 +58,9 @@ def _delays(place: Place, rate: float, seconds: float) -> list[float]:
 
     with psycopg.connect(place.dsn, autocommit=True) as connection:
         before = _count(connection)
+        exporter.log_access(first)  # by then all has started
+        eventually(lambda: _count(connection) > before)
+        before += 1
         thread = threading.Thread(target=hand_on)
         thread.start()
         seen: list[float] = []
