@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Of what the buffer may hold, in entries and in bytes: then one writes, however few they are.
 _WAKE_ENTRIES_SHARE, _WAKE_BYTES_SHARE = 2, 4
+_TAKEN_BYTES_SHARE = 16  # what was taken is in memory, too
 # A pack is made in some 0.2 ms, once so much waits as these
 _PACKED_AT_ONCE = 128  # entries
 _PACKED_BYTES = 256 * 1024
@@ -54,6 +55,7 @@ class Buffer:
         self.bounds = bounds
         self._wake_entries = max(1, min(wake_entries, bounds.max_entries // _WAKE_ENTRIES_SHARE))
         self._wake_bytes = bounds.max_bytes // _WAKE_BYTES_SHARE
+        self._taken_bytes = bounds.max_bytes // _TAKEN_BYTES_SHARE
 
     def put(self, exchange: Exchange) -> bool:
         """Append, or drop and count when full; False if dropped. Never blocks, never raises."""
@@ -96,12 +98,15 @@ class Buffer:
         )
 
     def take(self, limit: int) -> list[Exchange]:
-        """The oldest entries, in order, at most `limit`; empty if none wait."""
+        """The oldest entries, in order, at most `limit`, fewer if they are large; empty if none wait."""
         batch: list[Exchange] = []
-        while len(batch) < limit and (oldest := self._oldest()):
-            batch += [oldest.popleft() for _ in range(min(limit - len(batch), len(oldest)))]
+        size = 0
+        while len(batch) < limit and size < self._taken_bytes and (oldest := self._oldest()):
+            exchange = oldest.popleft()
+            batch.append(exchange)
+            size += exchange.size
         self.taken += len(batch)
-        self.bytes_out += sum(exchange.size for exchange in batch)
+        self.bytes_out += size
         return batch
 
     def _oldest(self) -> deque[Exchange]:

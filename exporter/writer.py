@@ -318,7 +318,9 @@ class Writer:
         """The time to stop is over: all that is left is lost, and counted."""
         entries = [*self._in_hand, *self._next_in_hand]
         self._in_hand, self._next_in_hand = (), ()
-        exchanges = [*self.builder.abandon(), *self._buffer.take(len(self._buffer))]
+        exchanges = self.builder.abandon()
+        while taken := self._buffer.take(len(self._buffer)):
+            exchanges += taken
         starts = [entry.started_at for entry in entries]
         starts += [timestamp(exchange.started_at) for exchange in exchanges]
         for started_at in starts:

@@ -51,9 +51,13 @@ def test_takes_each_entry_once_and_in_order_or_counts_it_as_dropped(seed: int) -
                 dropped += 1
         else:
             count = chance.randint(1, 10)
-            expected += model[:count]
-            del model[:count]
-            taken += buffer.take(count)
+            batch = buffer.take(count)
+            size = sum(x.size for x in batch)
+            assert len(batch) == min(count, len(model)) or size >= bounds.max_bytes // 16
+            assert sum(x.size for x in batch[:-1]) < bounds.max_bytes // 16
+            expected += model[: len(batch)]
+            del model[: len(batch)]
+            taken += batch
     assert taken == expected
     assert buffer.dropped == dropped
     assert len(buffer) == len(model)
