@@ -31,7 +31,7 @@ class Batch(Sequence[AccessLogEntry]):
         self.days = days  # as of `days_of`
         self.text = text  # for COPY, see `copy_text`
         self.statement = statement  # counts the artifacts they fetched; empty if they fetched none
-        self._packed = packed
+        self.packed = packed  # as of `pack`
 
     @classmethod
     def of(cls, entries: Sequence[AccessLogEntry]) -> Self:
@@ -40,13 +40,12 @@ class Batch(Sequence[AccessLogEntry]):
         text = "".join([copy_text(part) for part in parts]).encode()
         fetched = fetches(entries)
         statement = record(fetched).as_bytes() if fetched else b""
-        packed = msgspec.msgpack.encode(entries)
-        return cls(len(entries), days_of(entries), text, statement, packed)
+        return cls(len(entries), days_of(entries), text, statement, pack(entries))
 
     @cached_property
     def _entries(self) -> list[AccessLogEntry]:
         # Nobody asks for them but when something is wrong with the database.
-        return [*map(AccessLogEntry._make, msgspec.msgpack.decode(self._packed))]
+        return unpack(self.packed)
 
     @overload
     def __getitem__(self, index: int) -> AccessLogEntry: ...
@@ -57,6 +56,16 @@ class Batch(Sequence[AccessLogEntry]):
 
     def __len__(self) -> int:
         return self._size
+
+
+def pack(entries: Sequence[AccessLogEntry]) -> bytes:
+    """Entries as MessagePack; a Batch has them so already."""
+    return entries.packed if isinstance(entries, Batch) else msgspec.msgpack.encode(entries)
+
+
+def unpack(packed: bytes) -> list[AccessLogEntry]:
+    """What `pack` packed. Raises msgspec.MsgspecError or TypeError for anything else."""
+    return [*map(AccessLogEntry._make, msgspec.msgpack.decode(packed))]
 
 
 def days_of(entries: Iterable[AccessLogEntry]) -> frozenset[str]:

@@ -126,7 +126,7 @@ class Buffer:
             if len(portion) == len(entries):
                 return False
             portion.append(entries[len(portion)])
-            size += portion[-1].size - len(portion[-1].body or b"")
+            size += portion[-1].bare_size
         try:
             self._packs.append(portion)
         except Exception:  # noqa: BLE001 - of whatever it may be made: it stays as it is

@@ -119,7 +119,7 @@ class EntryBuilder:
         """One exchange as a row. Takes any values an exchange can hold; never raises for them."""
         x = exchange
         # What repeats is read once; what is long is not remembered, and seldom repeats.
-        is_short = x.size <= _SHORT_BYTES + len(x.body or b"")
+        is_short = x.bare_size <= _SHORT_BYTES
         raw_path, mark, raw_query = x.target.partition(b"?")
         if mark and not raw_path:
             raw_path = b"/"

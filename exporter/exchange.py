@@ -63,3 +63,8 @@ class Exchange(msgspec.Struct, frozen=True, gc=False):
     )  # only where its digest is wanted: a whole response body, hashed by the writer
     sha256: bytes | None  # of a body that was streamed, where wanted
     size: int  # upper bound of the memory this holds, bytes
+
+    @property
+    def bare_size(self) -> int:
+        """The same without the body."""
+        return self.size - len(self.body or b"")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from .batch import pack, unpack
 from .entry import AccessLogEntry
 from .gaps import Gap
 
@@ -94,7 +95,7 @@ class SpoolFile:
         if self._size() >= self._max_bytes:
             return False
         columns = ",".join(AccessLogEntry._fields)
-        values = (columns, msgspec.msgpack.encode(list(entries)))
+        values = (columns, pack(entries))
         try:
             self._sqlite.execute("INSERT INTO batch (columns, entries) VALUES (?, ?)", values)
         except sqlite3.OperationalError as e:
@@ -341,7 +342,7 @@ def _entries(columns: str, blob: bytes) -> list[AccessLogEntry]:
     """The entries of a batch, also of a version that had other columns."""
     names = columns.split(",")
     if tuple(names) == AccessLogEntry._fields:
-        return [AccessLogEntry(*values) for values in msgspec.msgpack.decode(blob)]
+        return unpack(blob)
     known = [(i, name) for i, name in enumerate(names) if name in AccessLogEntry._fields]
     return [
         AccessLogEntry(**{name: values[i] for i, name in known})

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from .entry import AccessLogEntry
 
 _PORTION_BYTES = 256 * 1024  # of exchanges, pickled in some 0.2 ms; a usual batch is less
-
 _GC_OBJECTS = 100_000  # rows make no cycles: what is looked for at the usual 2,000 is not there
 
 
@@ -100,7 +99,7 @@ def _portions(exchanges: Iterable[Exchange]) -> Iterator[list[Exchange]]:
     portion, size = [], 0
     for exchange in exchanges:
         portion.append(exchange)
-        size += exchange.size - len(exchange.body or b"")
+        size += exchange.bare_size
         if size >= _PORTION_BYTES:
             yield portion
             portion, size = [], 0
