@@ -17,6 +17,7 @@ lint:
     ruff check .
     ruff format --check .
     mypy
+    lint-imports
 
 fix:
     ruff check --fix .

@@ -13,11 +13,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mitmproxy import command, ctx, exceptions, flowfilter, hooks, http
 
-from addon import flowview, handover
-from addon.desk import Desk
-from addon.flows import FlowLog
-from addon.flowview import RecentExchanges
-from addon.streamed import Streaming
+from addon.flow import handoff
+from addon.flow.streaming import Streaming
+from addon.flow.tracker import FlowTracker
+from addon.web import content_view
+from addon.web.content_view import RecentExchanges
+from addon.web.query_pool import QueryPool
 from exporter import (
     Exporter,
     Settings,
@@ -49,11 +50,11 @@ class ArtifactApi:
     name = "artifactapi"
 
     def __init__(self) -> None:
-        self.flows = FlowLog()
+        self.flows = FlowTracker()
         # As our own: of an addon within an addon mitmproxy takes 2 us more for each flow to find the hooks.
-        for name in hooks.all_hooks.keys() & vars(FlowLog).keys():
+        for name in hooks.all_hooks.keys() & vars(FlowTracker).keys():
             setattr(self, name, getattr(self.flows, name))
-        self.desk: Desk | None = None  # where the page in mitmweb asks
+        self.query_pool: QueryPool | None = None  # where the page in mitmweb asks
         self._recent = RecentExchanges()
         self._settings: Settings | None = None
         self._exporter: Exporter | None = None
@@ -93,9 +94,9 @@ class ArtifactApi:
                 "artifactapi_dsn holds a password, and mitmweb shows options to its users; "
                 "put it into ~/.pgpass, PGPASSWORD or a service file."
             )
-        exporter, flows = handover.take()
+        exporter, flows = handoff.claim()
         if exporter is not None:
-            exporter.use(self._settings)
+            exporter.reconfigure(self._settings)
         self._exporter = exporter or Exporter(self._settings)
         self.flows.log_access = self._exporter.log_access
         self.flows.wait_for_room = self._exporter.wait_for_room
@@ -115,14 +116,14 @@ class ArtifactApi:
         exporter, self._exporter = self._exporter, None
         if exporter is None:
             return
-        if self.desk is not None:
-            self.desk.close()
-            self.desk = None
+        if self.query_pool is not None:
+            self.query_pool.close()
+            self.query_pool = None
         if ctx.master.should_exit.is_set():
             self.flows.end_all()
             _end(exporter)
         else:  # the script is being edited, or taken away
-            handover.give(handover.Estate(exporter, self.flows.hand_over()), _end)
+            handoff.offer(handoff.Handoff(exporter, self.flows.hand_over()), _end)
         self.flows.log_access = None
 
     @command.command("artifactapi.status")  # type: ignore[untyped-decorator]
@@ -148,25 +149,25 @@ class ArtifactApi:
         if not hasattr(ctx.master, "view"):
             return
         self.flows.log_access = self._recent.remembering(exporter.log_access)
-        flowview.register()
+        content_view.register()
         if not hasattr(ctx.master, "web_url"):
             return
         try:
-            from addon import logpage  # noqa: PLC0415 - of no use but in mitmweb
+            from addon.web import log_page  # noqa: PLC0415 - of no use but in mitmweb
 
-            address = logpage.register(ctx.master)
+            address = log_page.register(ctx.master)
         except Exception as e:  # noqa: BLE001
             logger.warning("Access log: no page in this mitmweb (%s: %s).", type(e).__name__, e)
             return
-        self.desk = Desk(self._settings or Settings())
+        self.query_pool = QueryPool(self._settings or Settings())
         logger.info("Access log: its page is %s", address)
 
     def _take(self, settings: Settings) -> None:
         self._settings = settings
-        if self.desk is not None:
-            self.desk.settings = settings
+        if self.query_pool is not None:
+            self.query_pool.settings = settings
         if self._exporter is not None:
-            self._exporter.use(settings)
+            self._exporter.reconfigure(settings)
             logger.info("Access log: rows now go to %s.", self._exporter.database_name)
 
 

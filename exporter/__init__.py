@@ -7,13 +7,13 @@ import threading
 import time
 from typing import Any
 
-from .buffer import Buffer
-from .connection import check_dsn, has_password, public_name
-from .database import insert_access_log_batch
-from .entry import AccessLogEntry, load_remotes
 from .exchange import RESPONSE_FIELDS, Exchange
+from .postgres.dsn import check_dsn, has_password, public_name
+from .rows.entry import AccessLogEntry, load_remotes
 from .settings import Settings, SettingsError, data_folder, load_settings, resolve_dsn
-from .writer import Writer
+from .write.buffer import Buffer
+from .write.database import insert_access_log_batch
+from .write.writer import Writer
 
 __all__ = [
     "RESPONSE_FIELDS",
@@ -78,11 +78,11 @@ class Exporter:
             pause.wait(_ROOM_TICK_SECONDS)
         return True
 
-    def use(self, settings: Settings) -> None:
+    def reconfigure(self, settings: Settings) -> None:
         """Go on with other settings; what waits stays in line and goes where they say."""
         self._settings = settings
-        self._buffer.use(settings.buffer, settings.batch.max_entries)
-        self._writer.use(settings)
+        self._buffer.reconfigure(settings.buffer, settings.batch.max_entries)
+        self._writer.reconfigure(settings)
 
     def stop(self) -> bool:
         """Write what is left within `shutdown.drain_seconds` and one more; True if nothing was lost.
@@ -112,7 +112,7 @@ class Exporter:
             "recovered": progress.recovered,
             "retries": progress.retries,
             "failures": progress.failures + self._writer.builder.failures,
-            "away": self._writer.is_away,
+            "away": self._writer.is_unavailable,
             "last_error": progress.last_error,
             "last_written_at": progress.last_written_at,
             "database": self.database_name,

@@ -63,7 +63,7 @@ class SpoolSettings(_Section, frozen=True):
 
 
 class ShutdownSettings(_Section, frozen=True):
-    """What a stop may cost: mitmproxy's event loop stands still meanwhile."""
+    """What a stop may cost: mitmproxy's event loop stands still on_wait."""
 
     drain_seconds: Annotated[float, Meta(ge=0, le=60)] = 5.0
 

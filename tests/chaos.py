@@ -20,180 +20,180 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from tests.support.stage import PASSWORD, ROLE, Bounds, Stage, Step
-from tests.support.verdict import Report
+from tests.support.chaos_checks import Report
+from tests.support.chaos_environment import PASSWORD, ROLE, Bounds, ChaosEnvironment, Step
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-def _restart_postgres(stage: Stage, seconds: float) -> None:
-    processes = stage.server_processes()
+def _restart_postgres(environment: ChaosEnvironment, seconds: float) -> None:
+    processes = environment.server_processes()
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(processes, timeout=10)
-    stage.wait(seconds)
-    stage.postgres.start()
+    environment.wait(seconds)
+    environment.postgres.start()
 
 
-def _cut(stage: Stage, seconds: float) -> None:
-    stage.relay.cut()
-    stage.wait(seconds)
-    stage.relay.mend()
+def _cut(environment: ChaosEnvironment, seconds: float) -> None:
+    environment.relay.cut()
+    environment.wait(seconds)
+    environment.relay.mend()
 
 
-def _blackhole(stage: Stage, seconds: float) -> None:
-    stage.relay.blackhole()
-    stage.wait(seconds)
-    stage.relay.mend()
+def _blackhole(environment: ChaosEnvironment, seconds: float) -> None:
+    environment.relay.blackhole()
+    environment.wait(seconds)
+    environment.relay.mend()
 
 
-def _cut_answer(stage: Stage, _seconds: float) -> None:
+def _cut_answer(environment: ChaosEnvironment, _seconds: float) -> None:
     """The rows are in the table, and the word of it is not: the COPY's second message is lost."""
-    stage.relay.cut_at_message("to_client", 1)
-    eventually(lambda: stage.relay.struck)
+    environment.relay.cut_at_message("to_client", 1)
+    eventually(lambda: environment.relay.struck)
 
 
-def _swallow_answer(stage: Stage, _seconds: float) -> None:
-    """As before, but the proxy hears nothing at all until its patience ends."""
-    stage.relay.swallow_from_message("to_client", 1)
-    eventually(lambda: stage.relay.struck)
+def _swallow_answer(environment: ChaosEnvironment, _seconds: float) -> None:
+    """As before, but the proxy hears nothing at all until its deadline ends."""
+    environment.relay.swallow_from_message("to_client", 1)
+    eventually(lambda: environment.relay.struck)
 
 
-def _zero_window(stage: Stage, seconds: float) -> None:
-    stage.relay.zero_window()
-    stage.wait(seconds)
-    stage.relay.mend()
+def _zero_window(environment: ChaosEnvironment, seconds: float) -> None:
+    environment.relay.zero_window()
+    environment.wait(seconds)
+    environment.relay.mend()
 
 
-def _delay(stage: Stage, seconds: float) -> None:
-    stage.relay.delay(0.2)
-    stage.wait(seconds)
-    stage.relay.mend()
+def _delay(environment: ChaosEnvironment, seconds: float) -> None:
+    environment.relay.delay(0.2)
+    environment.wait(seconds)
+    environment.relay.mend()
 
 
-def _trickle(stage: Stage, seconds: float) -> None:
-    stage.relay.trickle()
-    stage.wait(seconds)
-    stage.relay.mend()
+def _trickle(environment: ChaosEnvironment, seconds: float) -> None:
+    environment.relay.trickle()
+    environment.wait(seconds)
+    environment.relay.mend()
 
 
-def _freeze(stage: Stage, seconds: float) -> None:
-    processes = stage.server_processes()
+def _freeze(environment: ChaosEnvironment, seconds: float) -> None:
+    processes = environment.server_processes()
     try:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGSTOP)
-        stage.wait(seconds)
+        environment.wait(seconds)
     finally:  # nobody can stop a server that is frozen
         for process in reversed(processes):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGCONT)
 
 
-def _lock(stage: Stage, seconds: float) -> None:
-    with stage.admin() as connection, connection.transaction():
+def _lock(environment: ChaosEnvironment, seconds: float) -> None:
+    with environment.admin() as connection, connection.transaction():
         connection.execute("LOCK TABLE access_log IN ACCESS EXCLUSIVE MODE")
-        stage.wait(seconds)
+        environment.wait(seconds)
 
 
-def _change_password(stage: Stage, seconds: float) -> None:
+def _change_password(environment: ChaosEnvironment, seconds: float) -> None:
     """Also ends the role's sessions: one that is open is never asked again."""
-    with stage.admin() as connection:
+    with environment.admin() as connection:
         connection.execute(f"ALTER ROLE {ROLE} PASSWORD 'another'".encode())
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (ROLE,)
         )
-        stage.wait(seconds)
+        environment.wait(seconds)
         connection.execute(f"ALTER ROLE {ROLE} PASSWORD '{PASSWORD}'".encode())
 
 
-def _fill_disk(stage: Stage, seconds: float) -> str:
+def _fill_disk(environment: ChaosEnvironment, seconds: float) -> str:
     """The tables' disk, not that of the WAL, whose end is a crash, which is a fault of its own."""
-    if stage.disk is None:
+    if environment.disk is None:
         return "left out: needs root to mount a small disk"
-    ballast = stage.disk / "ballast"
+    ballast = environment.disk / "ballast"
     with ballast.open("wb") as file:
         size = 0
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            free = os.statvfs(stage.disk)
+            free = os.statvfs(environment.disk)
             room = free.f_bavail * free.f_frsize
             if room:
                 with contextlib.suppress(OSError):
                     os.posix_fallocate(file.fileno(), size, room)
                     size += room
-            stage.wait(0.2)
+            environment.wait(0.2)
     ballast.unlink()
     return ""
 
 
-def _take_partition(stage: Stage, seconds: float) -> None:
-    stage.take_partition_away()
-    stage.wait(seconds)
+def _take_partition(environment: ChaosEnvironment, seconds: float) -> None:
+    environment.take_partition_away()
+    environment.wait(seconds)
 
 
-def _take_table(stage: Stage, seconds: float) -> None:
-    with stage.admin() as connection:
+def _take_table(environment: ChaosEnvironment, seconds: float) -> None:
+    with environment.admin() as connection:
         connection.execute("ALTER TABLE access_log RENAME TO access_log_gone")
-        stage.wait(seconds)
+        environment.wait(seconds)
         connection.execute("ALTER TABLE access_log_gone RENAME TO access_log")
 
 
-def _restart_proxy(stage: Stage, seconds: float) -> str:
-    took = stage.stop_proxy()
-    stage.wait(seconds)
-    stage.start_proxy()
+def _restart_proxy(environment: ChaosEnvironment, seconds: float) -> str:
+    took = environment.stop_proxy()
+    environment.wait(seconds)
+    environment.start_proxy()
     return f"stopped in {took:.2f} s"
 
 
-def _restart_deaf(stage: Stage, seconds: float) -> str:
-    stage.relay.blackhole()
-    stage.wait(seconds)
-    took = stage.terminate()
-    stage.start_proxy()
-    stage.wait(seconds)
-    stage.relay.mend()
+def _restart_deaf(environment: ChaosEnvironment, seconds: float) -> str:
+    environment.relay.blackhole()
+    environment.wait(seconds)
+    took = environment.terminate()
+    environment.start_proxy()
+    environment.wait(seconds)
+    environment.relay.mend()
     return f"stopped in {took:.2f} s"
 
 
-def _reload(stage: Stage, _seconds: float) -> None:
-    stage.reload_script()
+def _reload(environment: ChaosEnvironment, _seconds: float) -> None:
+    environment.reload_script()
 
 
-def _reload_cut(stage: Stage, seconds: float) -> None:
-    stage.relay.cut()
-    stage.wait(seconds)
-    stage.reload_script()
-    stage.wait(seconds)
-    stage.relay.mend()
+def _reload_cut(environment: ChaosEnvironment, seconds: float) -> None:
+    environment.relay.cut()
+    environment.wait(seconds)
+    environment.reload_script()
+    environment.wait(seconds)
+    environment.relay.mend()
 
 
-def _kill_proxy(stage: Stage, _seconds: float) -> None:
-    stage.kill_proxy()
-    stage.start_proxy()
+def _kill_proxy(environment: ChaosEnvironment, _seconds: float) -> None:
+    environment.kill_proxy()
+    environment.start_proxy()
 
 
-def _kill_proxy_cut(stage: Stage, seconds: float) -> None:
-    stage.relay.cut()
-    stage.wait(seconds)
-    stage.kill_proxy()
-    stage.start_proxy()
-    stage.wait(seconds)
-    stage.relay.mend()
+def _kill_proxy_cut(environment: ChaosEnvironment, seconds: float) -> None:
+    environment.relay.cut()
+    environment.wait(seconds)
+    environment.kill_proxy()
+    environment.start_proxy()
+    environment.wait(seconds)
+    environment.relay.mend()
 
 
-def _kill_proxy_deaf(stage: Stage, seconds: float) -> None:
-    stage.relay.blackhole()
-    stage.wait(seconds)
-    stage.kill_proxy(deaf=True)
-    stage.relay.mend()
-    stage.start_proxy()
+def _kill_proxy_deaf(environment: ChaosEnvironment, seconds: float) -> None:
+    environment.relay.blackhole()
+    environment.wait(seconds)
+    environment.kill_proxy(deaf=True)
+    environment.relay.mend()
+    environment.start_proxy()
 
 
-FAULTS: dict[str, Callable[[Stage, float], str | None]] = {
+FAULTS: dict[str, Callable[[ChaosEnvironment, float], str | None]] = {
     "postgres kill -9, restart": _restart_postgres,
     "wire cut": _cut,
     "commit's answer cut off": _cut_answer,
@@ -257,15 +257,15 @@ def shuffled(seed: int) -> Iterator[Step]:
 
 def run(folder: Path, steps: Iterator[Step], bounds: Bounds, seconds: float) -> Report:
     """Play faults until they or the time are at an end; then look at the log."""
-    with Stage(folder, bounds) as stage:
-        stage.take_bearings()
+    with ChaosEnvironment(folder, bounds) as environment:
+        environment.take_bearings()
         until = time.monotonic() + seconds
         for step in steps:
             if time.monotonic() >= until:
                 break
-            stage.play(step, FAULTS[step.fault])
-        stage.finish()
-        return Report(stage)
+            environment.play(step, FAULTS[step.fault])
+        environment.finish()
+        return Report(environment)
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from exporter.embedded import EmbeddedServer
+from exporter.postgres.embedded import EmbeddedServer
 from tests.support.accesslog import SCRIPT, AccessLog
 from tests.support.certificates import certificate
 from tests.support.packages import FileServer, make_index, make_tarball, make_wheel, pip_command

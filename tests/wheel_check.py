@@ -56,7 +56,7 @@ def _check_top_level(python: Path, packages: Path) -> None:
     assert len(description) == 1, top
     assert set(top) == {"artifactlog", *description}, top
     for name in ("list.html", "script.js", "style.css"):
-        assert (packages / "artifactlog" / "addon" / "logpage_files" / name).is_file(), name
+        assert (packages / "artifactlog" / "addon" / "web" / "files" / name).is_file(), name
     for name in ("addon", "exporter", "configs", "tests"):
         assert not (packages / name).exists(), name
 

@@ -39,7 +39,7 @@ class Figure(NamedTuple):
     unit: str
     values: tuple[float, ...]
     target: Target | None = None
-    note: str = ""
+    state: str = ""
 
     @property
     def median(self) -> float:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from exporter import Settings, insert_access_log_batch
-from exporter.entry import EntryBuilder
-from exporter.schema import ensure_schema
+from exporter.postgres.schema import ensure_schema
+from exporter.rows.entry import EntryBuilder
 from tests.bench.figures import Figure, Place, Target
 from tests.bench.machine import cpu_seconds
 from tests.bench.sample import capture_exchanges
@@ -51,15 +51,15 @@ def measure(place: Place) -> list[Figure]:
         until = time.monotonic() + _FILL_SECONDS
         _fill_today(connection, today, rows_a_day)
         days = 1
-        for stage in stages:
-            days += _fill_days(place.dsn, today, range(days, stage), until)
+        for environment in stages:
+            days += _fill_days(place.dsn, today, range(days, environment), until)
             _fill_artifacts(connection, artifacts * days // stages[-1])
             connection.execute("CHECKPOINT")
             _costs(connection, burst, 1)  # the first change of a page after it costs more
             total = days * rows_a_day / 1_000_000
             name = f"after {total:.2g} million rows in {days} partition{'s' * (days > 1)}"
             found[name] = _costs(connection, burst, rounds)
-            if days < stage:
+            if days < environment:
                 break
         connection.execute("TRUNCATE access_log, artifact")
     first, *_, last = found.values()

@@ -18,7 +18,7 @@ from mitmproxy import ctx, hooks
 from mitmproxy.addons import core, save, savehar
 
 from addon.artifactapi import ArtifactApi
-from addon.flows import FlowLog
+from addon.flow.tracker import FlowTracker
 from exporter import Settings, load_settings
 from tests.bench.empty_hooks import EmptyHooks
 from tests.bench.figures import Figure, Place, Target
@@ -108,13 +108,13 @@ class _WithExporter(Candidate):
     def settle(self) -> None:
         exporter = self.addon._exporter
         assert exporter is not None
-        exporter.use(exporter._settings)  # wakes its thread
+        exporter.reconfigure(exporter._settings)  # wakes its thread
         eventually(lambda: not exporter.status()["waiting"], 60)
 
 
 class _WithSink(Candidate):
     def __init__(self, sink: Sink) -> None:
-        addon = FlowLog()
+        addon = FlowTracker()
         addon.log_access = sink.log_access
         self._sink = sink
         if isinstance(sink, (InsertInHook, ThreadPerRequest)):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from addon.flows import FlowLog
+from addon.flow.tracker import FlowTracker
 
 
-class HookAlone(FlowLog):
+class HookAlone(FlowTracker):
     """What is left of the cost if no row is made of a flow."""
 
     name = "hook_alone"

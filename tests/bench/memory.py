@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import psutil
 
-from addon.flows import FlowLog
+from addon.flow.tracker import FlowTracker
 from exporter import Exporter, Settings
 from exporter.settings import BufferSettings, DatabaseSettings, SpoolSettings
 from tests.bench.figures import Figure, Place, Target
@@ -29,7 +29,7 @@ SECTION = "Memory"
 ABOUT = """\
 Resident memory of a process with the exporter, above what it had after 10,000 rows of the same kind.
 Postgres is made silent and the spool switched off; then real flows come, with pauses as a proxy makes
-them, until the buffer, with its default bounds, drops the first. Then Postgres is back, all is written,
+them, until the buffer, with its default bounds, drops the first. Refinement Postgres is back, all is written,
 and what the process has kept is read; then the same again, which shows whether what was kept is at
 least used again. The largest entries have a path, a query, a host, a User-Agent and 32 header fields
 longer than any column. The second process, which builds the rows, takes some 60 MiB beside that."""
@@ -88,7 +88,7 @@ def _fill_and_drain(place: Place, make: Callable[[], list[Exchanged]]) -> Grown:
         settings = msgspec.structs.replace(settings, buffer=small)
     loop = asyncio.new_event_loop()
     master = make_master(loop)
-    flows = FlowLog()
+    flows = FlowTracker()
     master.addons.add(flows)
     exporter = Exporter(settings)
     flows.log_access = exporter.log_access
@@ -107,7 +107,7 @@ def _fill_and_drain(place: Place, make: Callable[[], list[Exchanged]]) -> Grown:
         return _resident_bytes()
 
     def drain() -> None:
-        exporter.use(settings)
+        exporter.reconfigure(settings)
         eventually(lambda: not exporter.status()["waiting"], _PATIENCE_SECONDS)
 
     try:
@@ -118,11 +118,11 @@ def _fill_and_drain(place: Place, make: Callable[[], list[Exchanged]]) -> Grown:
         base = _resident_bytes()
         with _silent_server() as dsn:
             silent = settings.with_dsn(dsn)
-            exporter.use(silent)
+            exporter.reconfigure(silent)
             full, entries = fill(), exporter.status()["waiting"]
             drain()
             empty = _resident_bytes()
-            exporter.use(silent)
+            exporter.reconfigure(silent)
             full_again = fill()
         drain()
     finally:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from addon.capture import capture
-from addon.flows import Note
+from addon.flow.capture import capture
+from addon.flow.state import FlowState
 from exporter import Settings, load_remotes
-from exporter.batch import copy_text
-from exporter.buffer import Buffer
-from exporter.entry import EntryBuilder, path_text
-from exporter.redaction import redact_path, redact_query
+from exporter.rows.entry import EntryBuilder, path_text
+from exporter.rows.redaction import redact_path, redact_query
 from exporter.settings import BufferSettings
+from exporter.write.buffer import Buffer
+from exporter.write.copy_batch import copy_text
 from tests.bench.sample import REPEATING_URLS, asked, capture_exchanges, make_flows
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mitmproxy import http
 
     from exporter import Exchange
-    from exporter.identity import Remotes
+    from exporter.rows.packages.identity import Remotes
 
 _MANY = 20_000  # more than any cache holds
 _POLICIES = ("keys", "signed", "drop", "full")
@@ -58,11 +58,11 @@ def test_capture(benchmark: Any) -> None:
     for flow, response in make_flows(REPEATING_URLS, new_urls=False):
         flow.response = response
         flows.append(flow)
-    note = Note()
-    note.head_came = note.response_came = True
+    state = FlowState()
+    state.head_came = state.response_came = True
 
     def work(flow: http.HTTPFlow) -> object:
-        return capture(flow, note)
+        return capture(flow, state)
 
     assert benchmark(_in_turn(work, flows)).status_code == 200
 

@@ -20,7 +20,7 @@ from mitmproxy.proxy.layers.http._hooks import (
     HttpResponseHook,
 )
 
-from addon.flows import FlowLog
+from addon.flow.tracker import FlowTracker
 from tests.bench.catalogue import ECOSYSTEMS
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def capture_exchanges(count: int, *, new_urls: bool) -> list[Exchange]:
         found.append(exchange)
         return True
 
-    flows = FlowLog()
+    flows = FlowTracker()
     flows.log_access = keep
     loop = asyncio.new_event_loop()
     master = make_master(loop)

@@ -25,9 +25,9 @@ from rich.progress import Progress
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from exporter import SettingsError, check_dsn, load_settings, resolve_dsn
-from exporter.connection import describe, reachable
-from exporter.database import COLUMNS
-from exporter.schema import SchemaError, ensure_schema
+from exporter.postgres.connection import describe, reachable
+from exporter.postgres.schema import SchemaError, ensure_schema
+from exporter.write.database import COLUMNS
 from tests.bench.catalogue import NULL, Catalogue, Target
 
 if TYPE_CHECKING:

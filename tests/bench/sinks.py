@@ -18,9 +18,9 @@ from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from psycopg import sql
 
 from exporter import AccessLogEntry, Exchange, Exporter, Settings, insert_access_log_batch
-from exporter.artifacts import fetches, record
-from exporter.entry import EntryBuilder
-from exporter.writer import THREAD_NAME
+from exporter.rows.entry import EntryBuilder
+from exporter.write.artifacts import fetches, record
+from exporter.write.writer import THREAD_NAME
 from tests.bench.machine import cpu_seconds
 from tests.support.wait import eventually
 
@@ -74,7 +74,7 @@ class Ours(Sink):
 
     def settle(self) -> None:
         """Wait until nothing waits."""
-        self.exporter.use(self._settings)  # wakes the thread, as more entries would
+        self.exporter.reconfigure(self._settings)  # wakes the thread, as more entries would
         eventually(lambda: not self.exporter.status()["waiting"], _PATIENCE_SECONDS)
         status = self.exporter.status()
         assert status["written"] == status["seen"], status

@@ -8,12 +8,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from addon.flows import FlowLog
+from addon.flow.tracker import FlowTracker
 from exporter import Settings
 from tests.bench.sinks import ThreadPerRequest
 
 
-class Threaded(FlowLog):
+class Threaded(FlowTracker):
     """Our hook in front of their way."""
 
     name = "threaded"

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from exporter import Settings
-from exporter.batch import copy_text
-from exporter.database import COLUMNS
-from exporter.embedded import programs
-from exporter.entry import EntryBuilder
+from exporter.postgres.embedded import programs
+from exporter.rows.entry import EntryBuilder
 from exporter.settings import BatchSettings, BufferSettings
+from exporter.write.copy_batch import copy_text
+from exporter.write.database import COLUMNS
 from tests.bench.figures import Figure, Place, Target
 from tests.bench.sample import REPEATING_URLS, capture_exchanges
 from tests.bench.sinks import (

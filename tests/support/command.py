@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from exporter.database import insert_access_log_batch
-from exporter.schema import ensure_schema
+from exporter.postgres.schema import ensure_schema
+from exporter.write.database import insert_access_log_batch
 
 from .samples import make_entry
 

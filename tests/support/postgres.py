@@ -14,7 +14,7 @@ from typing import Self
 
 import psutil
 
-from exporter.embedded import programs
+from exporter.postgres.embedded import programs
 
 _DEBIAN = Path("/usr/lib/postgresql")
 

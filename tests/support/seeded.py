@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from exporter.schema import ensure_schema
+from exporter.postgres.schema import ensure_schema
 from tests.bench.seed_rows import Plan, load
 
 from .accesslog import AccessLog, own_schema

@@ -62,15 +62,15 @@ class RawUpstream(SocketServer):
     async def _serve(self, client: socket.socket) -> None:
         reader = asyncio.StreamReader(HEAD_LIMIT)
         protocol = asyncio.StreamReaderProtocol(reader)
-        patience = _PATIENCE if self._tls else None
+        deadline = _PATIENCE if self._tls else None
         transport: asyncio.Transport | None = None
         try:
             transport, _ = await self._loop.connect_accepted_socket(
                 lambda: protocol,
                 client,
                 ssl=self._tls,
-                ssl_handshake_timeout=patience,
-                ssl_shutdown_timeout=patience,
+                ssl_handshake_timeout=deadline,
+                ssl_shutdown_timeout=deadline,
             )
             writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
             await self._converse(Wire(reader, writer, self._gate))

@@ -1,0 +1,1 @@
+"""The `artifactapi` command: click commands that run mitmproxy or read the log."""

@@ -1,0 +1,1 @@
+"""Follow each flow to its end and copy its raw facts into an Exchange."""

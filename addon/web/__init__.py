@@ -1,0 +1,1 @@
+"""What users of mitmweb see: the page /access-log and the content view of a flow."""

@@ -1,0 +1,1 @@
+"""Connections, error classification, the embedded server and the schema. Knows no rows."""

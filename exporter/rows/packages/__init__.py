@@ -1,0 +1,1 @@
+"""Which remote and which package a URL belongs to."""

@@ -1,0 +1,344 @@
+"""One batch into a real table: all of it, once, and a bad row costs itself alone."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import psycopg
+import pytest
+
+from exporter import Settings, SettingsError, check_dsn
+from exporter.postgres.connection import connect, describe
+from exporter.postgres.dsn import connection_string, public_name, without_password
+from exporter.postgres.faults import Fault, classify
+from exporter.postgres.schema import ensure_schema
+from exporter.settings import DatabaseSettings
+from exporter.write.copy_batch import copy_text
+from exporter.write.database import COLUMNS, Database, DatabaseUnavailable, insert_access_log_batch
+from tests.support.samples import make_entry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Query = Callable[..., list[tuple[object, ...]]]
+
+
+@pytest.fixture
+def database(dsn: str) -> Iterator[Database]:
+    database = Database(Settings().with_dsn(dsn).database)
+    yield database
+    database.close()
+
+
+def test_every_value_comes_back_as_it_was(database: Database, query: Query) -> None:
+    entry = make_entry(
+        1,
+        path="/tab\there\nnew \\N \\. \r end",
+        error="quote \" and '",
+        cache_age_s=-5,
+        duration_ms=0.001,
+    )
+    assert database.write([entry]) == []
+    (row,) = query(
+        "SELECT path, error, cache_age_s, duration_ms, client_ip::text, flow_id::text FROM access_log"
+    )
+    assert row == (
+        entry.path,
+        entry.error,
+        -5,
+        pytest.approx(0.001),
+        "192.0.2.7/32",
+        entry.flow_id,
+    )
+
+
+def test_null_and_the_letters_of_null_are_two_things(database: Database, query: Query) -> None:
+    database.write([make_entry(1, path=None), make_entry(2, path="\\N")])
+    assert query("SELECT path FROM access_log ORDER BY started_at") == [(None,), ("\\N",)]
+
+
+def test_a_batch_sent_again_is_there_once(database: Database, query: Query) -> None:
+    batch = [make_entry(n) for n in range(128)]
+    assert database.write(batch) == []
+    assert database.write(batch) == []
+    assert database.write([make_entry(n) for n in range(64, 256)]) == []
+    assert query("SELECT count(*), count(DISTINCT flow_id) FROM access_log") == [(256, 256)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sqlstate"),
+    [
+        ({"port": 2**40}, "22003"),
+        ({"status_code": 70_000}, "22003"),
+        ({"client_ip": "fe80::1%eth0"}, "22P02"),
+        ({"path": "a\x00b"}, "22021"),
+        ({"flow_id": "none"}, "22P02"),
+        ({"path": "\ud800"}, ""),
+        ({"started_at": None}, "23502"),
+    ],
+)
+def test_a_bad_row_costs_itself_alone(
+    database: Database, query: Query, changes: dict[str, Any], sqlstate: str
+) -> None:
+    if "started_at" in changes:
+        changes = {"flow_id": None}
+    batch = [make_entry(n) for n in range(10)]
+    batch[6] = batch[6]._replace(**changes)
+    (rejection,) = database.write(batch)
+    assert rejection.entry == batch[6]
+    assert rejection.sqlstate == sqlstate
+    assert query("SELECT count(*) FROM access_log") == [(9,)]
+
+
+def test_several_bad_rows_and_some_there_already(database: Database, query: Query) -> None:
+    database.write([make_entry(n) for n in range(5)])
+    batch = [make_entry(n) for n in range(20)]
+    for bad in (3, 7, 19):
+        batch[bad] = batch[bad]._replace(port=2**40)
+    assert [r.entry for r in database.write(batch)] == [batch[3], batch[7], batch[19]]
+    assert query("SELECT count(*) FROM access_log") == [(18,)]  # 3 was there before it went bad
+
+
+def test_days_long_past_and_far_ahead_get_their_partitions(
+    database: Database, query: Query
+) -> None:
+    days = ["1970-01-01", "2200-12-31", "0001-01-01", "9999-12-31", "2024-02-29"]
+    batch = [make_entry(n, started_at=f"{day} 23:59:59.999999+00") for n, day in enumerate(days)]
+    assert database.write(batch) == []
+    assert query("SELECT count(*) FROM access_log") == [(5,)]
+
+
+def test_a_partition_that_was_dropped_comes_back(database: Database, query: Query) -> None:
+    database.write([make_entry(1)])
+    query("DROP TABLE access_log_20231114")
+    assert database.write([make_entry(2)]) == []
+    assert query("SELECT count(*) FROM access_log") == [(1,)]
+
+
+def test_a_day_that_was_detached_and_kept_holds_up_no_row_that_still_comes_for_it(
+    database: Database, query: Query
+) -> None:
+    database.write([make_entry(1)])
+    ((name,),) = query(
+        "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'access_log'::regclass"
+    )
+    for number in (2, 3):
+        query(f"ALTER TABLE access_log DETACH PARTITION {name}")
+        assert database.write([make_entry(number)]) == []
+        assert query("SELECT count(*) FROM access_log") == [(1,)]
+        name = f"{name}_2"
+    assert database.write([make_entry(4)]) == []
+    assert query("SELECT count(*) FROM access_log") == [(2,)]
+
+
+def test_a_schema_that_was_dropped_comes_back(database: Database, query: Query) -> None:
+    database.write([make_entry(1)])
+    query("DROP TABLE access_log, access_log_gap, access_log_schema, artifact CASCADE")
+    query("DROP FUNCTION access_log_ensure_partition, artifact_record")
+    assert database.write([make_entry(2)]) == []
+    assert query("SELECT count(*) FROM access_log") == [(1,)]
+
+
+def test_a_connection_that_was_ended_is_replaced_at_the_next_attempt(
+    database: Database, query: Query
+) -> None:
+    database.write([make_entry(1)])
+    query(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'artifactapi'"
+    )
+    with pytest.raises(DatabaseUnavailable):
+        database.write([make_entry(2)])
+    assert database.write([make_entry(2)]) == []
+    assert query("SELECT count(*) FROM access_log") == [(2,)]
+
+
+def test_a_locked_table_ends_the_call_at_its_deadline(dsn: str, query: Query) -> None:
+    settings = Settings().with_dsn(dsn)
+    database = Database(settings.database)
+    database.write([make_entry(1)])
+    with psycopg.connect(dsn) as other:
+        other.execute("LOCK TABLE access_log")
+        database.deadline.give_up_at = time.monotonic() + 0.5
+        started = time.monotonic()
+        with pytest.raises(DatabaseUnavailable, match="did not answer in time"):
+            database.write([make_entry(2)])
+        assert time.monotonic() - started < 5
+    database.deadline.give_up_at = float("inf")
+    assert database.write([make_entry(2)]) == []
+    database.close()
+    assert query("SELECT count(*) FROM access_log") == [(2,)]
+
+
+def test_a_batch_still_under_way_in_an_abandoned_session_is_not_doubled(
+    dsn: str, query: Query
+) -> None:
+    """Like a lost answer: the old session holds the same keys, uncommitted, and then commits."""
+    batch = [make_entry(n) for n in range(50)]
+    database = Database(Settings().with_dsn(dsn).database)
+    database.open()
+    with connect(dsn, Settings().database) as old:
+        old.execute("SELECT access_log_ensure_partition('2023-11-14')")
+        done: list[object] = []
+        with old.transaction():
+            insert_access_log_batch(old, batch)
+            again = threading.Thread(target=lambda: done.append(database.write(batch)))
+            again.start()
+            _until_waiting(query)
+        again.join(10)
+    database.close()
+    assert done == [[]]
+    assert query("SELECT count(*) FROM access_log") == [(50,)]
+
+
+def _until_waiting(query: Query) -> None:
+    from tests.support.wait import eventually  # noqa: PLC0415
+
+    eventually(
+        lambda: query("SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'")
+    )
+
+
+def test_nobody_there_is_away_and_no_secret_is_told() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        database = Database(
+            Settings().with_dsn(f"postgresql://u:s3cret@127.0.0.1:{port}/x").database
+        )
+        with pytest.raises(DatabaseUnavailable) as caught:
+            database.write([make_entry(1)])
+    assert "refused" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_an_attempt_to_connect_that_failed_holds_no_socket() -> None:
+    gc.disable()  # which may come late, and did
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as deaf:
+            sockets = len(psutil.Process().net_connections("all"))
+            dsn = f"host=127.0.0.1 port={deaf.getsockname()[1]} connect_timeout=2"
+            database = Database(DatabaseSettings(dsn=dsn, connect_seconds=10))
+            with pytest.raises(DatabaseUnavailable):
+                database.open()
+            assert len(psutil.Process().net_connections("all")) <= sockets
+    finally:
+        gc.enable()
+
+
+def test_blame_goes_by_sqlstate() -> None:
+    errors = psycopg.errors
+    assert classify(errors.NumericValueOutOfRange()) is Fault.ROW
+    assert classify(errors.ProgramLimitExceeded()) is Fault.ROW
+    assert classify(errors.UniqueViolation()) is Fault.DUPLICATE
+    assert classify(errors.CheckViolation("no partition of relation")) is Fault.PARTITION
+    assert classify(errors.UndefinedTable()) is Fault.SCHEMA
+    assert classify(errors.InsufficientPrivilege()) is Fault.CONFIGURATION
+    assert classify(errors.DiskFull()) is Fault.BUSY
+    assert classify(errors.ReadOnlySqlTransaction()) is Fault.UNAVAILABLE
+    assert classify(errors.AdminShutdown()) is Fault.UNAVAILABLE
+    assert classify(psycopg.OperationalError("gone")) is Fault.UNAVAILABLE
+
+
+def test_the_text_of_copy_escapes_what_copy_reads() -> None:
+    plain, hostile = make_entry(1, host=None), make_entry(2, path="a\tb\\c\nd\re", duration_ms=1e-7)
+    for entries in ([plain], [hostile], [plain, hostile], [make_entry(3, path="\\N"), plain]):
+        lines = copy_text(entries).split("\n")
+        assert lines.pop() == ""
+        assert [line.count("\t") for line in lines] == [len(COLUMNS) - 1] * len(entries)
+    assert "\ta\\tb\\\\c\\nd\\re\t" in copy_text([hostile])
+    assert "\t\t443\t" in copy_text([plain])
+
+
+def test_the_users_connection_string_goes_before_our_bounds() -> None:
+    settings = Settings().database
+    ours = connection_string("dbname=x", settings)
+    assert "connect_timeout=5" in ours
+    assert "application_name=artifactapi" in ours
+    assert "connect_timeout=9" in connection_string("dbname=x connect_timeout=9", settings)
+
+
+@pytest.mark.parametrize(("relaxed", "expected"), [(False, "on"), (True, "off")])
+def test_a_batch_waits_for_the_disk_unless_that_is_switched_off(
+    dsn: str, query: Query, *, relaxed: bool, expected: str
+) -> None:
+    with connect(dsn, DatabaseSettings()) as connection:
+        ensure_schema(connection)
+        connection.execute("SELECT access_log_ensure_partition('2023-11-14')")
+        connection.execute(
+            "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " NEW.node := current_setting('synchronous_commit'); RETURN NEW; END $$;"
+            " CREATE TRIGGER note BEFORE INSERT ON access_log FOR EACH ROW EXECUTE FUNCTION note()"
+        )
+    database = Database(DatabaseSettings(dsn=dsn, synchronous_commit=not relaxed))
+    assert database.write([make_entry()]) == []
+    assert database._connection is not None
+    assert database._connection.execute("SHOW synchronous_commit").fetchone() == ("on",)
+    database.close()
+    assert query("SELECT node FROM access_log") == [(expected,)]
+
+
+def test_text_is_what_it_was_whatever_encoding_the_client_prefers(
+    dsn: str, query: Query, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    database = Database(DatabaseSettings(dsn=dsn))
+    purl = "pkg:generic/caf\u00e9"
+    entry = make_entry(path="/caf\u00e9", artifact_kind="artifact", purl=purl, status_code=200)
+    assert database.write([entry]) == []
+    database.close()
+    monkeypatch.delenv("PGCLIENTENCODING")
+    assert query("SELECT path FROM access_log") == [("/caf\u00e9",)]
+    assert query("SELECT purl FROM artifact") == [(purl,)]
+
+
+def test_what_is_shown_of_a_connection_string_holds_no_secret() -> None:
+    uri = "postgresql://me:s3cret@db.example:5433/log?sslmode=require"
+    assert public_name(uri) == "me@db.example:5433/log"
+    assert public_name("service=prod") == "prod/"
+    assert public_name("=") == "an unreadable connection string"
+    assert "s3cret" not in without_password(uri)
+    assert "s3cret" not in describe(
+        psycopg.OperationalError("bad postgresql://me:s3cret@db/ password=s3cret")
+    )
+
+
+def test_insert_access_log_batch_is_all_or_nothing(dsn: str, query: Query) -> None:
+    with connect(dsn, Settings().database) as connection:
+        ensure_schema(connection)
+        connection.execute("SELECT access_log_ensure_partition('2023-11-14')")
+        with pytest.raises(psycopg.errors.NumericValueOutOfRange):
+            insert_access_log_batch(connection, [make_entry(1), make_entry(2, port=2**40)])
+        assert query("SELECT count(*) FROM access_log") == [(0,)]
+        insert_access_log_batch(connection, [make_entry(1), make_entry(2)])
+        assert query("SELECT count(*) FROM access_log") == [(2,)]
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "host",
+        "postgresql://boss:pa/s3cret@127.0.0.1:55491/logs",
+        "postgresql://boss:pa@s3cret@127.0.0.1/logs",
+        "postgresql://boss:1/s3cret@h/logs",
+    ],
+)
+def test_a_connection_string_that_would_show_its_password_is_refused(dsn: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        check_dsn(dsn)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_connection_strings_of_all_usual_shapes_are_taken() -> None:
+    for dsn in (
+        "",
+        "service=logs",
+        "host=/run/postgresql dbname=x",
+        "postgresql://u:p%40ss@[::1]:5432,h2:5433/x",
+        "postgresql:///x?host=/run/postgresql",
+    ):
+        check_dsn(dsn)

@@ -1,0 +1,309 @@
+"""configs/grafana-dashboard.json: what Grafana would ask of each panel, asked of a real log.
+
+Macros and variables are written out by the rules of Grafana's own Postgres data source (its
+macros.go, and the documentation's "Advanced variable format options" for `sqlstring`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psycopg
+import pytest
+
+from tests.support.answers import (
+    HITS,
+    alike,
+    by,
+    callers,
+    failed,
+    grouped,
+    is_fetch,
+    known,
+    percentile,
+    wide,
+)
+from tests.support.seeded import Plan, seeded_log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from tests.support.accesslog import AccessLog, Row
+    from tests.support.postgres import Postgres
+
+DASHBOARD = json.loads(
+    (Path(__file__).resolve().parents[2] / "configs" / "grafana-dashboard.json").read_text()
+)
+PANELS = {panel["title"]: panel for panel in DASHBOARD["panels"]}
+VARIABLES = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
+_TO = datetime(2026, 5, 31, 12, tzinfo=UTC)
+_FROM = _TO - timedelta(days=2)
+_STEP_SECONDS = 3600
+_WIDTH = 24  # of Grafana's grid
+
+
+class Choice(NamedTuple):
+    """What somebody has chosen above the panels; nothing chosen: all."""
+
+    remote: tuple[str, ...] = ()
+    node: tuple[str, ...] = ()
+    user: str = ""
+
+    def fits(self, row: Mapping[str, Any], *, remote: bool = True) -> bool:
+        """Whether a panel that heeds all of it, or all but the remote, counts this row."""
+        return (
+            (not remote or not self.remote or row["remote"] in self.remote)
+            and (not self.node or row["node"] in self.node)
+            and (not self.user or row["proxy_user"] == self.user)
+        )
+
+
+_ALL = Choice()
+
+
+def written_out(sql: str, choice: Choice = _ALL) -> str:
+    """The statement as it would reach Postgres."""
+    for name in ("remote", "node"):
+        chosen = ",".join(map(quoted, getattr(choice, name))) or VARIABLES[name]["allValue"]
+        sql = sql.replace(f"${{{name}:sqlstring}}", chosen)
+    sql = sql.replace("${user:sqlstring}", quoted(choice.user))
+    sql = sql.replace("$__interval_ms", str(_STEP_SECONDS * 1000)).replace("$__interval", "1h")
+    return re.sub(r"\$([_a-zA-Z0-9]+)\(([^)]*)\)", macro, sql)
+
+
+def quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def macro(match: re.Match[str]) -> str:
+    start, end = (f"'{moment:%Y-%m-%dT%H:%M:%SZ}'" for moment in (_FROM, _TO))
+    column, *rest = (argument.strip() for argument in match[2].split(","))
+    if match[1] == "__timeGroupAlias":
+        assert rest == ["1h"]
+        return f'floor(extract(epoch from {column})/{_STEP_SECONDS})*{_STEP_SECONDS} AS "time"'
+    return {
+        "__timeFilter": f"{column} BETWEEN {start} AND {end}",
+        "__timeFrom": start,
+        "__timeTo": end,
+    }[match[1]]
+
+
+@pytest.fixture(scope="module")
+def seeded(postgres: Postgres) -> Iterator[AccessLog]:
+    with seeded_log(postgres, Plan(6000, _TO + timedelta(hours=6), days=4, seed=5)) as log:
+        yield log
+
+
+@pytest.fixture(scope="module")
+def rows(seeded: AccessLog) -> list[Row]:
+    return seeded.rows()
+
+
+@pytest.fixture(scope="module")
+def ask(seeded: AccessLog) -> Iterator[Callable[[str], list[tuple[Any, ...]]]]:
+    with psycopg.connect(seeded.dsn, autocommit=True) as connection:
+        yield lambda sql: connection.execute(sql.encode()).fetchall()
+
+
+Ask = Callable[[str], list[tuple[Any, ...]]]
+Truth = Callable[["list[Row]", Choice], "Iterable[tuple[Any, ...]]"]
+
+
+def seen(rows: list[Row], choice: Choice, *, remote: bool = True) -> list[Row]:
+    return [r for r in rows if _FROM <= r["started_at"] <= _TO and choice.fits(r, remote=remote)]
+
+
+def step(row: Row) -> int:
+    return int(row["started_at"].timestamp()) // _STEP_SECONDS * _STEP_SECONDS
+
+
+def requests(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
+    def status_class(row: Row) -> tuple[int, str]:
+        code = row["status_code"]
+        return step(row), "no response" if code is None else f"{code // 100}xx"
+
+    for key, group in grouped(seen(rows, choice), status_class):
+        yield *key, len(group) / _STEP_SECONDS
+
+
+def step_and_remote(row: Row) -> tuple[int, str]:
+    return step(row), row["remote"] or "(unknown)"
+
+
+def bytes_by_remote(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
+    for key, group in grouped(seen(rows, choice), step_and_remote):
+        sizes = known(group, "response_bytes")
+        yield *key, sum(sizes) / _STEP_SECONDS if sizes else None
+
+
+def durations(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
+    for at, group in grouped(seen(rows, choice), step):
+        values = wide(known(group, "duration_ms"))
+        yield at, *(percentile(values, share) for share in (0.5, 0.95, 0.99))
+
+
+def failures(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
+    for key, group in grouped(seen(rows, choice), step_and_remote):
+        yield *key, sum(map(failed, group)) / len(group)
+
+
+def from_cache(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
+    told = (row for row in seen(rows, choice) if row["cache_status"] is not None)
+    for at, group in grouped(told, step):
+        hits = [row for row in group if row["cache_status"] in HITS]
+        total = sum(known(group, "response_bytes"))
+        share = sum(known(hits, "response_bytes")) / total if total else None
+        yield at, len(hits) / len(group), share
+
+
+def top_artifacts(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
+    found = []
+    for purl, group in grouped(filter(is_fetch, seen(rows, choice)), by("purl")):
+        found.append((purl, len(group), callers(group), sum(known(group, "response_bytes"))))
+    return sorted(found, key=lambda row: (-row[3], row[0]))[:20]
+
+
+def first_seen(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
+    found = []
+    for _, group in grouped(filter(is_fetch, rows), by("purl")):
+        first = min(group, key=by("started_at"))
+        if seen([first], choice._replace(node=())):
+            total = sum(known(group, "response_bytes"))
+            found.append(
+                (*by("started_at", "purl", "remote", "proxy_user")(first), len(group), total)
+            )
+    return sorted(found, key=lambda row: row[0], reverse=True)[:100]
+
+
+def unknown_hosts(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
+    strangers = (row for row in seen(rows, choice, remote=False) if row["remote"] is None)
+    for key, group in grouped(strangers, by("host", "port", "scheme")):
+        sent = known(group, "request_bytes")
+        moments = known(group, "started_at")
+        total = sum(sent) if sent else None
+        yield *key, len(group), callers(group), total, min(moments), max(moments)
+
+
+TRUTHS: dict[str, Truth] = {
+    "Requests by status class": requests,
+    "Bytes by remote": bytes_by_remote,
+    "Durations": durations,
+    "Failures": failures,
+    "Answers from a cache": from_cache,
+    "Top artifacts": top_artifacts,
+    "Never fetched before": first_seen,
+    "Unknown hosts": unknown_hosts,
+}
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        Choice(),
+        Choice(remote=("pypi", "nexus:npm-proxy")),
+        Choice(node=("seed-2",)),
+        Choice(remote=("debian",), node=("seed", "seed-3")),
+    ],
+    ids=["all", "remotes", "node", "both"],
+)
+@pytest.mark.parametrize("title", TRUTHS)
+def test_a_panel_shows_what_the_rows_say(
+    title: str, choice: Choice, rows: list[Row], ask: Ask
+) -> None:
+    found = [tuple(map(number, row)) for row in ask(written_out(sql_of(title), choice))]
+    compare(found, list(TRUTHS[title](rows, choice)))
+
+
+@pytest.mark.parametrize("title", TRUTHS)
+def test_a_panel_can_be_about_one_build(title: str, rows: list[Row], ask: Ask) -> None:
+    strangers = seen([r for r in rows if r["remote"] is None and r["proxy_user"]], Choice())
+    fetches = seen([r for r in rows if is_fetch(r) and r["proxy_user"]], Choice())
+    busy = strangers if title == "Unknown hosts" else fetches
+    choice = Choice(user=busy[0]["proxy_user"])
+    found = [tuple(map(number, row)) for row in ask(written_out(sql_of(title), choice))]
+    compare(found, list(TRUTHS[title](rows, choice)), least=0 if "before" in title else 1)
+
+
+def compare(found: list[tuple[Any, ...]], expected: list[tuple[Any, ...]], least: int = 1) -> None:
+    assert len(found) == len(expected) >= least
+    for one, other in zip(sorted(found, key=repr), sorted(expected, key=repr), strict=True):
+        assert alike(one, other)
+
+
+def number(value: Any) -> Any:
+    """Grafana draws numbers of any kind alike."""
+    return value if value is None or not hasattr(value, "as_tuple") else float(value)
+
+
+def test_the_gaps_of_the_time_shown_are_there(seeded: AccessLog, ask: Ask) -> None:
+    with psycopg.connect(seeded.dsn, autocommit=True) as connection:
+        for place, (start, end) in enumerate(
+            [(-3, -2.5), (-3, -1.9), (-1, -0.5), (-0.1, 0.1), (-9, 9), (0.1, 0.2)]
+        ):
+            connection.execute(
+                "INSERT INTO access_log_gap VALUES (gen_random_uuid(), %s, %s, %s, 'rejected', 1)",
+                (f"n{place}", _TO + timedelta(days=start), _TO + timedelta(days=end)),
+            )
+        try:
+            mine = [row for row in ask(written_out(sql_of("Gaps"))) if row[2].startswith("n")]
+            assert [row[2:] for row in mine] == [
+                (name, "rejected", 1) for name in ("n3", "n2", "n1", "n4")
+            ]
+            one = ask(written_out(sql_of("Gaps"), Choice(node=("n2",))))
+            assert [row[2] for row in one] == ["n2"]
+        finally:
+            connection.execute("DELETE FROM access_log_gap WHERE node LIKE 'n%'")
+
+
+def test_what_is_typed_into_the_dashboard_stays_text(ask: Ask) -> None:
+    hostile = Choice(user="x' OR true --", remote=("'; DROP TABLE access_log; --",))
+    for panel in PANELS:
+        if panel not in {"Gaps", "Unknown hosts"}:
+            assert ask(written_out(sql_of(panel), hostile)) == []
+    assert ask(written_out(sql_of("Unknown hosts"), hostile)) == []
+
+
+@pytest.mark.parametrize(("name", "least"), [("remote", 9), ("node", 3)])
+def test_the_lists_to_choose_from_are_those_of_the_time_shown(
+    name: str, least: int, rows: list[Row], ask: Ask
+) -> None:
+    names = {row[name] for row in seen(rows, Choice()) if row[name] is not None}
+    assert sorted(row[0] for row in ask(written_out(VARIABLES[name]["query"]))) == sorted(names)
+    assert len(names) >= least
+
+
+def test_every_panel_is_proven() -> None:
+    assert set(PANELS) == {*TRUTHS, "Gaps"}
+    assert len(PANELS) == len(DASHBOARD["panels"])
+
+
+def test_it_can_be_imported_into_any_grafana() -> None:
+    assert DASHBOARD["id"] is None
+    assert VARIABLES["datasource"]["type"] == "datasource"
+    chosen = {"type": VARIABLES["datasource"]["query"], "uid": "${datasource}"}
+    for panel in DASHBOARD["panels"]:
+        assert panel["datasource"] == chosen
+        assert [target["datasource"] for target in panel["targets"]] == [chosen]
+    for name in ("remote", "node"):
+        assert VARIABLES[name]["datasource"] == chosen
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(PANELS)
+    cells = [cell for panel in DASHBOARD["panels"] for cell in covered(panel["gridPos"])]
+    assert len(cells) == len(set(cells)), "panels overlap"
+    assert all(x < _WIDTH for x, _ in cells)
+
+
+def covered(place: dict[str, int]) -> Iterator[tuple[int, int]]:
+    columns = range(place["x"], place["x"] + place["w"])
+    return itertools.product(columns, range(place["y"], place["y"] + place["h"]))
+
+
+def sql_of(title: str) -> str:
+    (target,) = PANELS[title]["targets"]
+    sql: str = target["rawSql"]
+    return sql

@@ -1,0 +1,265 @@
+"""What the page asks of a real table: which rows, how many when, and how long it may take."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from exporter import Settings
+from exporter.postgres.connection import DeadlineExceededError, connect
+from exporter.postgres.schema import ensure_schema
+from exporter.read.page import Cursor, Rows, explain, newest, one, reading, recent_gaps, traffic
+from exporter.read.selection import Selection
+from exporter.rows.entry import AccessLogEntry, timestamp
+from exporter.write.database import Database
+from tests.support.samples import make_entry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from psycopg import Connection
+
+    Query = Callable[..., list[tuple[object, ...]]]
+
+_SETTINGS = Settings().database
+_NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
+_FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
+
+@pytest.fixture
+def write(any_dsn: str) -> Iterator[Callable[[list[AccessLogEntry]], None]]:
+    database = Database(Settings().with_dsn(any_dsn).database)
+
+    def run(entries: list[AccessLogEntry]) -> None:
+        assert database.write(entries) == []
+
+    yield run
+    database.close()
+
+
+@pytest.fixture
+def table(any_dsn: str) -> Iterator[Connection[Any]]:
+    with connect(any_dsn, _SETTINGS) as connection:
+        ensure_schema(connection)
+    with reading(any_dsn, _SETTINGS, 5) as connection:
+        yield connection
+
+
+def entry(number: int, at: datetime, **changes: Any) -> AccessLogEntry:
+    return make_entry(number, started_at=timestamp(at.timestamp()), **changes)
+
+
+def _pages(
+    connection: Connection[Any], selection: Selection, limit: int, seconds: float = 5
+) -> Iterator[Rows]:
+    page = newest(connection, selection, limit, seconds=seconds)
+    yield page
+    while page.older is not None:
+        page = newest(connection, selection, limit, page.older, seconds)
+        yield page
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7, 50])
+def test_pages_hold_each_row_once_newest_first(
+    write: Callable[[list[AccessLogEntry]], None], any_dsn: str, limit: int
+) -> None:
+    # Over a midnight, and three at the same moment.
+    times = [_NOON + timedelta(hours=hour // 3 * 6) for hour in range(12)]
+    entries = [entry(number, at) for number, at in enumerate(times)]
+    write(entries)
+    with reading(any_dsn, _SETTINGS, 5) as connection:
+        pages = list(_pages(connection, Selection(), limit))
+    assert all(len(page.rows) == limit for page in pages[:-1])
+    found = [(row.started_at, str(row.flow_id)) for page in pages for row in page.rows]
+    assert found == sorted(
+        ((datetime.fromisoformat(it.started_at), it.flow_id) for it in entries), reverse=True
+    )
+
+
+def test_only_what_is_selected_is_on_the_pages(
+    write: Callable[[list[AccessLogEntry]], None], any_dsn: str
+) -> None:
+    write([entry(n, _NOON + timedelta(minutes=n), status_code=200 + n % 2 * 204) for n in range(9)])
+    with reading(any_dsn, _SETTINGS, 5) as connection:
+        pages = list(_pages(connection, Selection(status="4xx"), 2))
+    assert [[row.status_code for row in page.rows] for page in pages] == [[404, 404], [404, 404]]
+
+
+@pytest.mark.parametrize("limit", [1, 3, 50])
+def test_a_search_that_has_no_time_left_says_how_far_it_came_and_the_next_page_goes_on(
+    write: Callable[[list[AccessLogEntry]], None], any_dsn: str, limit: int
+) -> None:
+    times = [_NOON + timedelta(minutes=7 * n) for n in range(12)]
+    write([entry(n, at, status_code=200 + n % 2 * 204) for n, at in enumerate(times)])
+    with reading(any_dsn, _SETTINGS, 5) as connection:
+        pages = list(_pages(connection, Selection(status="4xx"), limit, seconds=0))
+        (whole,) = _pages(connection, Selection(status="4xx", since=_NOON), 50)
+    assert [row for page in pages for row in page.rows] == whole.rows
+    assert len(whole.rows) == 6
+    assert whole.searched_back_to is None
+    assert any(page.searched_back_to for page in pages)
+    assert all(
+        row.started_at >= (page.searched_back_to or _FIRST) for page in pages for row in page.rows
+    )
+    assert pages[-1].older is None
+
+
+def test_a_row_is_shown_with_all_columns_and_what_they_mean(
+    write: Callable[[list[AccessLogEntry]], None], any_dsn: str
+) -> None:
+    row = entry(5, _NOON)
+    write([row])
+    cursor = Cursor(_NOON, UUID(row.flow_id))
+    with reading(any_dsn, _SETTINGS, 5) as connection:
+        columns = {it.name: it for it in one(connection, cursor)}
+        assert one(connection, cursor._replace(started_at=_NOON + timedelta(seconds=1))) == []
+    assert set(columns) == {*AccessLogEntry._fields, "logged_at"}
+    assert columns["path"].value == row.path
+    assert all(it.comment for it in columns.values())
+    assert columns["purl"].value is None
+
+
+def test_the_traffic_counts_every_row_of_its_time(
+    write: Callable[[list[AccessLogEntry]], None], any_dsn: str
+) -> None:
+    statuses = [200, 302, 404, 429, 500, None]
+    write(
+        [
+            entry(
+                n, _NOON - timedelta(minutes=17 * n), status_code=statuses[n % 6], response_bytes=10
+            )
+            for n in range(120)
+        ]
+    )
+    with reading(any_dsn, _SETTINGS, 5) as connection:
+        found = traffic(connection, Selection(), now=_NOON + timedelta(seconds=1))
+        only = traffic(connection, Selection(status="404"), now=_NOON + timedelta(seconds=1))
+        hour = traffic(
+            connection, Selection(since=_NOON - timedelta(hours=1), until=_NOON), now=_NOON
+        )
+    within = [n for n in range(120) if 17 * n * 60 <= 86_399]
+    totals = [sum(it) for it in list(zip(*found.buckets, strict=True))[1:]]
+    assert totals == [
+        len(within),
+        sum(n % 6 in {2, 3} for n in within),
+        sum(n % 6 in {4, 5} for n in within),
+        10 * len(within),
+    ]
+    assert found.sampled_percent is None
+    assert 48 <= len(found.buckets) <= 49
+    steps = {b.at - a.at for a, b in zip(found.buckets, found.buckets[1:], strict=False)}
+    assert steps == {timedelta(minutes=30)}
+    assert sum(it.requests for it in only.buckets) == sum(n % 6 == 2 for n in within)
+    assert sum(it.requests for it in hour.buckets) == 3, "17, 34 and 51 minutes before"
+
+
+@pytest.mark.parametrize(
+    ("since", "until"),
+    [
+        (_FIRST, None),
+        (None, _FIRST),
+        (_LAST, None),
+        (None, _LAST),
+        (_FIRST, _LAST),
+        (_NOON, _NOON - timedelta(days=1)),
+    ],
+)
+def test_no_time_is_too_strange(
+    table: Connection[Any], since: datetime | None, until: datetime | None
+) -> None:
+    selection = Selection(since=since, until=until)
+    found = traffic(table, selection)
+    assert len(found.buckets) <= 50
+    assert newest(table, selection, 5) == Rows([], None)
+
+
+def test_a_large_table_is_sampled_and_says_so(
+    any_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = 40_000
+    with connect(any_dsn, _SETTINGS) as connection:
+        ensure_schema(connection)
+        connection.execute("SELECT access_log_ensure_partition('2026-03-01')")
+        connection.execute(
+            "INSERT INTO access_log (started_at, flow_id, status_code)"
+            " SELECT '2026-03-01'::timestamptz + n * interval '2 s', gen_random_uuid(), 200"
+            " FROM generate_series(1, %s) AS n",
+            (rows,),
+        )
+        connection.execute("ANALYZE access_log")
+    monkeypatch.setattr("exporter.read.page._SAMPLE_ABOVE_COST", 200.0)
+    with reading(any_dsn, _SETTINGS, 5) as connection:
+        found = traffic(connection, Selection(), now=datetime(2026, 3, 2, tzinfo=UTC))
+    assert found.sampled_percent is not None
+    assert found.sampled_percent < 50
+    assert sum(it.requests for it in found.buckets) == pytest.approx(rows, rel=0.25)
+
+
+def test_nothing_can_be_written(table: Connection[Any]) -> None:
+    with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+        table.execute("DELETE FROM access_log")
+
+
+def test_a_slow_question_ends_in_time_with_a_sentence(any_dsn: str) -> None:
+    began = time.monotonic()
+    with (
+        pytest.raises((psycopg.errors.QueryCanceled, DeadlineExceededError)) as caught,
+        reading(any_dsn, _SETTINGS, 0.2) as connection,
+    ):
+        connection.execute("SELECT pg_sleep(60)")
+    assert time.monotonic() - began < 5
+    assert explain(caught.value).startswith("The search took too long and was ended")
+
+
+def test_what_is_missing_is_said_in_a_sentence(any_dsn: str) -> None:
+    with (
+        pytest.raises(psycopg.Error) as caught,
+        reading(any_dsn, _SETTINGS, 5) as connection,
+    ):
+        newest(connection, Selection(), 1)
+    assert explain(caught.value).startswith("There is no table access_log yet")
+    unreachable = "host=127.0.0.1 port=1 user=me password=hunter2"
+    with pytest.raises(psycopg.Error) as caught, reading(unreachable, _SETTINGS, 5):
+        pass
+    sentence = explain(caught.value)
+    assert sentence.startswith("The database could not be asked: ")
+    assert "hunter2" not in sentence
+
+
+def test_a_role_that_may_only_write_is_told_what_to_do(
+    any_dsn: str, table: Connection[Any]
+) -> None:
+    assert table is not None
+    role = "page_only_writes"
+    with connect(any_dsn, _SETTINGS) as connection:
+        schema = connection.execute("SELECT current_schema()::text").fetchone()
+        assert schema
+        connection.execute(f"CREATE ROLE {role} LOGIN".encode())
+        connection.execute(f"GRANT USAGE ON SCHEMA {schema[0]} TO {role}".encode())
+        try:
+            as_writer = any_dsn.replace("user=postgres", f"user={role}")
+            with (
+                pytest.raises(psycopg.errors.InsufficientPrivilege) as caught,
+                reading(as_writer, _SETTINGS, 5) as mine,
+            ):
+                newest(mine, Selection(), 1)
+        finally:
+            connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
+    assert "page.dsn" in explain(caught.value)
+
+
+def test_the_newest_gaps_come_first(any_dsn: str) -> None:
+    with connect(any_dsn, _SETTINGS) as connection:
+        ensure_schema(connection)
+        connection.execute(
+            "INSERT INTO access_log_gap (gap_id, node, from_at, to_at, reason, entries)"
+            " SELECT gen_random_uuid(), 'n', at, at, 'rejected', n"
+            " FROM (SELECT n, now() - n * interval '1 day' AS at FROM generate_series(1, 9) AS n) AS it"
+        )
+    with reading(any_dsn, _SETTINGS, 5) as connection:
+        assert [it.entries for it in recent_gaps(connection, 3)] == [1, 2, 3]

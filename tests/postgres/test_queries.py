@@ -1,0 +1,370 @@
+"""configs/queries.sql, run by psql as it is on made-up traffic: each answer against one computed here."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+import subprocess
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from exporter import Settings
+from exporter.postgres.connection import connect
+from exporter.postgres.embedded import programs
+from exporter.postgres.schema import ensure_schema
+from tests.support.answers import (
+    HITS,
+    alike,
+    by,
+    caller,
+    callers,
+    day_of,
+    failed,
+    grouped,
+    hour_of,
+    is_fetch,
+    known,
+    percent,
+    percentile,
+    remote_of,
+    wide,
+)
+from tests.support.seeded import Plan, seeded_log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from tests.support.accesslog import AccessLog, Row
+    from tests.support.postgres import Postgres
+
+QUERIES = Path(__file__).resolve().parents[2] / "configs" / "queries.sql"
+NOW = datetime.now(UTC).replace(microsecond=0)
+SINCE = NOW - timedelta(days=2)
+_LEAST_REQUESTS = 20
+
+
+class Truth(NamedTuple):
+    """All rows an answer may show, what it is sorted by before ties, and how many it shows."""
+
+    rows: list[tuple[Any, ...]]
+    order: Callable[[tuple[Any, ...]], Any]
+    limit: int = 10**6
+
+
+@pytest.fixture(scope="module")
+def seeded(postgres: Postgres) -> Iterator[AccessLog]:
+    with seeded_log(postgres, Plan(6000, NOW, days=4, seed=3)) as log:
+        yield log
+
+
+@pytest.fixture(scope="module")
+def rows(seeded: AccessLog) -> list[Row]:
+    return seeded.rows()
+
+
+def answers(dsn: str, **variables: str) -> dict[str, list[dict[str, str]]]:
+    """What psql prints, by the number of the question."""
+    given = [f"--set={name}={value}" for name, value in variables.items()]
+    done = subprocess.run(
+        [
+            programs() / "psql",
+            "-X",
+            "-q",
+            "--csv",
+            "--set=ON_ERROR_STOP=1",
+            *given,
+            "-f",
+            QUERIES,
+            dsn,
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={"PGTZ": "UTC", "LC_ALL": "C.UTF-8"},
+    )
+    assert done.stderr == ""
+    _, *parts = re.split(r"^# (\d+)\. .+\?$\n", done.stdout, flags=re.MULTILINE)
+    return {
+        number: list(csv.DictReader(io.StringIO(text)))
+        for number, text in zip(parts[::2], parts[1::2], strict=True)
+    }
+
+
+@pytest.fixture(scope="module")
+def build(rows: list[Row]) -> str:
+    """The build with most rows."""
+    counts: Counter[str] = Counter(row["proxy_user"] for row in rows if row["proxy_user"])
+    return counts.most_common(1)[0][0]
+
+
+@pytest.fixture(scope="module")
+def wanted(rows: list[Row]) -> Row:
+    """An artifact that many fetched."""
+    counts = Counter(r["purl"] for r in rows if r["artifact_kind"] == "artifact" and r["purl"])
+    purl = counts.most_common(1)[0][0]
+    return next(row for row in rows if row["purl"] == purl)
+
+
+@pytest.fixture(scope="module")
+def answered(seeded: AccessLog, build: str, wanted: Row) -> dict[str, list[dict[str, str]]]:
+    package, version = wanted["package"], wanted["version"]
+    return answers(seeded.dsn, since=str(SINCE), build=build, package=package, version=version)
+
+
+def late(rows: Iterable[Row]) -> list[Row]:
+    return [row for row in rows if row["started_at"] >= SINCE]
+
+
+def descending(value: float | None) -> float:
+    return math.inf if value is None else -value
+
+
+def of_build(rows: list[Row], build: str) -> Truth:
+    found = []
+    for purl, group in grouped(
+        (r for r in rows if r["proxy_user"] == build and is_fetch(r)), by("purl")
+    ):
+        words = known(group, "cache_status")
+        found.append(
+            (
+                purl,
+                min(known(group, "filename"), default=None),
+                min(known(group, "remote")),
+                len(group),
+                sum(known(group, "response_bytes")),
+                min(known(group, "started_at")),
+                any(word in HITS for word in words) if words else None,
+            )
+        )
+    return Truth(found, lambda row: descending(row[4]))
+
+
+def biggest(rows: list[Row]) -> Truth:
+    artifacts = (row for row in late(rows) if row["artifact_kind"] == "artifact")
+    found = []
+    for key, group in grouped(artifacts, by("purl", "filename", "remote")):
+        sizes = known(group, "response_bytes")
+        found.append((*key, len(group), max(sizes, default=None), sum(sizes) if sizes else None))
+    return Truth(found, lambda row: descending(row[5]), 20)
+
+
+def slow(rows: list[Row]) -> Truth:
+    found = []
+    for remote, group in grouped((r for r in late(rows) if r["method"] == "GET"), remote_of):
+        if len(group) >= _LEAST_REQUESTS:
+            heads = wide(known(group, "ttfb_ms"))
+            durations = percentile(wide(known(group, "duration_ms")), 0.95)
+            shares = [percentile(heads, share) for share in (0.5, 0.95, 0.99)]
+            found.append((remote, len(group), *shares, durations))
+    return Truth(found, lambda row: descending(row[5]))
+
+
+def failures(rows: list[Row]) -> Truth:
+    found = []
+    for (at, remote), group in grouped(
+        late(rows), lambda row: (hour_of(row["started_at"]), remote_of(row))
+    ):
+        kinds = Counter(known(group, "error_type"))
+        commonest = min(kinds, key=lambda kind: (-kinds[kind], kind), default=None)
+        share = percent(sum(map(failed, group)), len(group), "0.01")
+        found.append((at, remote, len(group), share, commonest))
+    return Truth(found, lambda row: descending(row[3]), 50)
+
+
+def from_cache(rows: list[Row]) -> Truth:
+    found = []
+    told = (row for row in late(rows) if row["cache_status"] is not None)
+    for key, group in grouped(told, by("remote", "cache_source")):
+        hits = [row for row in group if row["cache_status"] in HITS]
+        total = sum(known(group, "response_bytes"))
+        share = percent(sum(known(hits, "response_bytes")), total, "0.1") if total else None
+        found.append((*key, len(group), percent(len(hits), len(group), "0.1"), share))
+    return Truth(found, lambda row: descending(row[2]))
+
+
+def first_seen(rows: list[Row]) -> Truth:
+    found = []
+    for purl, group in grouped(filter(is_fetch, rows), by("purl")):
+        first = min(group, key=by("started_at"))
+        if first["started_at"] >= SINCE:
+            total = sum(known(group, "response_bytes"))
+            origin = (purl, first["remote"], first["proxy_user"])
+            found.append((first["started_at"], *origin, len(group), total))
+    return Truth(found, lambda row: -row[0].timestamp(), 100)
+
+
+def who_fetched(rows: list[Row], wanted: Row) -> Truth:
+    columns = (
+        "started_at proxy_user client_ip user_agent remote filename status_code response_bytes"
+    )
+    found = [
+        tuple(row[column] for column in columns.split())
+        for row in rows
+        if by("package", "version")(row) == by("package", "version")(wanted)
+        and row["artifact_kind"] == "artifact"
+    ]
+    return Truth(found, lambda row: -row[0].timestamp(), 100)
+
+
+def by_day(rows: list[Row]) -> Truth:
+    def key(row: Row) -> tuple[datetime, str]:
+        return day_of(row["started_at"]), row["remote"] or f"(other) {row['host']}"
+
+    found = []
+    for group_key, group in grouped(late(rows), key):
+        sizes = known(group, "response_bytes")
+        found.append((*group_key, len(group), sum(sizes) if sizes else None))
+    return Truth(found, lambda row: (row[0], descending(row[3])))
+
+
+def newest(rows: list[Row]) -> Truth:
+    columns = (
+        "logged_at started_at proxy_user client_ip method status_code error_type response_bytes"
+        " duration_ms host path purl"
+    )
+    found = [tuple(row[column] for column in columns.split()) for row in rows]
+    return Truth(found, lambda row: -row[0].timestamp(), 20)
+
+
+def heaviest(rows: list[Row]) -> Truth:
+    found = []
+    for who, group in grouped(late(rows), caller):
+        sizes = known(group, "response_bytes")
+        artifacts = len(set(known(group, "purl")))
+        found.append((who, len(group), sum(sizes) if sizes else None, artifacts))
+    return Truth(found, lambda row: descending(row[2]), 20)
+
+
+def unknown_hosts(rows: list[Row]) -> Truth:
+    strangers = (row for row in late(rows) if row["remote"] is None)
+    found = []
+    for key, group in grouped(strangers, by("host", "port", "scheme")):
+        sent = known(group, "request_bytes")
+        first = min(known(group, "started_at"))
+        found.append((*key, len(group), callers(group), sum(sent) if sent else None, first))
+    return Truth(found, lambda row: (row[4], row[3]))
+
+
+def avoidable(rows: list[Row]) -> Truth:
+    firsts = {
+        purl: min(known(group, "started_at"))
+        for purl, group in grouped(filter(is_fetch, rows), by("purl"))
+    }
+    whole = (row for row in late(rows) if is_fetch(row) and row["status_code"] == 200)
+    found = []
+    for purl, group in grouped(whole, by("purl")):
+        again = [row for row in group if row["started_at"] > firsts[purl]]
+        if again:
+            total = sum(known(again, "response_bytes"))
+            clients = len(set(known(group, "client_ip")))
+            found.append((purl, min(known(group, "remote")), len(group), clients, total))
+    return Truth(found, lambda row: descending(row[4]), 20)
+
+
+def not_found(rows: list[Row]) -> Truth:
+    lost = (r for r in late(rows) if r["status_code"] in {404, 410} and r["package"] is not None)
+    found = []
+    for key, group in grouped(lost, by("remote", "package")):
+        moments = known(group, "started_at")
+        found.append((*key, len(group), callers(group), min(moments), max(moments)))
+    return Truth(found, lambda row: descending(row[2]), 50)
+
+
+@pytest.mark.parametrize(
+    ("number", "truth"),
+    [
+        ("2", biggest),
+        ("3", slow),
+        ("4", failures),
+        ("5", from_cache),
+        ("6", first_seen),
+        ("8", by_day),
+        ("9", newest),
+        ("10", heaviest),
+        ("11", unknown_hosts),
+        ("12", avoidable),
+        ("13", not_found),
+    ],
+)
+def test_a_question_about_a_span_is_answered_truly(
+    number: str,
+    truth: Callable[[list[Row]], Truth],
+    rows: list[Row],
+    answered: dict[str, list[dict[str, str]]],
+) -> None:
+    check(answered[number], truth(rows))
+
+
+def test_what_a_build_downloaded(
+    rows: list[Row], build: str, answered: dict[str, list[dict[str, str]]]
+) -> None:
+    check(answered["1"], of_build(rows, build))
+
+
+def test_who_fetched_a_version(
+    rows: list[Row], wanted: Row, answered: dict[str, list[dict[str, str]]]
+) -> None:
+    check(answered["7"], who_fetched(rows, wanted))
+
+
+def test_each_question_has_an_answer_with_nothing_said(seeded: AccessLog, rows: list[Row]) -> None:
+    found = answers(seeded.dsn)
+    assert list(found) == [str(number) for number in range(1, 14)]
+    assert [number for number, lines in found.items() if not lines] == []
+    check(found["9"], newest(rows))
+
+
+def test_a_package_alone_stands_for_all_its_versions(
+    seeded: AccessLog, rows: list[Row], wanted: Row
+) -> None:
+    package = wanted["package"]
+    expected = [
+        r
+        for r in rows
+        if r["package"] == package and r["artifact_kind"] == "artifact" and r["version"] is not None
+    ]
+    found = answers(seeded.dsn, package=package)["7"]
+    assert len(found) == min(100, len(expected))
+
+
+def test_an_empty_log_has_no_answers_and_no_errors(dsn: str) -> None:
+    with connect(dsn, Settings().database) as connection:
+        ensure_schema(connection)
+    assert not any(answers(dsn).values())
+
+
+def check(lines: list[dict[str, str]], truth: Truth) -> None:
+    """The lines are rows of the truth, each once, the first of them by its order."""
+    expected = sorted(truth.rows, key=truth.order)[: truth.limit]
+    assert expected
+    assert len(lines) == len(expected)
+    types = [
+        next((type(row[place]) for row in truth.rows if row[place] is not None), str)
+        for place in range(len(lines[0]))
+    ]
+    found = [
+        tuple(value(text, kind) for text, kind in zip(line.values(), types, strict=True))
+        for line in lines
+    ]
+    for line, best in zip(found, expected, strict=True):
+        assert alike(truth.order(line), truth.order(best))
+    rest = list(truth.rows)
+    for line in found:
+        rest.remove(next(row for row in rest if alike(row, line)))
+
+
+def value(text: str, kind: type) -> Any:
+    """A value as psql writes it; nothing for NULL."""
+    if not text:
+        return None
+    if kind is bool:
+        return {"t": True, "f": False}[text]
+    if kind is datetime:
+        return datetime.fromisoformat(text)
+    return kind(text)

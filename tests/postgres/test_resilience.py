@@ -1,0 +1,377 @@
+"""Postgres away, deaf, slow or refusing: nothing is lost, nothing is double, every call ends in time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import psutil
+import psycopg
+import pytest
+from msgspec.structs import replace
+
+from exporter import Exporter, Settings
+from exporter.postgres.connection import connect
+from exporter.settings import BatchSettings, DatabaseSettings, ShutdownSettings
+from exporter.write.database import Database, DatabaseUnavailable
+from tests.support.certificates import certificate
+from tests.support.postgres import Postgres, available
+from tests.support.relay import Relay
+from tests.support.samples import make_entry, make_exchange
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    Query = Callable[..., list[tuple[object, ...]]]
+
+_COUNT = "SELECT count(*), count(DISTINCT flow_id) FROM access_log"
+_SLACK_SECONDS = 0.2  # what a deadline may be overrun by
+_NOISE_SECONDS = 0.5  # what a busy machine adds to that in a test
+
+
+@pytest.fixture
+def relay(postgres: Postgres) -> Iterator[Relay]:
+    with Relay(("127.0.0.1", postgres.port), postgres=True) as relay:
+        yield relay
+
+
+def through(relay: Relay, dsn: str, postgres: Postgres, **changes: float) -> DatabaseSettings:
+    """Settings that lead through the relay."""
+    dsn = dsn.replace(f"port={postgres.port}", f"port={relay.address[1]}")
+    bounds = DatabaseSettings(dsn=dsn, call_seconds=1.0, connect_seconds=1.0, retry_max_seconds=0.2)
+    return replace(bounds, **changes)
+
+
+def written_in_the_end(database: Database, entries: list[object]) -> int:
+    """Write until it succeeds; how many attempts that took."""
+    for attempt in range(1, 20):
+        try:
+            assert database.write(entries) == []  # type: ignore[arg-type]
+        except DatabaseUnavailable:
+            continue
+        return attempt
+    raise AssertionError("not written in twenty attempts")
+
+
+@pytest.mark.parametrize("direction", ["to_server", "to_client"])
+@pytest.mark.parametrize("fault", ["cut", "cut inside", "swallow"])
+def test_a_wire_cut_at_any_message_neither_loses_nor_doubles(
+    dsn: str, query: Query, postgres: Postgres, relay: Relay, direction: str, fault: str
+) -> None:
+    """Before the COPY arrives, in its middle, after CommandComplete left the server: at each message."""
+    database = Database(through(relay, dsn, postgres, call_seconds=0.5))
+    database.open()
+    struck = 0
+    for batch in range(40):
+        entries = [make_entry(batch * 100 + n) for n in range(10)]
+        if fault == "swallow":
+            relay.swallow_from_message(direction, batch)  # type: ignore[arg-type]
+        else:
+            relay.cut_at_message(direction, batch, inside=fault == "cut inside")  # type: ignore[arg-type]
+        attempts = written_in_the_end(database, entries)  # type: ignore[arg-type]
+        assert query(_COUNT) == [(batch * 10 + 10, batch * 10 + 10)]
+        relay.mend()
+        struck += attempts > 1
+        if attempts == 1 and batch > 3:
+            break  # the exchange has no more messages
+    database.close()
+    assert struck >= (2 if direction == "to_client" else 3)
+
+
+@pytest.mark.parametrize("fault", ["blackhole", "zero_window"])
+def test_a_deaf_wire_ends_the_call_at_its_deadline(
+    dsn: str, query: Query, postgres: Postgres, relay: Relay, fault: str
+) -> None:
+    database = Database(through(relay, dsn, postgres))
+    database.open()
+    getattr(relay, fault)()
+    started = time.monotonic()
+    with pytest.raises(DatabaseUnavailable, match="in time"):
+        database.write([make_entry(n, path="x" * 2000) for n in range(128)])
+    assert time.monotonic() - started < 1.0 + _SLACK_SECONDS + _NOISE_SECONDS
+    started = time.monotonic()
+    with pytest.raises(DatabaseUnavailable):  # now it is the connecting that hangs
+        database.write([make_entry(1)])
+    assert time.monotonic() - started < 1.0 + _SLACK_SECONDS + _NOISE_SECONDS
+    relay.mend()
+    written_in_the_end(database, [make_entry(n, path="x" * 2000) for n in range(128)])
+    database.close()
+    assert query(_COUNT) == [(128, 128)]
+
+
+def test_a_frozen_server_ends_the_call_at_its_deadline(own_postgres: Postgres) -> None:
+    bounds = DatabaseSettings(dsn=own_postgres.dsn(), call_seconds=1.0, connect_seconds=1.0)
+    database = Database(bounds)
+    database.open()
+    family = psutil.Process(own_postgres.pid)
+    frozen = [family, *family.children()]
+    for process in frozen:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        for _ in range(2):  # the call, then the connecting
+            started = time.monotonic()
+            with pytest.raises(DatabaseUnavailable):
+                database.write([make_entry(1)])
+            assert time.monotonic() - started < 1.0 + _SLACK_SECONDS + _NOISE_SECONDS
+    finally:
+        for process in frozen:
+            process.send_signal(signal.SIGCONT)
+    written_in_the_end(database, [make_entry(1)])
+    database.close()
+    assert _ask(own_postgres, _COUNT) == (1, 1)
+
+
+def test_a_peer_that_accepts_and_never_speaks_ends_connecting_at_its_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        bounds = DatabaseSettings(
+            dsn=f"host=127.0.0.1 port={deaf.getsockname()[1]}", connect_seconds=0.5
+        )
+        started = time.monotonic()
+        with pytest.raises(DatabaseUnavailable, match="in time"):
+            Database(bounds).write([make_entry(1)])
+        assert time.monotonic() - started < 0.5 + _SLACK_SECONDS + _NOISE_SECONDS
+
+
+def test_a_name_that_takes_for_ever_to_look_up_ends_connecting_at_its_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answer.wait(30) and [])
+    database = Database(DatabaseSettings(dsn="host=db.example dbname=x", connect_seconds=0.5))
+    started = time.monotonic()
+    with pytest.raises(DatabaseUnavailable, match="in time"):
+        database.write([make_entry(1)])
+    assert time.monotonic() - started < 0.5 + _SLACK_SECONDS + _NOISE_SECONDS
+    answer.set()
+
+
+@pytest.mark.parametrize("state", ["cut", "blackhole", "zero_window", "locked"])
+def test_a_stop_is_bounded_and_loses_nothing_in_any_state(
+    dsn: str, query: Query, postgres: Postgres, relay: Relay, state: str
+) -> None:
+    settings = Settings(
+        node="test",
+        database=through(relay, dsn, postgres, call_seconds=8.0, connect_seconds=5.0),
+        batch=BatchSettings(max_seconds=0.05),
+        shutdown=ShutdownSettings(drain_seconds=1.0),
+    )
+    exporter = Exporter(settings)
+    exporter.log_access(make_exchange(0))
+    eventually(lambda: exporter.status()["written"] == 1)
+    with psycopg.connect(dsn) as other:
+        if state == "locked":
+            other.execute("LOCK TABLE access_log")
+        else:
+            getattr(relay, state)()
+        for number in range(1, 1001):
+            exporter.log_access(make_exchange(number))
+        started = time.monotonic()
+        exporter.stop()
+        assert time.monotonic() - started < 1.0 + 1.0 + _NOISE_SECONDS
+    status = exporter.status()
+    assert (status["waiting"], status["dropped"]) == (0, 0)
+    assert status["written"] + status["spooled"] == 1001
+    relay.mend()
+    after = Exporter(settings)
+    eventually(lambda: query(_COUNT) == [(1001, 1001)])
+    assert after.stop()
+
+
+def test_a_slow_and_a_trickling_wire_only_take_longer(
+    dsn: str, query: Query, postgres: Postgres, relay: Relay
+) -> None:
+    database = Database(through(relay, dsn, postgres, call_seconds=20.0, connect_seconds=20.0))
+    relay.delay(0.05)
+    assert database.write([make_entry(n) for n in range(128)]) == []
+    relay.trickle()
+    assert database.write([make_entry(1000)]) == []
+    database.close()
+    assert query(_COUNT) == [(129, 129)]
+
+
+def test_an_abandoned_session_gives_up_its_locks_soon(dsn: str) -> None:
+    with connect(dsn, Settings().database) as connection:
+        shown = [
+            connection.execute(f"SHOW {name}".encode()).fetchone()
+            for name in ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count")
+        ]
+        assert shown == [("15",), ("5",), ("2",)]
+        assert connection.execute("SHOW client_connection_check_interval").fetchone() == ("5s",)
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Postgres]:
+    """A server that this test alone may harm."""
+    with Postgres(available()["18"]) as server:
+        yield server
+
+
+def _ask(server: Postgres, sql: str) -> tuple[object, ...] | None:
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        return connection.execute(sql.encode()).fetchone()
+
+
+def _exporter(dsn: str) -> Exporter:
+    database = DatabaseSettings(
+        dsn=dsn, connect_seconds=2.0, call_seconds=2.0, retry_max_seconds=0.2
+    )
+    return Exporter(Settings(node="test", database=database, batch=BatchSettings(max_seconds=0.05)))
+
+
+def test_a_server_killed_and_started_again_and_again_loses_nothing(
+    own_postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    exporter = _exporter(own_postgres.dsn())
+    sent = 0
+    for _ in range(3):
+        written = exporter.status()["written"] + 50
+        while exporter.status()["written"] < written:
+            exporter.log_access(make_exchange(sent))
+            sent += 1
+            threading.Event().wait(0.002)
+        own_postgres.kill()
+        while exporter.status()["spooled"] < 50:
+            exporter.log_access(make_exchange(sent))
+            sent += 1
+            threading.Event().wait(0.002)
+        eventually(lambda: exporter.status()["away"])
+        own_postgres.start()
+        eventually(lambda: not exporter.status()["away"])
+    eventually(lambda: exporter.status()["written"] == sent)
+    assert exporter.stop()
+    assert _ask(own_postgres, _COUNT) == (sent, sent)
+    assert _ask(own_postgres, "SELECT count(*) FROM access_log_gap") == (0,)
+    texts = [record.getMessage() for record in caplog.records]
+    assert sum("is away" in text for text in texts) == 3
+    assert sum("is back" in text for text in texts) == 3
+
+
+def test_refusals_are_waited_through_without_a_word_of_the_password(
+    own_postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    admin = psycopg.connect(own_postgres.dsn(), autocommit=True)
+    admin.execute("CREATE ROLE proxy LOGIN SUPERUSER PASSWORD 'right-s3cret'")
+    rules = own_postgres.data / "pg_hba.conf"
+    rules.write_text("host all proxy 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
+    admin.execute("SELECT pg_reload_conf()")
+    wrong = own_postgres.dsn().replace("user=postgres", "user=proxy password=wrong-s3cret")
+    exporter = _exporter(wrong)
+    exporter.log_access(make_exchange(1))
+    eventually(lambda: "password authentication failed" in (exporter.status()["last_error"] or ""))
+    admin.execute("ALTER ROLE proxy PASSWORD 'wrong-s3cret'")
+    eventually(lambda: exporter.status()["written"] == 1)
+    for refuse, allow in (
+        ("ALTER ROLE proxy SET default_transaction_read_only = on", "ALTER ROLE proxy RESET ALL"),
+        (
+            "ALTER ROLE proxy CONNECTION LIMIT 0 NOSUPERUSER",
+            "ALTER ROLE proxy CONNECTION LIMIT -1 SUPERUSER",
+        ),
+        ("ALTER DATABASE postgres RENAME TO away", "ALTER DATABASE away RENAME TO postgres"),
+    ):
+        admin.close()
+        admin = psycopg.connect(own_postgres.dsn("template1"), autocommit=True)
+        _end_sessions(admin)
+        admin.execute(refuse.encode())
+        _end_sessions(admin)
+        written = exporter.status()["written"]
+        exporter.log_access(make_exchange(written + 10))
+        eventually(lambda: exporter.status()["spooled"])
+        admin.execute(allow.encode())
+        eventually(lambda written=written: exporter.status()["written"] == written + 1)  # type: ignore[misc]
+    admin.close()
+    assert exporter.stop()
+    assert "s3cret" not in caplog.text
+
+
+def _end_sessions(admin: psycopg.Connection[tuple[object, ...]]) -> None:
+    admin.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'artifactapi'"
+    )
+
+
+@pytest.fixture
+def tls_postgres() -> Iterator[Postgres]:
+    """Debian's server: the one that comes with us is built without TLS."""
+    versions = {version: folder for version, folder in available().items() if version != "18"}
+    if not versions:
+        pytest.skip("no PostgreSQL with TLS; install Debian's postgresql")
+    with Postgres(max(versions.items())[1]) as server:
+        yield server
+
+
+def test_a_wrong_certificate_is_refused(tls_postgres: Postgres, tmp_path: Path) -> None:
+    good = _serve_with(tls_postgres, certificate(tmp_path, "good"))
+    database = Database(DatabaseSettings(dsn=good))
+    assert database.write([make_entry(1)]) == []
+    database.close()
+    wrong = _serve_with(tls_postgres, certificate(tmp_path, "wrong-host"))
+    with pytest.raises(DatabaseUnavailable, match="certificate"):
+        Database(DatabaseSettings(dsn=wrong)).write([make_entry(2)])
+
+
+def _serve_with(server: Postgres, pem: Path) -> str:
+    """Start the server anew with this certificate; a connection string that insists on it."""
+    file = server.data / pem.name
+    shutil.copy(pem, file)
+    file.chmod(0o600)
+    os.chown(file, server.data.stat().st_uid, -1)
+    server.configure(ssl="on", ssl_cert_file=f"'{pem.name}'", ssl_key_file=f"'{pem.name}'")
+    server.stop()
+    server.start()
+    return f"{server.dsn(host='localhost')} sslmode=verify-full sslrootcert={pem}"
+
+
+def test_a_full_disk_is_waited_through(own_postgres: Postgres, tmp_path: Path) -> None:
+    """The table's disk is a file system of 8 MB that something else has filled."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    for parent in disk.parents:
+        if not parent.stat().st_mode & 0o001:
+            parent.chmod(parent.stat().st_mode | 0o001)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], check=False, capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("this machine does not let us mount")
+    exporter = None
+    try:
+        os.chown(disk, own_postgres.data.stat().st_uid, -1)
+        disk.chmod(0o700)
+        with psycopg.connect(own_postgres.dsn(), autocommit=True) as admin:
+            admin.execute(f"CREATE TABLESPACE small LOCATION '{disk}'".encode())
+            admin.execute("ALTER ROLE postgres SET default_tablespace = small")
+        exporter = _exporter(own_postgres.dsn())
+        exporter.log_access(make_exchange(0))
+        eventually(lambda: exporter.status()["written"] == 1)
+        filler = disk / "filler"
+        free = shutil.disk_usage(disk).free
+        filler.write_bytes(bytes(free))
+        for number in range(1, 1001):
+            exporter.log_access(make_exchange(number, target=b"/" + b"x" * 2000))
+        eventually(
+            lambda: (
+                "No space" in (exporter.status()["last_error"] or "")
+                or exporter.status()["spooled"] > 500
+            )
+        )
+        assert exporter.status()["rejected"] == 0
+        filler.unlink()
+        eventually(lambda: exporter.status()["written"] == 1001)
+        assert exporter.stop()
+        assert _ask(own_postgres, _COUNT) == (1001, 1001)
+    finally:
+        if exporter is not None:
+            exporter.stop()
+        own_postgres.stop()
+        subprocess.run(["umount", disk], check=True)

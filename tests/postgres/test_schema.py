@@ -1,0 +1,245 @@
+"""The schema: made once however many start at once, never touched when it is not ours, migrated."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from exporter import AccessLogEntry, Settings, insert_access_log_batch
+from exporter.postgres.connection import connect
+from exporter.postgres.schema import SCHEMA, SchemaError, ensure_schema, grants, schema_name
+from exporter.write.database import COLUMNS, Database, DatabaseUnavailable
+from exporter.write.gaps import Gap
+from tests.support.samples import make_entry
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Query = Callable[..., list[tuple[object, ...]]]
+
+_VERSIONS = "SELECT version FROM access_log_schema ORDER BY 1"
+
+
+def database(dsn: str) -> Database:
+    return Database(Settings().with_dsn(dsn).database)
+
+
+def write(dsn: str, entries: list[AccessLogEntry]) -> None:
+    mine = database(dsn)
+    try:
+        assert mine.write(entries) == []
+    finally:
+        mine.close()
+
+
+def at_once(count: int, start: Callable[[int], None]) -> list[BaseException]:
+    """Call `start` in so many threads at the same moment; what they raised."""
+    failures: list[BaseException] = []
+    ready = threading.Barrier(count)
+
+    def run(number: int) -> None:
+        try:
+            ready.wait(10)
+            start(number)
+        except BaseException as e:  # noqa: BLE001 - whatever it was, the test must see it
+            failures.append(e)
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return failures
+
+
+def test_ten_first_starts_at_once_make_one_schema_and_lose_no_row(any_dsn: str) -> None:
+    def first_start(number: int) -> None:
+        # Ten days: the race goes on at the partitions.
+        write(any_dsn, [make_entry(number * 1000 + i * 86_400_000) for i in range(10)])
+
+    assert not at_once(10, first_start)
+    with psycopg.connect(any_dsn) as connection:
+        assert connection.execute("SELECT count(*) FROM access_log").fetchone() == (100,)
+        assert connection.execute(_VERSIONS).fetchall() == [(1,), (2,), (3,)]
+
+
+def test_a_row_has_the_columns_of_the_table_in_their_order(dsn: str) -> None:
+    database_ = database(dsn)
+    database_.open()
+    database_.close()
+    with psycopg.connect(dsn) as connection:
+        described = connection.execute("SELECT * FROM access_log").description
+    names = [column.name for column in described or ()]
+    assert [n for n in names if n != "logged_at"] == list(AccessLogEntry._fields)
+    assert list(AccessLogEntry._fields) == list(COLUMNS)
+
+
+def test_every_column_says_what_it_means(dsn: str, query: Query) -> None:
+    with connect(dsn, Settings().database) as connection:
+        ensure_schema(connection)
+    silent = query(
+        "SELECT attrelid::regclass::text, attname FROM pg_attribute JOIN pg_class c ON c.oid = attrelid"
+        " WHERE relnamespace = current_schema()::regnamespace AND attnum > 0 AND relkind IN ('p', 'r', 'v')"
+        " AND relname <> 'access_log_schema' AND col_description(attrelid, attnum) IS NULL"
+    )
+    assert silent == []
+
+
+def test_a_table_of_somebody_else_is_refused_and_left_alone(dsn: str, query: Query) -> None:
+    query("CREATE TABLE access_log (line text)")
+    with pytest.raises(
+        DatabaseUnavailable, match="A table access_log that artifactapi did not make"
+    ) as caught:
+        database(dsn).write([make_entry()])
+    assert caught.value.configuration
+    assert query("SELECT * FROM access_log") == []
+    assert query("SELECT to_regclass('access_log_schema')") == [(None,)]
+
+
+def test_a_newer_schema_is_refused_and_left_alone(dsn: str, query: Query) -> None:
+    with connect(dsn, Settings().database) as connection:
+        ensure_schema(connection)
+    query("INSERT INTO access_log_schema (version) VALUES (7)")
+    with pytest.raises(
+        DatabaseUnavailable, match="has version 7, this artifactapi knows up to 3; upgrade"
+    ):
+        database(dsn).write([make_entry()])
+    assert query("SELECT count(*) FROM access_log") == [(0,)]
+
+
+def test_migrations_run_in_order_once_each(dsn: str, query: Query, tmp_path: Path) -> None:
+    (tmp_path / "002_add_a_note.sql").write_text("ALTER TABLE access_log ADD COLUMN note text;")
+    (tmp_path / "003_fill_it.sql").write_text("ALTER TABLE access_log ALTER note SET DEFAULT 'n';")
+    with connect(dsn, Settings().database) as connection:
+        ensure_schema(connection, tmp_path)
+        ensure_schema(connection, tmp_path)
+    assert query(_VERSIONS) == [(1,), (2,), (3,)]
+    assert query("SELECT note FROM access_log") == []
+
+
+def test_a_migration_that_fails_changes_nothing(dsn: str, query: Query, tmp_path: Path) -> None:
+    with connect(dsn, Settings().database) as connection:
+        ensure_schema(connection, tmp_path)
+        (tmp_path / "002_break.sql").write_text("ALTER TABLE access_log ADD note text; SELECT 1/0;")
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            ensure_schema(connection, tmp_path)
+    assert query(_VERSIONS) == [(1,)]
+
+
+@pytest.fixture
+def first_version(any_dsn: str, tmp_path: Path) -> None:
+    """A database of version 1 with a row, a reader's right and a view of his own."""
+    with connect(any_dsn, Settings().database) as connection:
+        ensure_schema(connection, tmp_path)
+        connection.execute("CREATE VIEW mine AS SELECT purl, fetches FROM access_log_redundant")
+        connection.execute("GRANT SELECT ON access_log_redundant TO PUBLIC")
+        for number in (1, 2):
+            fetch = make_entry(number, artifact_kind="artifact", purl="pkg:pypi/demo@1.0")
+            connection.execute("SELECT access_log_ensure_partition('2023-11-14')")
+            insert_access_log_batch(connection, [fetch])
+
+
+@pytest.mark.usefixtures("first_version")
+def test_ten_starts_at_once_upgrade_a_database_with_rows(any_dsn: str) -> None:
+    failures = at_once(10, lambda number: write(any_dsn, [make_entry(1000 + number)]))
+    assert not failures
+    with psycopg.connect(any_dsn) as connection:
+        assert connection.execute(_VERSIONS).fetchall() == [(1,), (2,), (3,)]
+        assert connection.execute("SELECT count(*) FROM access_log").fetchone() == (12,)
+        assert connection.execute("SELECT * FROM mine").fetchall() == [("pkg:pypi/demo@1.0", 2)]
+        assert connection.execute(
+            "SELECT purl, day IS NOT NULL FROM access_log_redundant"
+        ).fetchall() == [("pkg:pypi/demo@1.0", True)]
+        assert connection.execute(
+            "SELECT has_table_privilege('pg_monitor', 'access_log_redundant', 'SELECT')"
+        ).fetchone() == (True,)
+
+
+@pytest.mark.usefixtures("first_version")
+def test_a_proxy_that_may_not_upgrade_says_who_must(any_dsn: str) -> None:
+    with connect(any_dsn, Settings().database) as connection:
+        schema = schema_name(connection)
+        proxy, reader = f"{schema}_proxy", f"{schema}_reader"
+        connection.execute(f"CREATE ROLE {proxy} LOGIN; CREATE ROLE {reader} LOGIN".encode())
+        given = [text for text in grants(schema, proxy, reader).splitlines() if proxy in text]
+        connection.execute("".join(given).encode())
+        as_proxy = any_dsn.replace("user=postgres", f"user={proxy}")
+        try:
+            with pytest.raises(
+                DatabaseUnavailable, match="needs 3; run `artifactapi init` as the owner"
+            ):
+                write(as_proxy, [make_entry(3)])
+            ensure_schema(connection)
+            write(as_proxy, [make_entry(3)])
+        finally:
+            connection.execute(
+                f"DROP OWNED BY {proxy}, {reader}; DROP ROLE {proxy}, {reader}".encode()
+            )
+
+
+@pytest.mark.parametrize("name", ["003_hole.sql", "2_short.sql", "002-dash.sql"])
+def test_a_misnamed_migration_is_refused(dsn: str, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("")
+    with connect(dsn, Settings().database) as connection, pytest.raises(SchemaError):
+        ensure_schema(connection, tmp_path)
+
+
+def test_a_proxy_role_may_write_and_nothing_else_a_reader_may_read(any_dsn: str) -> None:
+    with connect(any_dsn, Settings().database) as connection:
+        ensure_schema(connection)
+        schema = schema_name(connection)
+        proxy, reader = f"{schema}_proxy", f"{schema}_reader"
+        connection.execute(f"CREATE ROLE {proxy} LOGIN; CREATE ROLE {reader} LOGIN".encode())
+        connection.execute(grants(schema, proxy, reader).encode())
+        try:
+            as_proxy = any_dsn.replace("user=postgres", f"user={proxy}")
+            writer = database(as_proxy)
+            assert writer.write([make_entry(1)]) == []
+            assert writer.write([make_entry(1), make_entry(2)]) == []  # one is there already
+            fetched = {"artifact_kind": "artifact", "purl": "pkg:pypi/demo@1.0"}
+            assert writer.write([make_entry(3, **fetched)]) == []
+            writer.write_gaps(
+                [Gap(str(uuid.uuid4()), "n", "2026-01-01", "2026-01-01", "rejected", 1)]
+            )
+            writer.close()
+            with psycopg.connect(as_proxy, autocommit=True) as mine:
+                for statement in (
+                    "SELECT * FROM access_log",
+                    "UPDATE access_log SET path = ''",
+                    "DELETE FROM access_log",
+                    "TRUNCATE access_log",
+                    "DROP TABLE access_log",
+                    "SELECT * FROM artifact",
+                    "SELECT * FROM access_log_gap",
+                    "SELECT * FROM access_log_remotes",
+                    "SELECT * FROM access_log_remotes('2023-11-14')",
+                    "DELETE FROM access_log_gap",
+                    "UPDATE artifact SET fetches = 0",
+                ):
+                    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                        mine.execute(statement.encode())
+            with psycopg.connect(
+                any_dsn.replace("user=postgres", f"user={reader}"), autocommit=True
+            ) as mine:
+                assert mine.execute("SELECT count(*) FROM access_log").fetchone() == (3,)
+                assert mine.execute("SELECT fetches FROM access_log_first_seen").fetchone() == (1,)
+                assert mine.execute("SELECT requests FROM access_log_remotes").fetchall() == [(3,)]
+                mine.execute("SET search_path = pg_catalog")
+                counted = f"SELECT requests FROM {schema}.access_log_remotes('2023-11-14')"
+                assert mine.execute(counted.encode()).fetchall() == [(3,)]
+                mine.execute("RESET search_path")
+                with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                    mine.execute("DELETE FROM access_log")
+        finally:
+            connection.execute(
+                f"DROP OWNED BY {proxy}, {reader}; DROP ROLE {proxy}, {reader}".encode()
+            )
+
+
+def test_the_schema_runs_twice_only_through_its_version() -> None:
+    assert "IF NOT EXISTS" not in SCHEMA.read_text()

@@ -1,0 +1,239 @@
+"""`artifactapi tail`: the newest rows and those that come, on terminals, in pipes, and without a database."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+from click.testing import CliRunner
+from rich.cells import cell_len
+
+from addon.cli.main import main
+from exporter import Settings
+from exporter.read.selection import Selection
+from exporter.read.session import open_database
+from exporter.read.tail import Follower
+from exporter.write.database import COLUMNS, Database, insert_access_log_batch
+from tests.support.command import call, started, write
+from tests.support.relay import Relay
+from tests.support.samples import make_entry
+from tests.support.terminal import on_terminal
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.postgres import Postgres
+
+LONG = "/packages/" + "deep/" * 30 + "demo-1.2.3.tar.gz"
+_ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def test_tail_shows_the_newest_and_is_plain_in_a_pipe(dsn: str) -> None:
+    write(dsn, *range(5))
+    lines = call("tail", "-n", "3", ARTIFACTAPI_DSN=dsn).stdout.splitlines()
+    assert lines[0].split()[:3] == ["time", "status", "method"]
+    assert len(lines) == 4
+    assert all("https://registry.example/simple/demo/" in line for line in lines[1:])
+    assert all("\x1b" not in line for line in lines)
+
+
+def test_tail_makes_what_a_client_sent_printable(dsn: str) -> None:
+    write(dsn, 1, path="/\x1b]0;owned\x07\x1b[2J\r\n\u202e[red]x", proxy_user="a\x1b[31m")
+    shown = call("tail", ARTIFACTAPI_DSN=dsn).stdout
+    assert r"/\x1b]0;owned\x07\x1b[2J\r\n\u202e[red]x" in shown
+    assert len(shown.splitlines()) == 2
+    assert "\x1b" not in shown
+
+
+def test_tail_follows(dsn: str, tmp_path: Path) -> None:
+    write(dsn, 1, path="/before")
+    output = tmp_path / "tail"
+    with started(output, "tail", "-f", ARTIFACTAPI_DSN=dsn) as process:
+        eventually(lambda: "/before" in output.read_text())
+        write(dsn, 2, path="/after")
+        eventually(lambda: "/after" in output.read_text())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    assert "Traceback" not in output.read_text()
+    assert output.read_text().count("/before") == 1
+
+
+def test_tail_follows_for_longer_than_a_call_may_take_and_shows_no_old_row_as_new(
+    dsn: str, tmp_path: Path
+) -> None:
+    database = Database(Settings().with_dsn(dsn).database)
+    database.write([make_entry(n, path=f"/old-{n}") for n in range(3)])
+    config, output = tmp_path / "short.yaml", tmp_path / "output"
+    config.write_text("database: {call_seconds: 0.5}\n")
+    with started(output, "--dsn", dsn, "--config", str(config), "tail", "-n", "1", "-f"):
+        eventually(lambda: "/old-2" in output.read_text(), 20)
+        for number in range(10, 14):
+            database.write([make_entry(number, path=f"/new-{number}")])
+            eventually(lambda number=number: f"/new-{number}" in output.read_text())  # type: ignore[misc]
+    database.close()
+    shown = [line.split("/")[-1].strip() for line in output.read_text().splitlines()[1:]]
+    assert shown == ["old-2", "new-10", "new-11", "new-12", "new-13"]
+
+
+def test_tail_shows_what_matches_all_filters(dsn: str) -> None:
+    write(dsn, 1, status_code=404, path="/a", package="left-pad")
+    write(dsn, 2, status_code=404, path="/b", error_type="dns")
+    write(dsn, 3, status_code=200, path="/c", duration_ms=2500.0)
+
+    def shown(*options: str) -> str:
+        done = CliRunner().invoke(main, ["--dsn", dsn, "tail", *options], catch_exceptions=False)
+        lines = done.stdout.splitlines()[1:]
+        return "".join(re.findall(r"example/(\w)", "".join(lines)))
+
+    assert shown("--status", "4xx") == "ab"
+    assert shown("--status", "4xx", "--error") == "b"
+    assert shown("--error", "dns", "--host", "registry.*") == "b"
+    assert shown("--error", "none", "--package", "left-pad") == "a"
+    assert shown("--slower", "2s") == "c"
+    assert shown("--since", "2023-11-14", "--user", "build-42") == "abc"
+    assert shown("--since", "10m") == ""
+    assert shown("--text", "/B") == "b"
+
+
+@pytest.mark.parametrize("options", [("--text", "DEMO"), ("--status", "200", "--json")])
+def test_a_search_without_a_time_ends_soon_says_how_far_it_came_and_goes_on_from_there(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    """As if the time had passed after one stretch, and rows came two hours apart."""
+    write(dsn, *range(9))
+    with psycopg.connect(dsn) as connection:
+        connection.execute(
+            "UPDATE access_log SET path = '/simple/demo/row-' || row_number || '/',"
+            " started_at = started_at - (row_number * interval '2 hours'),"
+            " logged_at = started_at - (row_number * interval '2 hours')"
+            " FROM (SELECT flow_id AS id, row_number() OVER (ORDER BY started_at DESC) FROM access_log) AS it"
+            " WHERE flow_id = id"
+        )
+    monkeypatch.setattr("exporter.read.time_search.SEARCH_SECONDS", 0.0)
+    done = CliRunner().invoke(main, ["--dsn", dsn, "tail", *options])
+    assert re.findall(r"/row-\d+/", done.stdout) == ["/row-1/"]
+    assert re.match(
+        r"Searched back to what was logged at \S+; name a time with --since", done.stderr
+    )
+    everything = CliRunner().invoke(main, ["--dsn", dsn, "tail", *options, "--since", "2023-01-01"])
+    assert len(re.findall(r"/row-\d+/", everything.stdout)) == 9
+    assert everything.stderr == ""
+
+
+def test_a_filter_that_can_t_be_understood_is_one_sentence_and_no_database_is_asked() -> None:
+    done = call("--dsn", "host=/nowhere", "tail", "--slower", "fast")
+    assert done.returncode == 2
+    assert done.stderr.count("slower 'fast' can't be understood") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_tail_in_json_has_all_columns_and_means_what_the_row_says(dsn: str) -> None:
+    digest = bytes(range(32))
+    write(dsn, 1, path="/\x9b\u202e\U000e0001x", sha256=f"\\x{digest.hex()}", error="a\tb\n")
+    (text,) = call("tail", "--json", ARTIFACTAPI_DSN=dsn).stdout.splitlines()
+    assert text.isprintable()
+    row = json.loads(text)
+    assert set(row) == {*COLUMNS, "logged_at"}
+    assert row["path"] == "/\x9b\u202e\U000e0001x"
+    assert row["error"] == "a\tb\n"
+    assert row["sha256"] == digest.hex()
+    assert row["started_at"].endswith("+00:00")
+    assert row["response_bytes"] == 1234
+
+
+@pytest.mark.parametrize("width", [50, 80, 130])
+def test_tail_fits_the_terminal(dsn: str, width: int) -> None:
+    write(dsn, 1, path=LONG, cache_status="HIT", response_bytes=12_345_678)
+    write(dsn, 2, path="/\uff21" * 40, error_type="connect", status_code=502, proxy_user="u" * 60)
+    text = on_terminal(width, "tail", ARTIFACTAPI_DSN=dsn)
+    assert "\x1b[" in text, "a terminal gets colours"
+    lines = _ESCAPE.sub("", text).split("\r\n")
+    assert len(lines) == 4, "no line is broken"
+    assert all(cell_len(line) <= width for line in lines)
+    assert lines[1].rstrip().endswith("demo-1.2.3.tar.gz"), "the middle is left out"
+    assert lines[2].rstrip().endswith("connect")
+    assert ("12.3 MB" in lines[1]) == (width >= 60)
+    assert ("HIT" in lines[1]) == (width >= 110)
+
+
+def test_tail_follows_within_a_second(dsn: str, tmp_path: Path) -> None:
+    database = Database(Settings().with_dsn(dsn).database)
+    database.write([make_entry(0, path="/first")])
+    output, waits = tmp_path / "output", []
+    with started(output, "tail", "-f", "--host", "*.example", ARTIFACTAPI_DSN=dsn):
+        eventually(lambda: "/first" in output.read_text(), 20)
+        for number in range(1, 6):
+            database.write([make_entry(number, path=f"/new-{number}")])
+            written = time.monotonic()
+            eventually(lambda number=number: f"/new-{number}" in output.read_text())  # type: ignore[misc]
+            waits.append(time.monotonic() - written)
+    database.close()
+    assert statistics.median(waits) < 1
+
+
+def test_following_tells_each_row_once_however_late_its_writer_is(dsn: str) -> None:
+    settings = Settings().with_dsn(dsn)
+    write(dsn, 0)
+    with (
+        open_database(settings) as connection,
+        psycopg.connect(dsn) as slow,
+        psycopg.connect(dsn, autocommit=True) as fast,
+    ):
+        follower = Follower(connection, Selection(host="registry.example"))
+        assert list(follower.look(connection)) == []
+        insert_access_log_batch(slow, [make_entry(1), make_entry(2)])  # its time is now: it began
+        insert_access_log_batch(fast, [make_entry(3), make_entry(4, host="other.example")])
+        told = [row.key for row in follower.look(connection)]
+        assert len(told) == 1
+        slow.commit()
+        told += [row.key for row in follower.look(connection)]
+        assert len(set(told)) == len(told) == 3
+        half = follower.look(connection)
+        insert_access_log_batch(fast, [make_entry(n) for n in range(5, 10)])
+        told.append(next(half).key)
+        half.close()  # as where the database goes away half-way
+        told += [row.key for row in follower.look(connection)]
+        assert len(set(told)) == len(told) == 8
+
+
+def test_a_lost_database_is_waited_for_and_no_row_is_left_out_or_told_twice(
+    dsn: str, postgres: Postgres, tmp_path: Path
+) -> None:
+    output = tmp_path / "output"
+    database = Database(Settings().with_dsn(dsn).database)
+    database.write([make_entry(n, path=f"/row-{n}/") for n in range(3)])
+
+    def told(number: int) -> bool:
+        return f"/row-{number}/" in output.read_text()
+
+    def says(sentence: str, times: int) -> bool:
+        return output.read_text().count(sentence) == times
+
+    with Relay(("127.0.0.1", postgres.port)) as relay:
+        through = dsn.replace(f"port={postgres.port}", f"port={relay.address[1]}")
+        with started(output, "tail", "-f", ARTIFACTAPI_DSN=through) as process:
+            eventually(lambda: told(2), 20)
+            database.write([make_entry(3, path="/row-3/")])
+            eventually(lambda: told(3))
+            for number in (4, 6):
+                relay.cut()
+                eventually(lambda: says("The database is away", number // 2 - 1))  # noqa: B023
+                database.write([make_entry(number, path=f"/row-{number}/")])
+                relay.mend()
+                eventually(lambda: told(number), 20)  # noqa: B023
+                database.write([make_entry(number + 1, path=f"/row-{number + 1}/")])
+                eventually(lambda: told(number + 1))  # noqa: B023
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 0
+    database.close()
+    assert re.findall(r"/row-(\d)/", output.read_text()) == list("01234567")
+    assert says("The database is away", 2)
+    assert says("The database is back.", 2)
+    assert says("Traceback", 0)

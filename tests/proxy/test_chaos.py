@@ -1,0 +1,33 @@
+"""The short form of the chaos suite: a fixed schedule of faults under load, and a log that is whole after it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from tests.chaos import run
+from tests.support.chaos_environment import Bounds, Step
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_SCHEDULE = (
+    Step("postgres kill -9, restart", 1.0),
+    Step("wire cut", 2.0),
+    Step("commit's answer cut off", 0.0),
+    Step("commit's answer swallowed", 0.0),
+    Step("black hole", 3.0),
+    Step("server SIGSTOP", 3.0),
+    Step("ACCESS EXCLUSIVE lock", 3.0),
+    Step("proxy SIGTERM, restart", 0.0),
+    Step("hot reload", 0.0),
+)
+_BOUNDS = Bounds(call_seconds=1.0, connect_seconds=2.0, retry_max_seconds=1.0, rate=100.0)
+
+
+def test_nothing_is_missing_or_double_whatever_befalls_postgres_and_the_proxy(
+    tmp_path: Path,
+) -> None:
+    report = run(tmp_path, iter(_SCHEDULE), _BOUNDS, seconds=90)
+    sys.stdout.write(report.text())  # pytest shows it if the next line fails
+    assert report.complaints == []

@@ -1,0 +1,238 @@
+"""Whatever bytes a flow is made of, and however it ends, the hooks make exactly one bounded exchange of it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mitmproxy import ctx, http, options
+from mitmproxy.connection import Client, ConnectionState, Server
+from mitmproxy.flow import Error
+from msgspec.structs import astuple, replace
+
+from addon.flow import capture
+from addon.flow.tracker import FlowTracker
+from exporter import Settings
+from exporter.rows.entry import CUT, EntryBuilder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from exporter import AccessLogEntry, Exchange
+
+builder = EntryBuilder(Settings(node="test"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def context() -> Iterator[None]:
+    """The options that hooks look at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ctx, "options", options.Options(), raising=False)
+        yield
+
+
+def play(flow: http.HTTPFlow, *hooks: str) -> list[Exchange]:
+    """What the log gets of a flow whose hooks fire in this order."""
+    taken: list[Exchange] = []
+    log = FlowTracker()
+    log.log_access = lambda exchange: taken.append(exchange) or True  # type: ignore[func-returns-value]
+    for hook in hooks:
+        getattr(log, hook)(flow)
+        log.update([flow])
+    log.end_all()
+    assert log.failures == 0
+    return taken
+
+
+def make_flow(**changes: Any) -> http.HTTPFlow:
+    """A live flow like any other, some of its request's raw data replaced."""
+    client = Client(peername=("192.0.2.1", 5000), sockname=("192.0.2.2", 8080))
+    client.state = ConnectionState.OPEN
+    flow = http.HTTPFlow(client, Server(address=("h.example", 80)))
+    now = time.time()
+    request: dict[str, Any] = {
+        "host": "h.example",
+        "port": 80,
+        "method": b"GET",
+        "scheme": b"http",
+        "authority": b"",
+        "path": b"/",
+        "http_version": b"HTTP/1.1",
+        "headers": http.Headers(),
+        "content": b"",
+        "trailers": None,
+        "timestamp_start": now,
+        "timestamp_end": now,
+    }
+    flow.request = http.Request(**(request | changes))
+    flow.live = True
+    return flow
+
+
+def answer(flow: http.HTTPFlow, status: int = 200, headers: Sequence[Any] = ()) -> None:
+    """Give a flow a response."""
+    flow.response = http.Response(
+        b"HTTP/1.1", status, b"", http.Headers(headers), b"body", None, time.time(), time.time()
+    )
+
+
+ENDINGS = {
+    "response": ("requestheaders", "request", "responseheaders", "response"),
+    "early answer": ("requestheaders", "responseheaders", "response", "request"),
+    "error at once": ("requestheaders", "error"),
+    "error while waiting": ("requestheaders", "request", "error"),
+    "error in the response": ("requestheaders", "request", "responseheaders", "error"),
+    "saved with both": ("requestheaders", "request", "responseheaders", "response", "error"),
+    "stop": ("requestheaders", "request"),
+    "tunnel refused": ("http_connect", "http_connect_error"),
+    "tunnel unused": ("http_connect", "http_connected"),
+}
+
+short = st.binary(max_size=40)
+text = st.text(st.characters(exclude_categories=()), max_size=40)
+fields = st.lists(st.tuples(short, short), max_size=30)
+times = st.one_of(
+    st.floats(allow_nan=False, allow_infinity=False), st.sampled_from([0.0, 7_258_118_400.0, 1.5e9])
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    ending=st.sampled_from(sorted(ENDINGS)),
+    method=short,
+    path=st.binary(max_size=300),
+    host=text,
+    scheme=short,
+    headers=fields,
+    answered=fields,
+    status=st.sampled_from([0, 100, 101, 200, 407, 599, 999, 70_000, -1]),
+    started=times,
+    message=text,
+    live=st.booleans(),
+)
+def test_any_flow_is_one_exchange_and_a_row(
+    ending: str,
+    method: bytes,
+    path: bytes,
+    host: str,
+    scheme: bytes,
+    headers: list[tuple[bytes, bytes]],
+    answered: list[tuple[bytes, bytes]],
+    status: int,
+    started: float,
+    message: str,
+    live: bool,
+) -> None:
+    flow = make_flow(
+        method=method,
+        path=path,
+        host=host,
+        scheme=scheme,
+        headers=http.Headers(headers),
+        timestamp_start=started,
+    )
+    flow.live = live
+    hooks = ENDINGS[ending]
+    if "response" in hooks or "responseheaders" in hooks or "http_connected" in hooks:
+        answer(flow, status, answered)
+    if "error" in hooks:
+        flow.error = Error(message)
+    (exchange,) = play(flow, *hooks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(capture, "plain_ending", lambda _flow, _note: None)
+        (by_the_long_way,) = play(flow, *hooks)
+    assert replace(by_the_long_way, size=0) == replace(exchange, size=0)
+    row: AccessLogEntry = builder.build(exchange)
+    assert row.status_code in (None, status, 400, 502)
+    assert row.flow_id == flow.id
+    for value in row:
+        assert value != ""  # COPY would take it for NULL
+        assert not isinstance(value, str) or "\x00" not in value
+        if isinstance(value, str):
+            value.encode()
+
+
+def test_a_megabyte_in_every_place_is_bounded_and_marked() -> None:
+    large = b"x" * 1_000_000
+    flow = make_flow(
+        method=large,
+        path=b"/" + large + b"?" + large + b"=1",
+        host="h" * 1_000_000,
+        headers=http.Headers([(b"User-Agent", large)]),
+        http_version=large,
+    )
+    answer(flow, headers=[(b"Content-Type", large)] + [(b"X-Cache", large)] * 100)
+    (exchange,) = play(flow, *ENDINGS["response"])
+    held = sum(len(value) for value in astuple(exchange) if isinstance(value, (bytes, str))) + sum(
+        len(name) + len(value) for name, value in exchange.response_fields
+    )
+    assert held <= exchange.size
+    assert exchange.size < 150_000
+    row = builder.build(exchange)
+    for value in (row.path, row.user_agent, row.host, row.content_type, row.method):
+        assert value
+        assert value.endswith(CUT)
+
+
+def test_the_size_of_a_small_exchange_is_no_less_than_what_it_takes() -> None:
+    flow = make_flow(host="small.example", method=b"SMALL", path=b"/of/a/usual/length?and=query")
+    flow.request.headers["User-Agent"] = "small/1.0"
+    answer(flow, headers=[(b"X-CACHE", b"small")])
+    (exchange,) = play(flow, *ENDINGS["response"])
+    (field,) = exchange.response_fields
+    # But for what others hold anyway: the connection's address, None, small numbers, literals.
+    others = {id(exchange.client), id(None), id(exchange.response_source), *map(id, range(257))}
+    values = [value for value in astuple(exchange) if id(value) not in others]
+    taken = sys.getsizeof(exchange) + sum(map(sys.getsizeof, [*values, field, *field]))
+    assert taken <= exchange.size <= 1.5 * taken
+
+
+def test_five_thousand_headers() -> None:
+    many = [(b"X-%d" % number, b"y" * 100) for number in range(5000)]
+    flow = make_flow(headers=http.Headers([*many, (b"user-AGENT", b"last")]))
+    answer(flow, headers=[*many, (b"content-TYPE", b"text/plain")])
+    (exchange,) = play(flow, *ENDINGS["response"])
+    row = builder.build(exchange)
+    assert (row.user_agent, row.content_type) == ("last", "text/plain")
+    assert len(exchange.response_fields) == 1
+
+
+def test_a_clock_that_steps_back_gives_no_span() -> None:
+    flow = make_flow(timestamp_start=time.time() + 3600)
+    answer(flow)
+    row = builder.build(play(flow, *ENDINGS["response"])[0])
+    assert (row.duration_ms, row.ttfb_ms) == (None, None)
+
+
+def test_no_body_is_kept_alive() -> None:
+    body = bytearray(1_000_000)
+    flow = make_flow(content=bytes(body))
+    answer(flow)
+    (exchange,) = play(flow, *ENDINGS["response"])
+    assert exchange.request_bytes == 1_000_000
+    assert exchange.size < 10_000
+
+
+def test_a_tunnel_nothing_was_asked_through_is_a_row_also_after_a_reload() -> None:
+    taken: list[Exchange] = []
+    before, after = FlowTracker(), FlowTracker()
+    after.log_access = lambda exchange: taken.append(exchange) or True  # type: ignore[func-returns-value]
+    idle, used = make_flow(method=b"CONNECT"), make_flow(method=b"CONNECT")
+    for tunnel in (idle, used):
+        before.http_connect(tunnel)
+        tunnel.response = http.Response.make(200)
+        before.http_connected(tunnel)
+        before.update([tunnel])
+    after.take_over(before.hand_over())
+    inner = make_flow()
+    inner.client_conn = used.client_conn
+    after.requestheaders(inner)
+    after.update([inner])
+    after.client_disconnected(idle.client_conn)
+    assert [(x.method, x.status_code, x.error_type) for x in taken] == [(b"CONNECT", 200, None)]
+    after.end_all()
+    assert [x.error_type for x in taken] == [None, "shutdown"]

@@ -1,0 +1,81 @@
+"""What `identify` says of URLs: one line each, without their secrets."""
+
+from __future__ import annotations
+
+import json
+import time
+from itertools import count, islice
+
+from addon.cli.identify import identify_urls
+from exporter.rows.packages.identity import Identity, Remotes
+
+REMOTES = Remotes.load()
+
+
+def test_a_line_of_text_holds_remote_kind_rule_and_purl() -> None:
+    lines = list(identify_urls(["https://pypi.example/simple/Attrs/"], REMOTES, as_json=False))
+
+    assert [line.split() for line in lines] == [["pypi", "index", "pypi#7", "pkg:pypi/attrs"]]
+
+
+def test_lines_of_text_are_aligned() -> None:
+    urls = ["https://pypi.example/simple/attrs/", "https://ghcr.example/v2/a/manifests/1", "x"]
+    lines = list(identify_urls(urls, REMOTES, as_json=False))
+
+    assert lines[0].index("pkg:") == lines[1].index("pkg:") == lines[2].rindex("-")
+
+
+def test_a_line_of_json_holds_all_that_is_known() -> None:
+    url = "https://files.pythonhosted.example/packages/source/a/attrs/attrs-23.1.0.tar.gz"
+    (line,) = identify_urls([url], REMOTES, as_json=True)
+
+    assert json.loads(line) == {
+        "url": url,
+        **Identity(
+            "pypi",
+            "artifact",
+            "pypi",
+            "attrs",
+            "23.1.0",
+            "attrs-23.1.0.tar.gz",
+            "pkg:pypi/attrs@23.1.0",
+            "pypi#2",
+        )._asdict(),
+    }
+
+
+def test_a_url_without_scheme_is_host_and_path() -> None:
+    (line,) = identify_urls(["pypi.example:8080/simple/attrs/"], REMOTES, as_json=True)
+
+    assert json.loads(line)["purl"] == "pkg:pypi/attrs"
+    assert json.loads(line)["url"] == "pypi.example:8080/simple/attrs/"
+
+
+def test_no_secret_of_a_url_is_printed() -> None:
+    url = "https://CANARY:CANARY@ghcr.example/v2/a/manifests/1?token=CANARY#CANARY"
+
+    for as_json in (False, True):
+        (line,) = identify_urls([url], REMOTES, as_json=as_json)
+        assert "pkg:oci/a?" in line
+        assert "CANARY" not in line
+
+
+def test_what_is_no_url_is_a_line_of_its_own() -> None:
+    urls = ["http://[::1/a", "", "  ", "http://[x]/", "\x00", "::", "https://pypi.example/simple/a"]
+    lines = [json.loads(line) for line in identify_urls(urls, REMOTES, as_json=True)]
+
+    assert [line["remote"] for line in lines] == [None, None, None, None, "pypi"]
+
+
+def test_urls_are_read_as_they_are_needed() -> None:
+    endless = (f"https://pypi.example/simple/a{number}/\n" for number in count())
+
+    assert len(list(islice(identify_urls(endless, REMOTES, as_json=False), 3))) == 3
+
+
+def test_a_hundred_thousand_urls_take_seconds() -> None:
+    urls = (f"https://pypi.example/p/foo-{n}.0-py3-none-any.whl?token=x" for n in range(100_000))
+    started = time.thread_time()
+
+    assert sum(1 for _ in identify_urls(urls, REMOTES, as_json=False)) == 100_000
+    assert time.thread_time() - started < 30  # some 4 on a quiet machine of 2026

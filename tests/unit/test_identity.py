@@ -1,0 +1,268 @@
+"""URLs of real shape against what their registries say they are; nothing is fetched."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from packageurl import PackageURL
+
+from exporter.rows.packages.identity import PATH_MAX, UNKNOWN, Identity, Remotes
+from exporter.rows.packages.rules import KINDS
+
+DATA = Path(__file__).parents[1] / "data"
+REMOTES = Remotes.load()
+
+
+def rows(name: str) -> list[list[str]]:
+    lines = (DATA / name).read_text(encoding="utf-8").splitlines()
+    return [line.split("\t") for line in lines if not line.startswith("#")]
+
+
+def identify(url: str) -> Identity:
+    parts = urlsplit(url)
+    return REMOTES.identify(parts.hostname or "", parts.path)
+
+
+# --- URLs of every ecosystem, written down with their truth -------------------------------------
+
+
+URLS = [*rows("urls.tsv"), *rows("edges.tsv")]
+
+
+@pytest.mark.parametrize(("url", "kind", "purl"), URLS)
+def test_urls_are_what_they_are(url: str, kind: str, purl: str) -> None:
+    identity = identify(url)
+
+    assert (identity.artifact_kind or "-", identity.purl or "-") == (kind, purl)
+
+
+# --- names and versions from lock files and package lists ---------------------------------------
+
+HOSTS = {
+    "cran": "cran.r-project.example",
+    "deb": "deb.debian.example",
+    "gem": "rubygems.example",
+    "golang": "proxy.golang.example",
+    "maven": "repo1.maven.example",
+    "npm": "registry.npmjs.example",
+    "nuget": "api.nuget.example",
+    "pypi": "files.pythonhosted.example",
+}
+
+
+@pytest.mark.parametrize("ecosystem", sorted(HOSTS))
+def test_packages_of_lock_files_and_lists(ecosystem: str) -> None:
+    packages = [row[1:] for row in rows("packages.tsv") if row[0] == ecosystem]
+    assert len(packages) >= 40
+
+    for path, package, version in packages:
+        identity = REMOTES.identify(HOSTS[ecosystem], path)
+        known = package.lower() if ecosystem == "npm" else package  # purl-spec, npm
+        assert identity[2:5] == (ecosystem, known, version), path
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "nexus.corp.example/repository/{ecosystem}-proxy",
+        "corp.jfrog.example/artifactory/{ecosystem}-remote",
+        "artifacts.corp.example/api/v1/remote/{ecosystem}",
+        "nexus.corp.example/repository/unnamed",
+        "artifacts.corp.example/api/v1/remote/unnamed",
+    ],
+)
+def test_a_mirror_says_what_the_registry_says(prefix: str) -> None:
+    for ecosystem, path, _, _ in rows("packages.tsv"):
+        name = "debian" if ecosystem == "deb" else ecosystem
+        host, _, folder = prefix.format(ecosystem=name).partition("/")
+        mirrored = REMOTES.identify(host, f"/{folder}{path.removeprefix('/maven2')}")
+        direct = REMOTES.identify(HOSTS[ecosystem], path)
+
+        if ecosystem == "deb" and "unnamed" in prefix:  # whose package it is, no one said
+            assert mirrored[1:7] == ("artifact", None, None, None, direct.filename, None)
+        else:
+            assert mirrored[1:7] == direct[1:7], path
+
+
+def test_every_purl_is_canonical() -> None:
+    for purl in filter(None, (identify(url).purl for url, _, _ in URLS)):
+        assert PackageURL.from_string(purl).to_string() == purl
+
+
+def test_columns_say_what_the_purl_says() -> None:
+    for url, _, purl in URLS:
+        if purl != "-":
+            parsed, identity = PackageURL.from_string(purl), identify(url)
+            name = f"{parsed.namespace}/{parsed.name}" if parsed.namespace else parsed.name
+            assert identity[2:5] == (parsed.type, name, parsed.version)
+
+
+# --- what only a response or the proxy's mode can say -------------------------------------------
+
+TAG = ("registry-1.docker.example", "/v2/library/alpine/manifests/3.18")
+DIGEST = "sha256:" + "a1" * 32
+
+
+def test_a_tag_is_an_artifact_once_its_digest_is_known() -> None:
+    identity = REMOTES.identify(*TAG, digest=DIGEST)
+
+    assert identity.artifact_kind == "artifact"
+    assert identity.version == DIGEST
+    assert identity.purl == (
+        f"pkg:oci/alpine@{DIGEST}?repository_url=registry-1.docker.example/library/alpine&tag=3.18"
+    )
+
+
+@pytest.mark.parametrize(
+    "digest", ["", "sha256:", "md5:" + "a" * 32, DIGEST + "?token=x", "x" * 999]
+)
+def test_what_is_no_digest_is_ignored(digest: str) -> None:
+    assert REMOTES.identify(*TAG, digest=digest) == REMOTES.identify(*TAG)
+
+
+def test_a_reverse_proxys_upstream_names_the_remote() -> None:
+    identity = REMOTES.identify("localhost", "/simple/attrs/", upstream="pypi.example")
+
+    assert identity[:2] == ("pypi", "index")
+    assert identity.purl == "pkg:pypi/attrs"
+
+
+def test_a_known_host_comes_before_the_upstream() -> None:
+    identity = REMOTES.identify("registry.npmjs.example", "/attrs", upstream="pypi.example")
+
+    assert identity.remote == "npm"
+
+
+def test_the_upstream_is_where_an_image_came_from() -> None:
+    identity = REMOTES.identify("localhost", TAG[1], upstream=TAG[0])
+
+    assert identity.purl == REMOTES.identify(*TAG).purl
+
+
+# --- nothing that isn't known, nothing that is secret -------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/", "*", "/%", "/%zz", "/%00", "/%0a", "/\x00", "/\udcff", "/%ff", "/a\nb", "//"]
+)
+def test_an_odd_path_has_a_remote_and_no_package(path: str) -> None:
+    assert REMOTES.identify("files.pythonhosted.example", path) == Identity("pypi")
+
+
+def test_an_over_long_path_has_a_remote_and_no_package() -> None:
+    path = "/a" * PATH_MAX + "/foo-1.0.tar.gz"
+
+    assert REMOTES.identify("pypi.example", path) == Identity("pypi")
+
+
+@pytest.mark.parametrize("host", ["", "localhost", "10.0.0.1", "::1", "\udcff.example", "a" * 999])
+def test_an_unknown_host_is_nothing(host: str) -> None:
+    assert REMOTES.identify(host, "/simple/attrs/") == UNKNOWN
+
+
+def test_a_password_before_the_host_reaches_no_column() -> None:
+    identity = REMOTES.identify("user:CANARY@ghcr.example", "/v2/a/manifests/1")
+
+    assert identity.remote == "ghcr"
+    assert "CANARY" not in repr(identity)
+
+
+@given(st.sampled_from([*HOSTS.values(), "ghcr.example", "nexus.example"]), st.text(max_size=80))
+def test_whatever_the_path_is_the_answer_is_of_the_closed_list(host: str, path: str) -> None:
+    identity = REMOTES.identify(host, f"/{path}")
+
+    assert identity.artifact_kind in {*KINDS, None}
+    assert identity.purl is None or PackageURL.from_string(identity.purl)
+    assert (identity.package is None) == (identity.purl is None)
+
+
+# --- the cost -----------------------------------------------------------------------------------
+
+PIECES = ["/", "-", ".", "_", "@", "!", "+", "1", "1.0", "a", "A", "-1", "a-", "a-1", "/a-1.0"]
+PIECES += ["/-/", "//", "/v2", "/@v/v1", "/simple", "/manifests/", "/packages/", "%2f", "%C3%A9"]
+ENDS = ["", ".whl", ".tar.gz", "-1.0.tgz", ".jar.sha1", "_1_a.deb", "-1-1.x.rpm", ".nupkg", "!"]
+
+
+def hostile_paths(count: int) -> list[str]:
+    """Repetitions that many patterns almost match, as long as a path may be."""
+    chance = random.Random(1)
+    paths = []
+    for _ in range(count):
+        unit = "".join(chance.choices(PIECES, k=chance.choice([1, 2, 3, 7, 40])))
+        length = chance.choice([200, 500, 1000, 2000])
+        path = f"/{unit * (length // len(unit))}"
+        paths.append(path[:length] + chance.choice(ENDS))
+    return paths
+
+
+def test_hostile_paths_take_bounded_time() -> None:
+    """100,000 of them; a pattern that backtracks may take minutes for one."""
+    hosts = [*HOSTS.values(), "charts.example", "github.example", "ghcr.example", "nexus.example"]
+    prefixes = {"nexus.example": "/repository/zzz"}
+    worst = total = 0.0
+    for number, path in enumerate(hostile_paths(100_000)):
+        host = hosts[number % len(hosts)]
+        started = time.thread_time()
+        REMOTES.identify(host, prefixes.get(host, "") + path)
+        took = time.thread_time() - started
+        worst, total = max(worst, took), total + took
+
+    assert worst < 0.25
+    assert total < 60
+
+
+def test_a_pattern_that_would_backtrack_for_ever_does_not(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        r"""
+        formats:
+          slow: [{re: '^(?P<name>(?:/?(?:a+)+)+)+$', kind: index, purl: 'pkg:generic/{name}'}]
+        remotes: [{name: slow, host: slow.example, format: slow}]
+        """
+    )
+    remotes = Remotes.load(mine)
+    started = time.thread_time()
+
+    for length in range(1000, 2000, 10):
+        assert remotes.identify("slow.example", f"/{'a' * length}!").purl is None
+
+    assert time.thread_time() - started < 5
+
+
+def test_the_same_in_any_order_and_on_a_second_asking() -> None:
+    urls = [url for url, _, _ in URLS]
+    first = [identify(url) for url in urls]
+    fresh = Remotes.load()
+    parts = [urlsplit(url) for url in reversed(urls)]
+
+    again = [fresh.identify(part.hostname or "", part.path) for part in parts]
+
+    assert again[::-1] == first
+    assert all(re.fullmatch(r"[a-z]+#[1-9]\d*", found.rule) for found in first if found.rule)
+
+
+@pytest.mark.parametrize(
+    ("host", "path"),
+    [
+        ("pypi.example", "/simple/aREDACTED/"),
+        ("pypi.example", "/packages/source/a/a/aREDACTED-1.0.tar.gz"),
+        ("registry.npmjs.example", "/@scope/flaREDACTED/-/flaREDACTED-1.0.0.tgz"),
+    ],
+)
+def test_a_name_that_lost_a_part_to_redaction_names_no_package(host: str, path: str) -> None:
+    found = Remotes.load().identify(host, path)
+    assert found.remote is not None
+    assert found.artifact_kind in {"artifact", "index"}
+    assert found[2:7] == (None, None, None, None, None)
+
+
+def test_what_is_redacted_before_the_registry_begins_leaves_the_package_known() -> None:
+    path = "/repository/REDACTED-pypi/simple/demo/"
+    assert Remotes.load().identify("nexus.example", path).purl == "pkg:pypi/demo"
