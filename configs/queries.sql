@@ -3,11 +3,11 @@
 --   artifactapi psql -f configs/queries.sql
 --   artifactapi psql -v since='2026-11-01' -v build=build-42 -f configs/queries.sql
 --
--- since               look at what began then or later; default: a day ago
--- build               a proxy user; default: the one that fetched an artifact last
--- package, version    default: the artifact that was fetched last; a package alone: all its versions
+-- since               start of the time span; default: a day ago
+-- build               a proxy user; default: the one with the latest fetch of an artifact
+-- package, version    default: the artifact requested last; a package without a version means all its versions
 --
--- Copied to another tool, a query needs a value in place of :'since' and its like.
+-- To run a query in another tool, replace :'since' and the other variables with values.
 
 \if :{?since}
 \else
@@ -15,9 +15,8 @@
 \endif
 \if :{?build}
 \else
-  SELECT coalesce((SELECT proxy_user FROM access_log
-                   WHERE proxy_user IS NOT NULL AND purl IS NOT NULL AND artifact_kind = 'artifact'
-                     AND method = 'GET' AND error_type IS NULL AND status_code IN (200, 206, 304)
+  SELECT coalesce((SELECT proxy_user FROM access_log_fetches
+                   WHERE proxy_user IS NOT NULL
                    ORDER BY started_at DESC LIMIT 1), '') AS build \gset
 \endif
 \if :{?package}
@@ -53,21 +52,21 @@ FROM access_log WHERE started_at >= :'since' AND method = 'GET'
 GROUP BY 1 HAVING count(*) >= 20
 ORDER BY p95_ms DESC NULLS LAST, 1;
 
-\echo '# 4. Which share of the requests failed, by hour and remote, and mostly why?'
+\echo '# 4. What share of requests failed, by hour and remote, and what was the most common error?'
 SELECT date_trunc('hour', started_at) AS hour, coalesce(remote, host) AS remote, count(*) AS requests,
-       round(100.0 * count(*) FILTER (WHERE status_code IS NULL OR status_code >= 500) / count(*), 2) AS failed_percent,
-       mode() WITHIN GROUP (ORDER BY error_type) AS commonest_error
+       round(100.0 * count(*) FILTER (WHERE access_log_failed(status_code)) / count(*), 2) AS failed_percent,
+       mode() WITHIN GROUP (ORDER BY error_type) AS most_common_error
 FROM access_log WHERE started_at >= :'since'
 GROUP BY 1, 2
 ORDER BY failed_percent DESC, 1, 2 LIMIT 50;
 
--- By evidence, or a CDN's hits are taken for one's own.
-\echo '# 5. How many answers, and how many bytes, came from a cache?'
+-- By evidence, because a hit in a CDN is not a hit in your own cache.
+\echo '# 5. How many responses, and how many bytes, came from a cache?'
 SELECT remote, cache_source, count(*) AS requests,
-       round(100.0 * count(*) FILTER (WHERE cache_status IN ('HIT', 'STALE', 'UPDATING', 'REVALIDATED'))
+       round(100.0 * count(*) FILTER (WHERE access_log_from_cache(cache_status))
              / count(*), 1) AS hit_percent,
        round(100.0 * coalesce(sum(response_bytes)
-                              FILTER (WHERE cache_status IN ('HIT', 'STALE', 'UPDATING', 'REVALIDATED')), 0)
+                              FILTER (WHERE access_log_from_cache(cache_status)), 0)
              / nullif(sum(response_bytes), 0), 1) AS hit_bytes_percent
 FROM access_log WHERE started_at >= :'since' AND cache_status IS NOT NULL
 GROUP BY 1, 2
@@ -90,20 +89,20 @@ FROM access_log WHERE started_at >= :'since'
 GROUP BY 1, 2
 ORDER BY 1, bytes DESC NULLS LAST, 2;
 
--- By logged_at, the order in which rows arrive: a long download began before others that it follows.
+-- By logged_at, the order in which rows arrive: a long download starts early and arrives late.
 \echo '# 9. What was logged last?'
 SELECT logged_at, started_at, proxy_user, client_ip, method, status_code, error_type, response_bytes,
        duration_ms, host, path, purl
 FROM access_log ORDER BY logged_at DESC, started_at DESC, flow_id LIMIT 20;
 
 \echo '# 10. Who downloads most?'
-SELECT coalesce(proxy_user, host(client_ip)) AS who, count(*) AS requests, sum(response_bytes) AS bytes,
+SELECT access_log_caller(proxy_user, client_ip) AS who, count(*) AS requests, sum(response_bytes) AS bytes,
        count(DISTINCT purl) AS artifacts
 FROM access_log WHERE started_at >= :'since'
 GROUP BY 1
 ORDER BY bytes DESC NULLS LAST, 1 LIMIT 20;
 
-\echo '# 11. Which hosts are no known remote?'
+\echo '# 11. Which hosts are not a known remote?'
 SELECT host, port, scheme, requests, callers, sent_bytes, first_at
 FROM access_log_unknown_hosts(:'since')
 ORDER BY callers, requests, host, port;
@@ -113,7 +112,7 @@ SELECT purl, remote, fetches, clients, avoidable_bytes
 FROM access_log_redundant(:'since')
 ORDER BY avoidable_bytes DESC NULLS LAST, purl LIMIT 20;
 
-\echo '# 13. Which packages were asked for and not found (dependency confusion)?'
+\echo '# 13. Which requested packages were not found (dependency confusion)?'
 SELECT remote, package, requests, callers, first_at, last_at
 FROM access_log_not_found(:'since')
 ORDER BY requests DESC, 1, 2 LIMIT 50;

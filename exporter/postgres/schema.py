@@ -28,13 +28,39 @@ _FOUND = """
 """
 _VERSION = "SELECT coalesce(max(version), 0) FROM access_log_schema"
 _RECORD = "INSERT INTO access_log_schema (version) VALUES (%s)"
+# What a role that reads may use. A test compares both with the schema.
+_SPANS = (
+    "access_log_remotes",
+    "access_log_cache",
+    "access_log_unknown_hosts",
+    "access_log_not_found",
+    "access_log_redundant",
+)
+_READER_RELATIONS = (
+    "access_log",
+    "access_log_gap",
+    "access_log_schema",
+    "artifact",
+    "access_log_fetches",
+    "access_log_days",
+    "access_log_artifacts",
+    "access_log_first_seen",
+    *_SPANS,
+)
+_READER_FUNCTIONS = (
+    *_SPANS,
+    "access_log_failed",
+    "access_log_refused",
+    "access_log_from_cache",
+    "access_log_caller",
+)
 
 
 class SchemaError(Exception):
     """What is in the database is not ours to write to; says what was found and what to do."""
 
 
-def ensure_schema(connection: Connection[Any], migrations: Path = MIGRATIONS) -> None:
+def ensure_schema(connection: Connection[Any], migrations: Path | None = None) -> None:
     """Create the schema in the current schema of the search path, or migrate it; idempotent.
 
     Safe when many callers start at once: the first does it under an advisory lock, the others
@@ -45,7 +71,7 @@ def ensure_schema(connection: Connection[Any], migrations: Path = MIGRATIONS) ->
             it, or `access_log` is somebody else's.
         psycopg.Error: the server refused or went away.
     """
-    steps = _steps(migrations)
+    steps = _steps(migrations or MIGRATIONS)
     newest = max(steps, default=1)
     if _installed_version(connection, newest) == newest:
         return
@@ -81,18 +107,19 @@ def grants(schema: str, proxy_role: str, reader_role: str) -> str:
         "GRANT SELECT ON {schema}.access_log_schema TO {proxy};\n"
         "GRANT INSERT ON {schema}.access_log, {schema}.access_log_gap TO {proxy};\n"
         "GRANT EXECUTE ON FUNCTION {schema}.access_log_ensure_partition, {schema}.artifact_record TO {proxy};\n"
-        "GRANT SELECT ON {schema}.access_log, {schema}.access_log_gap, {schema}.artifact,"
-        " {schema}.access_log_schema, {schema}.access_log_artifacts, {schema}.access_log_first_seen,"
-        " {schema}.access_log_cache, {schema}.access_log_remotes, {schema}.access_log_unknown_hosts,"
-        " {schema}.access_log_not_found, {schema}.access_log_redundant TO {reader};\n"
-        "GRANT EXECUTE ON FUNCTION {schema}.access_log_remotes, {schema}.access_log_cache,"
-        " {schema}.access_log_unknown_hosts, {schema}.access_log_not_found,"
-        " {schema}.access_log_redundant TO {reader};\n"
+        "GRANT SELECT ON {relations} TO {reader};\n"
+        "GRANT EXECUTE ON FUNCTION {functions} TO {reader};\n"
     )
+
+    def listed(names: tuple[str, ...]) -> sql.Composed:
+        return sql.SQL(", ").join(sql.Identifier(schema, name) for name in names)
+
     return text.format(
         schema=sql.Identifier(schema),
         proxy=sql.Identifier(proxy_role),
         reader=sql.Identifier(reader_role),
+        relations=listed(_READER_RELATIONS),
+        functions=listed(_READER_FUNCTIONS),
     ).as_string(None)
 
 
