@@ -55,7 +55,7 @@ ORDER BY p95_ms DESC NULLS LAST, 1;
 \echo '# 4. What share of requests failed, by hour and remote, and what was the most common error?'
 SELECT date_trunc('hour', started_at) AS hour, coalesce(remote, host) AS remote, count(*) AS requests,
        round(100.0 * count(*) FILTER (WHERE access_log_failed(status_code)) / count(*), 2) AS failed_percent,
-       mode() WITHIN GROUP (ORDER BY error_type) AS most_common_error
+       mode() WITHIN GROUP (ORDER BY error_type) AS commonest_error
 FROM access_log WHERE started_at >= :'since'
 GROUP BY 1, 2
 ORDER BY failed_percent DESC, 1, 2 LIMIT 50;
