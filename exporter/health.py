@@ -1,4 +1,4 @@
-"""Say in one word and one sentence how the log is doing, from its counters; reads and writes nothing."""
+"""Summarize the state of the log in one word and one sentence, from its counters. Does no I/O."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Health(NamedTuple):
-    """The word is for people who see no colours, the level for those who do."""
+    """The state of the log. `word` repeats what `level` shows as a color."""
 
     level: Literal["green", "amber", "red"]
     word: str
@@ -17,38 +17,42 @@ class Health(NamedTuple):
 
 
 def judge(status: Mapping[str, Any] | None) -> Health:
-    """How the log is doing by `Exporter.status`; None: there is no exporter."""
+    """Return the state of the log.
+
+    Args:
+        status: the counters from `Exporter.status`, or None if no exporter is running.
+    """
     if status is None:
-        return Health("red", "Stopped", "The access log is not running: no request gets a row.")
+        return Health("red", "Stopped", "The access log is not running; requests are not logged.")
     lost = status["dropped"] + status["rejected"]
-    kept = status["waiting"] + status["spooled"]
+    pending = status["waiting"] + status["spooled"]
     if status["away"]:
-        reason = str(status["last_error"] or "no reason is known").rstrip(".")
+        reason = str(status["last_error"] or "unknown reason").rstrip(".")
         if lost:
             return Health(
                 "red",
-                "Losing",
-                f"The database is away ({reason}) and {_requests(lost)} got no row; {kept} wait.",
+                "Losing rows",
+                f"PostgreSQL is unavailable ({reason}): {_requests(lost)} lost, {pending:,} waiting.",
             )
         return Health(
             "amber",
             "Waiting",
-            f"The database is away ({reason}); {_requests(kept)} wait, and nothing is lost.",
+            f"PostgreSQL is unavailable ({reason}): {_requests(pending)} waiting, none lost.",
         )
     if lost:
         return Health(
             "amber",
             "Logging, with gaps",
-            f"Rows are being written, but {_requests(lost)} since the start got none: see the gaps.",
+            f"Rows are being written, but {_requests(lost)} were lost since startup; see the gaps.",
         )
     if status["failures"]:
         return Health(
             "amber",
             "Logging, after a failure",
-            "Rows are being written and none is lost, but the writer has failed and started again:"
+            "Rows are being written and none were lost, but the writer failed and was restarted;"
             " see mitmproxy's event log.",
         )
-    return Health("green", "Logging", "Every request gets its row.")
+    return Health("green", "Logging", "Every request is logged.")
 
 
 def _requests(count: int) -> str:

@@ -1,4 +1,4 @@
-"""How the log is doing, in words, by its counters."""
+"""`judge` turns the counters of the log into a color, a word and a sentence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from exporter.health import judge
 
-_FINE = {
+_HEALTHY = {
     "dropped": 0,
     "rejected": 0,
     "waiting": 3,
@@ -22,27 +22,32 @@ _FINE = {
 @pytest.mark.parametrize(
     ("changes", "level", "word", "part"),
     [
-        ({}, "green", "Logging", "Every request gets its row."),
-        ({"last_error": "once upon a time"}, "green", "Logging", "Every request"),
+        ({}, "green", "Logging", "Every request is logged."),
+        ({"last_error": "an earlier error"}, "green", "Logging", "Every request"),
         (
             {"away": True, "last_error": "No route."},
             "amber",
             "Waiting",
-            "(No route); 3 requests wait",
+            "(No route): 3 requests waiting",
         ),
-        ({"away": True, "waiting": 1, "spooled": 4}, "amber", "Waiting", "5 requests wait"),
-        ({"away": True, "dropped": 1}, "red", "Losing", "1 request got no row; 3 wait"),
-        ({"dropped": 1200, "rejected": 34}, "amber", "Logging, with gaps", "1,234 requests since"),
+        ({"away": True, "waiting": 1, "spooled": 4}, "amber", "Waiting", "5 requests waiting"),
+        ({"away": True, "dropped": 1}, "red", "Losing rows", "1 request lost, 3 waiting"),
+        (
+            {"dropped": 1200, "rejected": 34},
+            "amber",
+            "Logging, with gaps",
+            "1,234 requests were lost since",
+        ),
         ({"failures": 1}, "amber", "Logging, after a failure", "see mitmproxy's event log"),
     ],
 )
-def test_counters_become_a_colour_a_word_and_a_sentence(
+def test_counters_give_a_level_a_word_and_a_sentence(
     changes: dict[str, Any], level: str, word: str, part: str
 ) -> None:
-    health = judge(_FINE | changes)
+    health = judge(_HEALTHY | changes)
     assert (health.level, health.word) == (level, word)
     assert part in health.sentence
 
 
-def test_without_an_exporter_nothing_is_logged() -> None:
+def test_a_missing_exporter_is_red() -> None:
     assert judge(None).level == "red"
