@@ -1,7 +1,7 @@
-"""Hand the identity of a redirected request to the one that follows it; stores no Location.
+"""Pass the identity of a redirected request on to the request that follows it. Stores no URLs.
 
-Registries answer for an artifact with a redirect, and its bytes come from a storage whose URL says
-nothing. Bounded in entries and in time. Used by the writer's thread alone.
+Registries often answer an artifact request with a redirect to a storage URL that does not name the
+package. Limited in entries and in time. Not thread-safe: only the thread that builds rows uses it.
 """
 
 from __future__ import annotations
@@ -15,48 +15,56 @@ from urllib.parse import quote, urljoin, urlsplit
 if TYPE_CHECKING:
     from .packages.identity import Identity
 
-# RFC 9110 15.4: those whose Location is where the same thing is to be had.
+# RFC 9110 15.4: the status codes whose Location is another URL of the same resource.
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_ENTRIES = 4096
-_SECONDS = 600.0
-_AS_IT_IS = "%/?:@!$&'()*+,;=~-._[]|^"
-_PORTS = {"http": 80, "https": 443}
+_TTL_SECONDS = 600.0
+_SAFE_CHARACTERS = "%/?:@!$&'()*+,;=~-._[]|^"  # kept by `quote`
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Redirects:
-    """Where identified requests were sent to. What is kept of a URL is a digest: it may hold a signature."""
+    """Identities of recently redirected requests, by the URL they were redirected to.
+
+    Only a digest of each URL is kept, because a URL can contain a signature.
+    """
 
     def __init__(self) -> None:
-        self._identities: OrderedDict[bytes, tuple[float, Identity]] = OrderedDict()
+        # digest of the URL -> expiry (monotonic seconds), identity; oldest first
+        self._entries: OrderedDict[bytes, tuple[float, Identity]] = OrderedDict()
 
     def __bool__(self) -> bool:
-        return bool(self._identities)
+        return bool(self._entries)
 
     def remember(self, url: str, location: bytes, identity: Identity) -> None:
-        """A request for `url` was sent on to `location` (RFC 9110 10.2.2: it may be relative)."""
+        """Record that a request for `url` was redirected to `location`.
+
+        `location` may be relative (RFC 9110 10.2.2). An invalid URL is ignored.
+        """
         try:
             target = urlsplit(urljoin(url, location.decode("utf-8", "surrogateescape")))
             host = target.hostname or ""
-            port = target.port or _PORTS.get(target.scheme, 0)
-        except ValueError:  # no URL: nobody will follow it
+            port = target.port or _DEFAULT_PORTS.get(target.scheme, 0)
+        except ValueError:  # not a URL, so no client can follow it
             return
         query = f"?{target.query}" if target.query else ""
-        asked = f"{target.path or '/'}{query}".encode("utf-8", "surrogateescape")
-        key = _key(host, port, asked)
-        self._identities.pop(key, None)
-        self._identities[key] = (time.monotonic() + _SECONDS, identity)
-        if len(self._identities) > _MAX_ENTRIES:
-            self._identities.popitem(last=False)
+        request_target = f"{target.path or '/'}{query}".encode("utf-8", "surrogateescape")
+        key = _digest(host, port, request_target)
+        self._entries.pop(key, None)  # so that the new entry goes to the end
+        self._entries[key] = (time.monotonic() + _TTL_SECONDS, identity)
+        if len(self._entries) > _MAX_ENTRIES:
+            self._entries.popitem(last=False)
 
     def find(self, host: str, port: int, target: bytes) -> Identity | None:
-        """What a request for this stands for, if somebody was sent there of late."""
-        found = self._identities.get(_key(host, port, target))
-        if found is None or found[0] < time.monotonic():
+        """Return the identity recorded for this URL, or None if there is none or it expired."""
+        entry = self._entries.get(_digest(host, port, target))
+        if entry is None:
             return None
-        return found[1]
+        expires_at, identity = entry
+        return identity if time.monotonic() <= expires_at else None
 
 
-def _key(host: str, port: int, target: bytes) -> bytes:
-    """Of all of the URL. Clients encode what it may not hold (RFC 3986 2.1) before they ask for it."""
-    text = f"{host.rstrip('.')}:{port}{quote(target, safe=_AS_IT_IS)}"
+def _digest(host: str, port: int, target: bytes) -> bytes:
+    """Hash a URL, percent-encoded as a client sends it (RFC 3986 2.1)."""
+    text = f"{host.rstrip('.')}:{port}{quote(target, safe=_SAFE_CHARACTERS)}"
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
