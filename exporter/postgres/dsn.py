@@ -1,4 +1,4 @@
-"""Connection strings: check them, add our bounds, and show them without their secrets."""
+"""Check connection strings, add timeouts to them, and show them without secrets. Does no I/O."""
 
 from __future__ import annotations
 
@@ -12,43 +12,55 @@ from ..settings import SettingsError
 if TYPE_CHECKING:
     from ..settings import DatabaseSettings
 
-_LEAST_CONNECT_SECONDS = 2  # libpq takes no less
+_MIN_CONNECT_SECONDS = 2  # libpq's minimum
 
 
 def connection_string(dsn: str, settings: DatabaseSettings) -> str:
-    """The user's connection string with our bounds where it says nothing.
+    """Return the user's connection string plus our defaults for parameters it does not set.
 
     Raises:
-        psycopg.ProgrammingError: it is no connection string.
+        psycopg.ProgrammingError: `dsn` is not a valid connection string.
     """
     given = conninfo_to_dict(dsn)
     defaults: dict[str, Any] = {
         "application_name": "artifactapi",
-        "connect_timeout": max(_LEAST_CONNECT_SECONDS, round(settings.connect_seconds)),
+        "connect_timeout": max(_MIN_CONNECT_SECONDS, round(settings.connect_seconds)),
         "keepalives_idle": 15,
         "keepalives_interval": 5,
         "keepalives_count": 2,
         "tcp_user_timeout": round(settings.call_seconds * 1000),
     }
-    ours = {k: v for k, v in defaults.items() if k not in given}
-    return make_conninfo(dsn, **ours, client_encoding="UTF8")  # COPY gets its text as that
+    missing = {name: value for name, value in defaults.items() if name not in given}
+    # The encoding overrides the user's: COPY data is always sent as UTF-8.
+    return make_conninfo(dsn, **missing, client_encoding="UTF8")
 
 
 def check_dsn(dsn: str, name: str = "artifactapi_dsn, ARTIFACTAPI_DSN or database.dsn") -> None:
-    """Raise SettingsError unless this is a connection string; its text may hold a password, so it is not told."""
+    """Check that `dsn` is a valid connection string.
+
+    Args:
+        dsn: the connection string. It may contain a password, so the message never quotes it.
+        name: the settings that it may come from, for the message.
+
+    Raises:
+        SettingsError: it is not valid.
+    """
     try:
         parts = conninfo_to_dict(dsn)
     except psycopg.Error:
         parts = None
-    if parts is None or _is_split_wrongly(parts):
+    if parts is None or _is_misparsed(parts):
         raise SettingsError(
-            f"The connection string of the database ({name}) can't be read, expected key=value pairs"
+            f"The database connection string ({name}) is not valid; expected key=value pairs"
             " or a postgresql:// URI with the password percent-encoded."
         )
 
 
-def _is_split_wrongly(parts: dict[str, Any]) -> bool:
-    """An unencoded @ or / in the password of a URI puts its rest into host, port or database."""
+def _is_misparsed(parts: dict[str, Any]) -> bool:
+    """Detect an unencoded @ or / in the password of a URI.
+
+    libpq then takes part of the password for the host, port or database name.
+    """
     host, port, dbname = (str(parts.get(name) or "") for name in ("host", "port", "dbname"))
     return (
         "@" in host + dbname
@@ -58,12 +70,12 @@ def _is_split_wrongly(parts: dict[str, Any]) -> bool:
 
 
 def has_password(dsn: str) -> bool:
-    """Whether a connection string holds a password."""
+    """Return whether the connection string contains a password."""
     return bool(conninfo_to_dict(dsn).get("password"))
 
 
 def without_password(dsn: str) -> str:
-    """The same connection string without its password."""
+    """Return the connection string without its passwords."""
     parts = conninfo_to_dict(dsn)
     for secret in ("password", "sslpassword"):
         parts.pop(secret, None)
@@ -71,7 +83,7 @@ def without_password(dsn: str) -> str:
 
 
 def public_name(dsn: str) -> str:
-    """A connection string fit to be shown: user, host, port and database, nothing else."""
+    """Return user, host, port and database of a connection string, to show to users."""
     try:
         given = conninfo_to_dict(dsn)
     except psycopg.Error:
