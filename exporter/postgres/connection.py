@@ -1,4 +1,4 @@
-"""Open a connection that no peer can hold up, and speak of it without its secrets; no SQL of the log."""
+"""Open PostgreSQL connections whose calls have a deadline. Knows no tables."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
     from ..settings import DatabaseSettings
 
-_MAX_REASON = 300
-_TICK_SECONDS = 0.05  # how soon a new moment to give up is noticed
-# A backend whose client has vanished gives up its locks soon, whether it waits for the client's data
-# or for a lock. Set and not passed at start-up: poolers refuse `options` there. Behind one these
-# reach other sessions too, where they do no harm.
+_MAX_DESCRIPTION = 300  # characters
+_TICK_SECONDS = 0.05  # how often a wait checks its deadline
+# With these the server notices soon that a client has vanished, and releases its locks: the
+# keepalives while it waits for data, the check interval while it waits for a lock. We use SET
+# because poolers reject `options` at connection time. Behind a pooler the settings can leak into
+# other sessions, where they are harmless.
 _DEAD_PEER_SETTINGS = """
     SET tcp_keepalives_idle = 15; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 2;
     SET client_connection_check_interval = '5s'
@@ -33,14 +34,14 @@ _DEAD_PEER_SETTINGS = """
 
 
 class DeadlineExceededError(Exception):
-    """A call to the server took longer than it may."""
+    """A call to the server exceeded its deadline."""
 
 
 class Deadline:
-    """What a wait for the server depends on, shared by all calls of one writer.
+    """A deadline shared by all calls that a thread makes to the server.
 
-    `give_up_at` is the moment (monotonic seconds) at which every call ends; any thread may bring it
-    forward. `on_wait` is called several times a second by whoever waits.
+    Every call ends at `give_up_at` (monotonic seconds). Any thread may set it.
+    The waiting thread calls `on_wait` several times a second.
     """
 
     def __init__(self, on_wait: Callable[[], None] = lambda: None) -> None:
@@ -49,12 +50,13 @@ class Deadline:
 
 
 class DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
-    """A connection whose every wait ends at `deadline` (monotonic seconds), whatever the peer does.
+    """A connection whose calls end at a deadline, whatever the server does.
 
-    Where none is set a wait takes at most `call_seconds`; and all end when `deadline` says so.
+    Each wait for the server ends at `call_deadline` (monotonic seconds) if that is set, otherwise
+    after `call_seconds`, and in any case at `deadline.give_up_at`.
 
-    No parameter of libpq or the server ends a COPY to a peer that acknowledges and never answers;
-    looking at the clock while psycopg waits does.
+    No libpq or server parameter ends a COPY to a server that acknowledges packets but never
+    answers. So we check the clock while psycopg waits.
     """
 
     call_deadline: float | None = None
@@ -62,10 +64,10 @@ class DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
     deadline = Deadline()
 
     def wait(self, gen: PQGen[RV], *args: Any, **options: Any) -> RV:
-        """As psycopg's, and raises DeadlineExceededError at the deadline."""
-        return super().wait(self._guard(gen), *args, **options)
+        """Wait like psycopg, but raise DeadlineExceededError at the deadline."""
+        return super().wait(self._with_deadline(gen), *args, **options)
 
-    def _guard(self, gen: PQGen[RV]) -> PQGen[RV]:
+    def _with_deadline(self, gen: PQGen[RV]) -> PQGen[RV]:
         call_deadline = self.call_deadline or time.monotonic() + self.call_seconds
         try:
             waiting_for = next(gen)
@@ -80,7 +82,7 @@ class DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
 
 @contextlib.contextmanager
 def reachable(settings: DatabaseSettings) -> Iterator[str]:
-    """A connection string that works while the block runs: the embedded server is kept running.
+    """Yield the connection string; keep the embedded server running meanwhile if `dsn` is empty.
 
     Raises:
         OSError: the embedded server did not start.
@@ -98,43 +100,43 @@ def reachable(settings: DatabaseSettings) -> Iterator[str]:
 def connect(
     dsn: str, settings: DatabaseSettings, deadline: Deadline | None = None
 ) -> DeadlineConnection:
-    """Open a connection with our bounds, in autocommit.
+    """Open a connection with our timeouts, in autocommit mode.
 
     Raises:
-        psycopg.Error: the string is no connection string, or nobody answered to it.
+        psycopg.Error: the connection string is not valid, or the connection failed.
         DeadlineExceededError: it took longer than `connect_seconds`.
     """
     deadline = deadline or Deadline()
-    attempt = _Attempt(connection_string(dsn, settings))
+    attempt = _ConnectAttempt(connection_string(dsn, settings))
     connection = attempt.wait(time.monotonic() + settings.connect_seconds, deadline)
     connection.call_seconds = settings.call_seconds
     connection.deadline = deadline
-    connection.prepare_threshold = (
-        None  # behind a pooler the next statement may meet another session
-    )
+    # Behind a pooler the next statement may run in another session, without the prepared statement.
+    connection.prepare_threshold = None
     try:
         connection.execute(_DEAD_PEER_SETTINGS)
     except (psycopg.Error, DeadlineExceededError) as e:
-        # Not every server knows them; one that says so is still good.
+        # Some servers do not know these settings. The connection is usable unless it broke.
         if connection.broken or isinstance(e, DeadlineExceededError):
             connection.close()
             raise
     return connection
 
 
-class _Attempt:
-    """Connecting in a thread of its own: looking up a name can take minutes, and nothing ends it."""
+class _ConnectAttempt:
+    """Connects in a separate thread, because a DNS lookup can take minutes and can't be canceled."""
 
     def __init__(self, conninfo: str) -> None:
         self._conninfo = conninfo
         self._done = threading.Event()
-        self._lock = threading.Lock()  # decides who closes what comes too late
+        self._lock = threading.Lock()  # decides whether the caller still wants the connection
         self._abandoned = False
         self._connection: DeadlineConnection | None = None
         self._error: Exception | None = None
         threading.Thread(target=self._run, name="artifactapi-connect", daemon=True).start()
 
     def wait(self, until: float, deadline: Deadline) -> DeadlineConnection:
+        """Return the connection, or raise its error or DeadlineExceededError."""
         while not self._done.wait(_TICK_SECONDS):
             if time.monotonic() > min(until, deadline.give_up_at):
                 break
@@ -150,8 +152,8 @@ class _Attempt:
     def _run(self) -> None:
         try:
             connection = DeadlineConnection.connect(self._conninfo, autocommit=True)
-        except Exception as e:  # noqa: BLE001 - raised where it is waited for
-            # What the error and its traceback hold, a socket among it, must not wait for the collector.
+        except Exception as e:  # noqa: BLE001 - raised by `wait`
+            # Free what the traceback holds, such as a socket, now and not at a later collection.
             traceback.clear_frames(e.__traceback__)
             if isinstance(e, psycopg.Error) and e.pgconn is not None:
                 e.pgconn.finish()
@@ -166,13 +168,12 @@ class _Attempt:
 
 
 def describe(error: Exception) -> str:
-    """An error in one bounded line, without the connection string or a row's values."""
+    """Return an error as one short line without passwords or row values."""
     if isinstance(error, DeadlineExceededError):
         return "The server did not answer in time."
     diagnosis = getattr(error, "diag", None)
-    primary = diagnosis.message_primary if diagnosis is not None else None
-    text = primary or str(error)
-    text = re.sub(r"(?i)(password\s*=\s*)\S+", r"\1***", " ".join(text.split()))
+    message = (diagnosis.message_primary if diagnosis is not None else None) or str(error)
+    text = re.sub(r"(?i)(password\s*=\s*)\S+", r"\1***", " ".join(message.split()))
     text = re.sub(r"://[^/@\s]*@", "://***@", text)
     state = getattr(error, "sqlstate", None)
-    return f"{text[:_MAX_REASON]}{f' ({state})' if state else ''}"
+    return f"{text[:_MAX_DESCRIPTION]}{f' ({state})' if state else ''}"
