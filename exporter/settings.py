@@ -1,4 +1,4 @@
-"""Every setting: its default, unit, bound and reason, declared once; reads nothing but one YAML file."""
+"""Declare every setting once, with its default, unit and limits, and load them from a YAML file."""
 
 from __future__ import annotations
 
@@ -17,88 +17,87 @@ from msgspec import Meta
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
 
-
-_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")  # of "redact.paths[0]"
-_MAX_SHOWN = 80
+_PATH_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")  # a key or an index of "redact.paths[0]"
+_MAX_SHOWN = 80  # characters of a wrong value in a message
 
 
 class SettingsError(Exception):
-    """A setting is wrong. The text is one sentence: file, key, value, what was expected."""
+    """A setting is invalid. The message is one sentence: file, key, value and what was expected."""
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What all sections share: unknown keys are refused, nothing changes after loading."""
+    """Base of all sections: immutable, rejects unknown keys."""
 
 
 class DatabaseSettings(_Section, frozen=True):
     """Where the rows go, and how long a call to the server may take."""
 
     dsn: str = ""  # libpq connection string or URI; empty: the embedded server
-    connect_seconds: Seconds = 5.0  # longest one attempt to connect may take
-    call_seconds: Seconds = 8.0  # longest one statement or COPY may take, whatever the peer does
-    retry_min_seconds: Seconds = 0.1  # pause after the first failure; doubles from there
-    retry_max_seconds: Seconds = 30.0  # longest pause between two attempts
-    # off: faster on a slow disk; a crash of the server loses its last second
+    connect_seconds: Seconds = 5.0  # limit for one connection attempt
+    call_seconds: Seconds = 8.0  # limit for one statement or COPY
+    retry_min_seconds: Seconds = 0.1  # pause after the first failure; doubles each time
+    retry_max_seconds: Seconds = 30.0  # longest pause between attempts
+    # false: faster on a slow disk, but a server crash loses its last second
     synchronous_commit: bool = True
 
 
 class BufferSettings(_Section, frozen=True):
-    """What may wait in memory. Whichever bound is met first, the newest entry is dropped."""
+    """Limits of the in-memory buffer. At either limit, new entries are dropped."""
 
     max_entries: Count = 65_536
-    max_bytes: Annotated[int, Meta(ge=65_536)] = 56 * 1024 * 1024  # some 64 MiB of the process
+    max_bytes: Annotated[int, Meta(ge=65_536)] = 56 * 1024 * 1024  # about 64 MiB of process memory
 
 
 class BatchSettings(_Section, frozen=True):
-    """When waiting entries are written: whichever comes first."""
+    """A batch is written when it has this many entries or the oldest is this old."""
 
     max_entries: Annotated[int, Meta(ge=1, le=10_000)] = 128
     max_seconds: Seconds = 2.0
 
 
 class SpoolSettings(_Section, frozen=True):
-    """What is kept on disk, in the data folder, while Postgres is away."""
+    """Disk space for entries in the data folder while PostgreSQL is unavailable."""
 
-    max_bytes: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024  # 0: nothing
+    max_bytes: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024  # 0: use no disk
 
 
 class ShutdownSettings(_Section, frozen=True):
-    """What a stop may cost: mitmproxy's event loop stands still on_wait."""
+    """How long shutdown may take; it blocks mitmproxy's event loop."""
 
     drain_seconds: Annotated[float, Meta(ge=0, le=60)] = 5.0
 
 
 class ArtifactSettings(_Section, frozen=True):
-    """What more is kept of an artifact."""
+    """Optional details of artifacts."""
 
-    sha256: bool = False  # of whole 200 bodies; costs about 0.6 ms for each MB
+    sha256: bool = False  # of complete status 200 bodies; costs about 0.6 ms per MB
 
 
 class RemotesSettings(_Section, frozen=True):
-    """Which registries there are beside those we know."""
+    """Registries to recognize in addition to the built-in ones."""
 
-    file: str = ""  # YAML as configs/remotes.yaml; its remotes are tried before those; empty: none
+    file: str = ""  # same format as configs/remotes.yaml, and tried before it; empty: none
 
 
 class RedactSettings(_Section, frozen=True):
-    """What of a query, and of secrets in paths, reaches the table."""
+    """What to redact in queries and paths."""
 
     query: Literal["keys", "signed", "drop", "full"] = "keys"
-    # RE2 patterns over "host/path"; what group 1 matches, or else all of it, is REDACTED in the path
+    # RE2 patterns matched against "host/path"; group 1, or else the whole match, is REDACTED
     paths: tuple[str, ...] = ()
 
 
 class PageSettings(_Section, frozen=True):
     """The page /access-log in mitmweb."""
 
-    dsn: str = ""  # of a role that may read; empty: the connection the rows are written by
-    query_seconds: Annotated[float, Meta(ge=0.1, le=60)] = 5.0  # longest its questions may take
+    dsn: str = ""  # for a role that can read; empty: database.dsn
+    query_seconds: Annotated[float, Meta(ge=0.1, le=60)] = 5.0  # limit for one query
 
 
 class Settings(_Section, frozen=True):
-    """All settings. `Settings()` equals `configs/artifactapi.yaml`; a test holds it to that."""
+    """All settings. A test checks that `Settings()` equals `configs/artifactapi.yaml`."""
 
-    node: str = ""  # written into each row; empty: this machine's host name
+    node: str = ""  # name of this proxy in each row; empty: the host name
     database: DatabaseSettings = DatabaseSettings()
     buffer: BufferSettings = BufferSettings()
     batch: BatchSettings = BatchSettings()
@@ -111,11 +110,11 @@ class Settings(_Section, frozen=True):
 
     @property
     def node_name(self) -> str:
-        """Which proxy writes: `node`, or this machine's host name."""
+        """The name of this proxy: `node`, or the host name."""
         return self.node or platform.node()
 
     def with_dsn(self, dsn: str) -> Settings:
-        """These settings with another database; an empty `dsn` changes nothing."""
+        """Return these settings with another database, or unchanged if `dsn` is empty."""
         if not dsn:
             return self
         return msgspec.structs.replace(
@@ -124,10 +123,11 @@ class Settings(_Section, frozen=True):
 
 
 def load_settings(path: Path | None) -> Settings:
-    """Read settings from a YAML file; None gives the defaults.
+    """Load settings from a YAML file; None means the defaults.
 
     Raises:
-        SettingsError: the file can't be read, is no YAML, or holds an unknown key or a wrong value.
+        SettingsError: the file can't be read, is not valid YAML, or has an unknown key or an
+            invalid value.
     """
     if path is None:
         return Settings()
@@ -135,13 +135,13 @@ def load_settings(path: Path | None) -> Settings:
     try:
         settings = msgspec.convert({} if document is None else document, Settings)
     except msgspec.ValidationError as e:
-        raise SettingsError(f"{path}: {_sentence(str(e), document)}") from e
+        raise SettingsError(f"{path}: {_explain(str(e), document)}") from e
     for pattern in settings.redact.paths:
         try:
             re2.compile(pattern)
         except re2.error as e:
             raise SettingsError(
-                f"{path}: redact.paths has {pattern!r}, expected an RE2 pattern."
+                f"{path}: redact.paths has {pattern!r}, expected a valid RE2 pattern."
             ) from e
     if settings.database.retry_max_seconds < settings.database.retry_min_seconds:
         raise SettingsError(
@@ -154,21 +154,21 @@ def load_settings(path: Path | None) -> Settings:
 def _read_yaml(path: Path) -> Any:
     try:
         if path.exists() and not path.is_file():
-            raise SettingsError(f"{path}: is no file.")
+            raise SettingsError(f"{path}: is not a file.")
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise SettingsError(f"{path}: can't be read ({e.strerror}).") from e
     except UnicodeDecodeError as e:
         raise SettingsError(f"{path}: is not UTF-8 text.") from e
     except yaml.YAMLError as e:
-        raise SettingsError(f"{path}: is no YAML: {_yaml_problem(e)}.") from e
+        raise SettingsError(f"{path}: is not valid YAML: {_yaml_problem(e)}.") from e
     except (ArithmeticError, AttributeError, LookupError, RecursionError, ValueError) as e:
-        # PyYAML's own way to say that a date, a number or the nesting is beyond it.
-        raise SettingsError(f"{path}: is no YAML that can be read ({type(e).__name__}).") from e
+        # PyYAML raises these for an invalid date or number, and for too deep nesting.
+        raise SettingsError(f"{path}: is not valid YAML ({type(e).__name__}).") from e
 
 
 def resolve_dsn(option: str, settings: Settings) -> str:
-    """Where the database is; first hit wins: option, ARTIFACTAPI_DSN, `database.dsn`, "" (embedded)."""
+    """Return the first one set: `option`, ARTIFACTAPI_DSN, `database.dsn`, else "" (embedded)."""
     return option or os.environ.get("ARTIFACTAPI_DSN", "") or settings.database.dsn
 
 
@@ -188,27 +188,30 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
     return str(error).replace("\n", " ")
 
 
-def _sentence(problem: str, document: Any) -> str:
-    """Turn "Expected `int` >= 1 - at `$.buffer.max_entries`" round: key, value, what was expected."""
-    expected, _, place = problem.partition(" - at `$")
+def _explain(error: str, document: Any) -> str:
+    """Reword an error of msgspec so that it names the key, its value and what was expected.
+
+    An example of such an error is "Expected `int` >= 1 - at `$.buffer.max_entries`".
+    """
+    problem, _, place = error.partition(" - at `$")
     key = place.rstrip("`").lstrip(".")
-    if expected.startswith("Object contains unknown field"):
-        unknown = expected.split("`")[1]
+    if problem.startswith("Object contains unknown field"):
+        unknown = problem.split("`")[1]
         return (
             f"{key + '.' if key else ''}{unknown} is not a setting; remove it or correct its name."
         )
     value = document
-    for name, index in _STEP.findall(key):
+    for name, index in _PATH_STEP.findall(key):
         value = value[name] if name else value[int(index)]
     shown = "***" if key.endswith("dsn") else _shown(value)
-    wanted = expected.removeprefix("Expected ").replace("`", "").partition(", got ")[0]
-    if wanted.startswith("Invalid enum value"):
-        wanted = "one of " + ", ".join(_choices(key))
-    return f"{key or 'the file'} is {shown}, expected {wanted}."
+    expected = problem.removeprefix("Expected ").replace("`", "").partition(", got ")[0]
+    if expected.startswith("Invalid enum value"):
+        expected = "one of " + ", ".join(_choices(key))
+    return f"{key or 'the file'} is {shown}, expected {expected}."
 
 
 def _shown(value: Any) -> str:
-    """A value as it may be shown: a connection string can stand in the wrong place."""
+    """Format a value for a message; hide what could be a misplaced connection string."""
     if isinstance(value, (dict, list)):
         return "a mapping" if isinstance(value, dict) else "a list"
     text = repr(value)
@@ -216,8 +219,8 @@ def _shown(value: Any) -> str:
 
 
 def _choices(key: str) -> list[str]:
-    """What a setting with a closed list of values may be."""
-    kind: Any = Settings
-    for part in key.split("."):
-        kind = get_type_hints(kind)[part]
-    return sorted(get_args(kind))
+    """Return the values that a setting of type Literal allows."""
+    annotation: Any = Settings
+    for name in key.split("."):
+        annotation = get_type_hints(annotation)[name]
+    return sorted(get_args(annotation))
