@@ -9,7 +9,8 @@ from typing import Any
 
 from .exchange import RESPONSE_FIELDS, Exchange
 from .postgres.dsn import check_dsn, has_password, public_name
-from .rows.entry import AccessLogEntry, load_remotes
+from .rows.entry import AccessLogEntry
+from .rows.entry_builder import load_remotes
 from .settings import Settings, SettingsError, data_folder, load_settings, resolve_dsn
 from .write.buffer import Buffer
 from .write.database import insert_access_log_batch
@@ -55,7 +56,7 @@ class Exporter:
     def log_access(self, exchange: Exchange) -> bool:
         """Take in one exchange; False if it was dropped because the buffer is full. Never blocks."""
         if not self._buffer.seen % _WATCH_ENTRIES:
-            self._writer.revive()
+            self._writer.ensure_running()
         return self._buffer.put(exchange)
 
     def count_unreadable(self, started_at: float) -> None:

@@ -15,7 +15,7 @@ from mitmproxy import contentviews, ctx, http
 from msgspec.structs import replace
 
 from exporter.read.human import printable
-from exporter.rows.entry import EntryBuilder
+from exporter.rows.entry_builder import EntryBuilder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -26,7 +26,7 @@ class Fault(enum.Enum):
 
 
 # The writer can repair these and retry the batch at once.
-MENDABLE = frozenset({Fault.ROW, Fault.DUPLICATE, Fault.PARTITION, Fault.SCHEMA})
+REPAIRABLE = frozenset({Fault.ROW, Fault.DUPLICATE, Fault.PARTITION, Fault.SCHEMA})
 
 
 def classify(error: Exception) -> Fault:  # noqa: PLR0911 - a table

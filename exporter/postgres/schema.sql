@@ -196,20 +196,21 @@ END $$;
 
 
 -- The words that every count in this project uses, each defined once. PostgreSQL inlines these functions.
+-- OR REPLACE: they depend on no table, so they survive a DROP TABLE ... CASCADE of everything else.
 
-CREATE FUNCTION access_log_failed(status_code smallint) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
+CREATE OR REPLACE FUNCTION access_log_failed(status_code smallint) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
   RETURN status_code IS NULL OR status_code >= 500;
 COMMENT ON FUNCTION access_log_failed(smallint) IS 'Whether a request failed: no response, or status 500 and above';
 
-CREATE FUNCTION access_log_refused(status_code smallint) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
+CREATE OR REPLACE FUNCTION access_log_refused(status_code smallint) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
   RETURN status_code BETWEEN 400 AND 499;
 COMMENT ON FUNCTION access_log_refused(smallint) IS 'Whether a request was refused: status 400 to 499';
 
-CREATE FUNCTION access_log_from_cache(cache_status text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
+CREATE OR REPLACE FUNCTION access_log_from_cache(cache_status text) RETURNS boolean LANGUAGE sql IMMUTABLE PARALLEL SAFE
   RETURN cache_status IN ('HIT', 'STALE', 'UPDATING', 'REVALIDATED');
 COMMENT ON FUNCTION access_log_from_cache(text) IS 'Whether a cache supplied the response. REVALIDATED counts: the origin only confirmed it. NULL = no evidence';
 
-CREATE FUNCTION access_log_caller(proxy_user text, client_ip inet) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+CREATE OR REPLACE FUNCTION access_log_caller(proxy_user text, client_ip inet) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
   RETURN coalesce(proxy_user, host(client_ip));
 COMMENT ON FUNCTION access_log_caller(text, inet) IS 'Who made a request: the proxy user, else the client address';
 

@@ -1,4 +1,4 @@
-"""Count the artifacts that a batch fetched, for the table `artifact`; runs nothing."""
+"""Count the artifacts that a batch fetched, for the table `artifact`. Runs nothing."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _RECORD = sql.SQL("""
     SELECT artifact_record({}::text[], {}::text[], {}::text[], {}::timestamptz[], {}::timestamptz[],
                            {}::bigint[], {}::bigint[])
 """)
-# The client has it now, or has it still: RFC 9110 15.3.1, 15.3.7, 15.4.5.
+# After these the client has the artifact: RFC 9110 15.3.1, 15.3.7, 15.4.5.
 _FETCHED = frozenset({200, 206, 304})
 
 
 def fetches(entries: Iterable[AccessLogEntry]) -> list[AccessLogEntry]:
-    """Those that brought an artifact to its client, and not an index, a checksum or a redirect.
+    """The entries that delivered an artifact to a client.
 
-    By HEAD nothing is brought, by PUT the other way, and with an error not all of it.
+    The view access_log_fetches has the same rule; a test compares the two.
     """
     return [
         entry
@@ -36,8 +36,8 @@ def fetches(entries: Iterable[AccessLogEntry]) -> list[AccessLogEntry]:
 
 
 def record(fetched: Iterable[AccessLogEntry]) -> sql.Composed:
-    """The statement that adds these fetches, at least one. Not idempotent: for rows that are inserted, once."""
-    # One row a purl; its first fetch names remote and user.
+    """The statement that adds these fetches (at least one). Not idempotent: run it once per inserted row."""
+    # One row per purl, with remote and user of its first fetch.
     rows: dict[str | None, list[Any]] = {}
     for entry in fetched:
         purl, at = entry.purl, entry.started_at
@@ -56,7 +56,7 @@ def record(fetched: Iterable[AccessLogEntry]) -> sql.Composed:
 
 
 def _array(elements: Iterable[str]) -> sql.Literal:
-    """As PostgreSQL writes an array (docs, 8.15.6). psycopg's own lists take five times as long."""
+    """An array literal (PostgreSQL docs, 8.15.6). psycopg's list adaptation is five times slower."""
     return sql.Literal(f"{{{','.join(elements)}}}")
 
 

@@ -1,6 +1,7 @@
-"""Exchanges in memory of their own, which the system has back as soon as they are taken; no bounds here.
+"""A queue that keeps exchanges pickled in anonymous memory maps.
 
-Python keeps what its small objects lay in for small objects to come. So does a full buffer, once empty.
+Python does not return the memory of small objects to the operating system, so after an outage the
+proxy would stay as large as its fullest buffer. A memory map is returned as soon as it is read.
 """
 
 from __future__ import annotations
@@ -19,29 +20,29 @@ if TYPE_CHECKING:
 
 
 class CompactQueue:
-    """A queue of packs of exchanges. One thread uses it."""
+    """A queue of batches of exchanges. One thread uses it."""
 
     def __init__(self) -> None:
-        self._packs: deque[tuple[mmap.mmap, list[bytes | None]]] = deque()
+        self._batches: deque[tuple[mmap.mmap, list[bytes | None]]] = deque()
 
     def __len__(self) -> int:
-        return len(self._packs)
+        return len(self._batches)
 
     def append(self, exchanges: Sequence[Exchange]) -> None:
-        """Pack these, at least one, but for their bodies, which are large and need no such thing.
+        """Add a batch, at least one exchange. Bodies stay as they are: they are large objects already.
 
-        Raises what pickling raises, and OSError where there is no memory.
+        Raises whatever pickling raises, and OSError if there is no memory.
         """
         bodies = [x.body for x in exchanges]
-        packed = pickle.dumps([x if x.body is None else replace(x, body=None) for x in exchanges])
-        pack = mmap.mmap(-1, len(packed))
-        pack.write(packed)
-        self._packs.append((pack, bodies))
+        pickled = pickle.dumps([x if x.body is None else replace(x, body=None) for x in exchanges])
+        memory = mmap.mmap(-1, len(pickled))
+        memory.write(pickled)
+        self._batches.append((memory, bodies))
 
     def popleft(self) -> list[Exchange]:
-        """Those of the oldest pack. Raises IndexError if there is none."""
-        pack, bodies = self._packs.popleft()
-        with pack:
-            exchanges = pickle.loads(pack)  # noqa: S301 - we have pickled it ourselves
+        """Remove and return the oldest batch. Raises IndexError if there is none."""
+        memory, bodies = self._batches.popleft()
+        with memory:
+            exchanges = pickle.loads(memory)  # noqa: S301 - pickled by `append`
         pairs = zip(exchanges, bodies, strict=True)
         return [x if body is None else replace(x, body=body) for x, body in pairs]

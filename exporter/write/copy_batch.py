@@ -1,4 +1,4 @@
-"""Rows in the form Postgres takes them: COPY text and a statement that counts artifacts; runs nothing."""
+"""Rows in the form that PostgreSQL receives: COPY text plus a statement that counts artifacts. Runs nothing."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _TABS = len(AccessLogEntry._fields) - 1
-_FORMATTED_AT_ONCE = 32  # rows, in some 0.1 ms
+_ROWS_PER_STEP = 32  # formatted in about 0.1 ms
 
 
 class CopyBatch(Sequence[AccessLogEntry]):
-    """Entries, and what Postgres gets of them, ready to be sent. Immutable; can be pickled."""
+    """A sequence of entries together with what is sent to PostgreSQL. Immutable; can be pickled."""
 
     def __init__(
         self, size: int, days: frozenset[str], text: bytes, statement: bytes, encoded: bytes
     ) -> None:
         self._size = size
-        self.days = days  # as of `days_of`
-        self.text = text  # for COPY, see `copy_text`
-        self.statement = statement  # counts the artifacts they fetched; empty if they fetched none
-        self.encoded = encoded  # as of `pack`
+        self.days = days  # see `days_of`
+        self.text = text  # for COPY; see `copy_text`
+        self.statement = statement  # counts the fetched artifacts; empty if there are none
+        self.encoded = encoded  # see `encode_rows`
 
     @classmethod
     def of(cls, entries: Sequence[AccessLogEntry]) -> Self:
-        """Make these ready. Raises UnicodeError for a text that has no UTF-8."""
-        parts = yielding_gil(batched(entries, _FORMATTED_AT_ONCE))
+        """Prepare these entries. Raises UnicodeError for text that is not valid UTF-8."""
+        parts = yielding_gil(batched(entries, _ROWS_PER_STEP))
         text = "".join([copy_text(part) for part in parts]).encode()
         fetched = fetches(entries)
         statement = record(fetched).as_bytes() if fetched else b""
@@ -44,7 +44,7 @@ class CopyBatch(Sequence[AccessLogEntry]):
 
     @cached_property
     def _entries(self) -> list[AccessLogEntry]:
-        # Nobody asks for them but when something is wrong with the database.
+        # Decoded on demand: only errors and the spool need the entries.
         return decode_rows(self.encoded)
 
     @overload
@@ -59,29 +59,28 @@ class CopyBatch(Sequence[AccessLogEntry]):
 
 
 def encode_rows(entries: Sequence[AccessLogEntry]) -> bytes:
-    """Entries as MessagePack; a CopyBatch has them so already."""
+    """Entries as MessagePack. A CopyBatch holds that already."""
     return entries.encoded if isinstance(entries, CopyBatch) else msgspec.msgpack.encode(entries)
 
 
 def decode_rows(encoded: bytes) -> list[AccessLogEntry]:
-    """What `pack` encoded. Raises msgspec.MsgspecError or TypeError for anything else."""
+    """Inverse of `encode_rows`. Raises msgspec.MsgspecError or TypeError for other input."""
     return [*map(AccessLogEntry._make, msgspec.msgpack.decode(encoded))]
 
 
 def days_of(entries: Iterable[AccessLogEntry]) -> frozenset[str]:
-    """The days on which they started, in UTC, as YYYY-MM-DD."""
+    """The days (UTC, YYYY-MM-DD) of the entries, which are their partitions."""
     return frozenset([entry.started_at[:10] for entry in entries])
 
 
 def copy_text(entries: Sequence[AccessLogEntry]) -> str:
-    """Entries in COPY's text format (PostgreSQL docs, COPY, "Text Format"), NULL as nothing at all."""
+    """Entries in COPY's text format (PostgreSQL docs, COPY, "Text Format"). NULL is an empty field."""
     lines = [
         "\t".join([v if type(v) is str else "" if v is None else repr(v) for v in entry])
         for entry in entries
     ]
     text = "\n".join(lines) + "\n"
-    # Almost no value holds a character that COPY reads: four scans of the whole cost less than
-    # looking at each value.
+    # Hardly any value needs escaping. Four scans of the whole text are cheaper than a look at each value.
     if (
         "\\" in text
         or "\r" in text

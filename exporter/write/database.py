@@ -1,8 +1,6 @@
-"""The one connection: open it, COPY batches into access_log, and say what an error means.
+"""The writer's connection: COPY batches into access_log and react to errors.
 
-Knows nothing of threads, retries or the buffer. Whose fault an error is, is decided here by
-SQLSTATE, never by exception class: psycopg files a poison row under OperationalError and a
-failover under InternalError.
+Knows nothing about threads, retries or the buffer. postgres/faults.py decides what an error means.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from ..postgres.connection import (
     describe,
 )
 from ..postgres.embedded import EmbeddedServer
-from ..postgres.faults import MENDABLE, Fault, classify
+from ..postgres.faults import REPAIRABLE, Fault, classify
 from ..postgres.schema import SchemaError, ensure_schema
 from ..rows.entry import AccessLogEntry
 from .artifacts import fetches, record
@@ -55,14 +53,14 @@ _ENSURE_PARTITION = "SELECT access_log_ensure_partition(%s)"
 
 _COPY_LINE = re.compile(r"\bCOPY \S+, line (\d+)")
 
-_KNOWN_DAYS = 1024  # partitions remembered as made
-_SENT_AT_ONCE = 128 * 1024  # bytes, as psycopg does it: more may never fit (psycopg #255)
+_KNOWN_DAYS = 1024  # partitions known to exist
+_CHUNK_BYTES = 128 * 1024  # as in psycopg: more may not fit into the socket buffer (psycopg #255)
 
 
-class DatabaseUnavailable(Exception):  # noqa: N818 - not an error: a state to wait through
-    """The batch was not written, or it is not known whether it was; send it again later.
+class DatabaseUnavailable(Exception):  # noqa: N818 - a state, not an error
+    """The batch was not written, or that is unknown; send it again later.
 
-    `configuration` says that nobody but the user can mend it.
+    `configuration`: only the user can fix the cause.
     """
 
     def __init__(self, reason: str, *, configuration: bool = False) -> None:
@@ -71,7 +69,7 @@ class DatabaseUnavailable(Exception):  # noqa: N818 - not an error: a state to w
 
 
 class Rejection(NamedTuple):
-    """One entry that Postgres will not take, and why."""
+    """An entry that PostgreSQL will never accept, and why."""
 
     entry: AccessLogEntry
     sqlstate: str
@@ -84,17 +82,17 @@ def insert_access_log_batch(
     *,
     synchronous_commit: bool = True,
 ) -> None:
-    """COPY the entries into access_log and count their artifacts, all of it or nothing.
+    """COPY the entries into access_log and count their artifacts, in one transaction.
 
-    Text format, since psycopg's binary one stores 40000 in a smallint as -25536 without a word.
-    All of it goes in one query, which is one transaction (PostgreSQL docs, "Multiple Statements in a
-    Simple Query"): two round trips where BEGIN and COMMIT would make it five.
+    Text format, because psycopg's binary format silently stores 40000 in a smallint as -25536.
+    Everything is one simple query and therefore one transaction (PostgreSQL docs, "Multiple Statements
+    in a Simple Query"): two round trips instead of five with BEGIN and COMMIT.
 
     Args:
-        connection: Where it is not in autocommit, to commit is the caller's part. After anything but
-            what is named below it must be closed.
-        entries: The rows; a CopyBatch has them ready.
-        synchronous_commit: Whether to wait for the disk, where the server does.
+        connection: If it is not in autocommit mode, the caller commits. After an exception other
+            than those below it must be closed.
+        entries: The rows; a CopyBatch is ready to send.
+        synchronous_commit: Whether to wait until the server has the rows on disk.
 
     Raises:
         psycopg.Error, UnicodeError: see `classify`.
@@ -102,7 +100,7 @@ def insert_access_log_batch(
     batch = entries if isinstance(entries, CopyBatch) else CopyBatch.of(entries)
     statements = (b"" if synchronous_commit else _ASYNCHRONOUS, batch.statement, _COPY)
     if not connection.autocommit:
-        # Before it psycopg begins a transaction, which is the caller's to end.
+        # Makes psycopg begin the transaction, which the caller ends.
         connection.execute("SELECT")
     query = b"; ".join(filter(None, statements))
     copied = connection.wait(_copy(connection.pgconn, query, batch.text))
@@ -111,24 +109,24 @@ def insert_access_log_batch(
 
 
 def _copy(pgconn: PGconn, query: bytes, text: bytes) -> PQGen[int | None]:
-    """Run a query that ends in COPY. psycopg's own Copy takes no other statement with it.
+    """Run a query that ends in COPY. psycopg's own Copy allows no other statement beside it.
 
-    The text is ready before: a client that dies in mid-COPY holds its locks.
+    `text` is complete before the call, because a client that dies in the middle of a COPY keeps its locks.
     """
     pgconn.send_query(query)
     *_, result = yield from generators.execute(pgconn)
     if result.status != ExecStatus.COPY_IN:
         raise error_from_result(result)
-    for start in range(0, len(text), _SENT_AT_ONCE):
-        yield from generators.copy_to(pgconn, text[start : start + _SENT_AT_ONCE])
+    for start in range(0, len(text), _CHUNK_BYTES):
+        yield from generators.copy_to(pgconn, text[start : start + _CHUNK_BYTES])
     result = yield from generators.copy_end(pgconn, None)
     return result.command_tuples
 
 
 class Database:
-    """Owns at most one connection, opened when first needed. One thread uses it.
+    """Owns at most one connection, opened on first use. One thread uses it.
 
-    Only `deadline.give_up_at` may be set from another thread.
+    Only `deadline.give_up_at` may be set by another thread.
     """
 
     def __init__(self, settings: DatabaseSettings, deadline: Deadline | None = None) -> None:
@@ -139,16 +137,16 @@ class Database:
         self._days: set[str] = set()
 
     def reconfigure(self, settings: DatabaseSettings) -> None:
-        """Go on with other settings; a connection to another place is closed."""
+        """Use other settings; closes the connection if they differ."""
         if settings != self._settings:
             self.close()
             self._settings = settings
 
     def open(self) -> None:
-        """Connect and make the schema now rather than with the first entry.
+        """Connect and create the schema now instead of on the first write.
 
         Raises:
-            DatabaseUnavailable: not now; `write` will try again.
+            DatabaseUnavailable: it failed; `write` tries again.
         """
         try:
             self._ready()
@@ -156,12 +154,12 @@ class Database:
             raise self._away(e, classify(e)) from None
 
     def write(self, entries: Sequence[AccessLogEntry]) -> list[Rejection]:
-        """Write the entries; returns those that Postgres will not take, all others are in the table.
+        """Write the entries. Returns the rejected ones; all others are in the table.
 
-        Idempotent: an entry that is in the table already stays there once.
+        Idempotent: an entry that is already in the table is not inserted again.
 
         Raises:
-            DatabaseUnavailable: nothing, all, or an unknown part was written; write the same again.
+            DatabaseUnavailable: none, all or some of them were written; write the same entries again.
         """
         rejected: list[Rejection] = []
         remaining = entries
@@ -183,13 +181,13 @@ class Database:
                     )
             except (psycopg.Error, UnicodeError, DeadlineExceededError) as e:
                 fault = classify(e)
-                line = _line_at_fault(e, len(remaining)) if fault is Fault.ROW else None
+                line = _rejected_line(e, len(remaining)) if fault is Fault.ROW else None
                 if line is not None:
                     rejected.append(_rejection(remaining[line], e))
                     remaining = [*remaining[:line], *remaining[line + 1 :]]
-                elif fault in MENDABLE and fault not in tried:
+                elif fault in REPAIRABLE and fault not in tried:
                     tried.add(fault)
-                    self._mend(fault)
+                    self._forget(fault)
                 else:
                     raise self._away(e, fault) from None
             else:
@@ -197,10 +195,10 @@ class Database:
         return rejected
 
     def write_gaps(self, gaps: Sequence[Gap]) -> None:
-        """Write the gaps; those that are there already stay there once.
+        """Write the gaps. Idempotent.
 
         Raises:
-            DatabaseUnavailable: write the same again.
+            DatabaseUnavailable: write the same gaps again.
         """
         try:
             connection = self._ready()
@@ -210,14 +208,14 @@ class Database:
             raise self._away(e, classify(e)) from None
 
     def close(self) -> None:
-        """Close the connection and let go of the embedded server. Idempotent."""
+        """Close the connection and release the embedded server. Idempotent."""
         self.disconnect()
         if self._embedded is not None:
             self._embedded.release()
             self._embedded = None
 
     def _ready(self, days: Collection[str] = ()) -> DeadlineConnection:
-        """A connection with the schema and these days' partitions in place and its deadline set."""
+        """A connection with its deadline set, the schema and the partitions of these days in place."""
         connection = self._connect()
         self._set_deadline(connection)
         self._ensure_partitions(connection, days)
@@ -240,14 +238,14 @@ class Database:
             self.disconnect()
             raise DatabaseUnavailable(str(e), configuration=True) from None
         except OSError as e:
-            raise DatabaseUnavailable(f"The embedded server did not start: {e}") from None
+            raise DatabaseUnavailable(f"the embedded server did not start: {e}") from None
         return self._connection
 
     def disconnect(self) -> None:
         """Close the connection; the next call opens another. Idempotent."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            with contextlib.suppress(psycopg.Error):  # closing what is broken may say so once more
+            with contextlib.suppress(psycopg.Error):  # closing a broken connection may fail again
                 connection.close()
         self._days.clear()
 
@@ -258,8 +256,8 @@ class Database:
                 self._days.clear()
             self._days.add(day)
 
-    def _mend(self, fault: Fault) -> None:
-        """What the server says is missing is no longer believed to be there."""
+    def _forget(self, fault: Fault) -> None:
+        """Forget that the missing schema or partition exists, so that it is created again."""
         if fault is Fault.SCHEMA:
             self.disconnect()
         self._days.clear()
@@ -271,7 +269,7 @@ class Database:
 
 
 def _insert_missing(connection: DeadlineConnection, entries: Sequence[AccessLogEntry]) -> None:
-    """Insert those that are not there yet. INSERT: it needs no right to read or to make tables."""
+    """Insert the entries that are not in the table yet. Needs only the INSERT privilege."""
     with connection.transaction():
         with connection.pipeline():
             inserts = [connection.execute(_INSERT, entry) for entry in entries]
@@ -283,7 +281,7 @@ def _insert_missing(connection: DeadlineConnection, entries: Sequence[AccessLogE
 def _insert_singly(
     connection: DeadlineConnection, entries: Sequence[AccessLogEntry]
 ) -> list[Rejection]:
-    """Insert each on its own, for errors that don't say which row is to classify."""
+    """Insert each entry separately, for errors that do not name the row."""
     rejected = []
     for entry in entries:
         try:
@@ -299,8 +297,8 @@ def _rejection(entry: AccessLogEntry, error: Exception) -> Rejection:
     return Rejection(entry, getattr(error, "sqlstate", None) or "", describe(error))
 
 
-def _line_at_fault(error: Exception, rows: int) -> int | None:
-    """Index of the row that Postgres blames, from "COPY access_log, line 3" in the error's context."""
+def _rejected_line(error: Exception, rows: int) -> int | None:
+    """Index of the bad row, from "COPY access_log, line 3" in the error's context."""
     context = getattr(getattr(error, "diag", None), "context", None) or ""
     match = _COPY_LINE.search(context)
     index = int(match[1]) - 1 if match else -1

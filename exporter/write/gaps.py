@@ -1,4 +1,4 @@
-"""The holes of the log: what was lost, when and why, until it is written down; no I/O here."""
+"""Losses that are not in PostgreSQL yet. No I/O here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Reason = Literal["buffer_full", "rejected", "shutdown", "spool_damaged", "unread
 
 
 class Gap(NamedTuple):
-    """One row of access_log_gap, in the order of its columns, but for `logged_at`."""
+    """One row of access_log_gap in column order, without `logged_at`. Times are ISO 8601."""
 
     gap_id: str
     node: str
@@ -22,18 +22,17 @@ class Gap(NamedTuple):
     entries: int
 
 
-class Gaps:
-    """Losses that are not in the database yet. Used by the writer's thread alone."""
+class UnwrittenGaps:
+    """Collects losses until they are in the database. Only the writer thread uses it."""
 
     def __init__(self) -> None:
         self._growing: dict[tuple[str, str], Gap] = {}
-        self._offered: dict[
-            str, Gap
-        ] = {}  # may be in the database already: must not change any more
-        self.changed = False  # since the flag was last cleared
+        # Already sent once: these may be in the database, so they must not change any more.
+        self._sent: dict[str, Gap] = {}
+        self.changed = False  # since the caller last cleared the flag
 
     def add(self, node: str, reason: Reason, started_at: str, entries: int = 1) -> None:
-        """One more loss; it widens the gap of the same kind that is still growing."""
+        """Record a loss. It extends the gap with the same node and reason that is not yet sent."""
         gap = self._growing.get((node, reason))
         if gap is None:
             gap = Gap(str(uuid.uuid4()), node, started_at, started_at, reason, 0)
@@ -44,24 +43,24 @@ class Gaps:
         )
         self.changed = True
 
-    def adopt(self, gaps: Iterable[Gap]) -> None:
-        """Gaps that a run before could not write."""
-        self._offered |= {gap.gap_id: gap for gap in gaps}
+    def inherit(self, gaps: Iterable[Gap]) -> None:
+        """Take over gaps that an earlier run could not write."""
+        self._sent |= {gap.gap_id: gap for gap in gaps}
 
-    def offer(self) -> list[Gap]:
-        """All that are to be written; they stay until `settle`, and no longer grow."""
-        self._offered |= {gap.gap_id: gap for gap in self._growing.values()}
+    def to_send(self) -> list[Gap]:
+        """Every gap. They stay here until `written`, and no longer grow."""
+        self._sent |= {gap.gap_id: gap for gap in self._growing.values()}
         self._growing.clear()
-        return list(self._offered.values())
+        return list(self._sent.values())
 
-    def pending(self) -> list[Gap]:
-        """All that are not written, as they are now."""
-        return [*self._offered.values(), *self._growing.values()]
+    def snapshot(self) -> list[Gap]:
+        """Every gap as it is now; they may still grow."""
+        return [*self._sent.values(), *self._growing.values()]
 
-    def settle(self, gaps: Iterable[Gap]) -> None:
-        """These are in the database."""
+    def written(self, gaps: Iterable[Gap]) -> None:
+        """Forget these gaps: they are in the database."""
         for gap in gaps:
-            self._offered.pop(gap.gap_id, None)
+            self._sent.pop(gap.gap_id, None)
 
     def __bool__(self) -> bool:
-        return bool(self._growing or self._offered)
+        return bool(self._growing or self._sent)

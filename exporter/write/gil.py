@@ -1,7 +1,8 @@
-"""Let other threads have their turn while one computes for long; does no work itself.
+"""Let the event loop run while another thread computes.
 
-A thread that computes holds Python's global lock for up to 5 ms (sys.getswitchinterval) once
-another wants it. That other is the proxy's event loop: it wants it back after each system call.
+A thread that computes keeps Python's global interpreter lock (GIL) for up to 5 ms
+(sys.getswitchinterval) while another thread waits for it. The proxy's event loop needs the lock back
+after each system call, so a long computation here would slow down every request.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_TURN_SECONDS = 0.000_5
-_PAUSE_SECONDS = 0.000_05  # a thread that waits for the lock wakes in less
+_HOLD_SECONDS = 0.000_5
+_SLEEP_SECONDS = 0.000_05  # long enough for a waiting thread to take the lock
 
 
 def yielding_gil[T](items: Iterable[T]) -> Iterator[T]:
-    """The items; between two of them the global lock is given up whenever 0.5 ms have passed."""
+    """Iterate over `items` and release the GIL between two of them every 0.5 ms."""
     if threading.active_count() == 1:
         yield from items
         return
-    until = time.perf_counter() + _TURN_SECONDS
+    release_at = time.perf_counter() + _HOLD_SECONDS
     for item in items:
         yield item
-        if time.perf_counter() > until:
-            time.sleep(_PAUSE_SECONDS)  # noqa: TID251 - so that others run, not for something to happen
-            until = time.perf_counter() + _TURN_SECONDS
+        if time.perf_counter() > release_at:
+            time.sleep(_SLEEP_SECONDS)  # noqa: TID251 - to release the GIL, not to wait for an event
+            release_at = time.perf_counter() + _HOLD_SECONDS

@@ -1,7 +1,7 @@
-"""Rows on disk while Postgres is away: bounded, private, and found again by the next run; no SQL of Postgres.
+"""Keep rows on disk while PostgreSQL is unavailable: bounded, private, replayed by the next run.
 
-Each proxy writes a file of its own, held by SQLite's exclusive lock, which the system takes away
-from the killed. A file that nobody holds is the legacy of a run before, and is replayed first.
+Each proxy writes its own file and holds SQLite's exclusive lock on it. The operating system releases
+the lock of a killed process. A file without a lock is left over from an earlier run and is replayed first.
 """
 
 from __future__ import annotations
@@ -27,13 +27,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SUFFIX = ".spool"
-_SET_ASIDE = ".damaged"
-_APPLICATION_ID = 0x41525441  # "ARTA": tells our files from others (sqlite.org/pragma.html)
+_DAMAGED_SUFFIX = ".damaged"
+_APPLICATION_ID = 0x41525441  # "ARTA": marks our files (sqlite.org/pragma.html)
 _FORMAT = 1
-_GAP_RESERVE_BYTES = (
-    1024 * 1024
-)  # what is lost when the file is full must still find its place in it
-_FORGIVABLE = (sqlite3.Error, OSError)
+_GAP_RESERVE_BYTES = 1024 * 1024  # a full file must still have room for the gaps
+_DISK_ERRORS = (sqlite3.Error, OSError)
 _RETRY_SECONDS = 1.0
 _TABLES = """
     CREATE TABLE batch (
@@ -47,11 +45,11 @@ _IS_EMPTY = "SELECT NOT EXISTS (SELECT 1 FROM batch) AND NOT EXISTS (SELECT 1 FR
 
 
 class DamagedError(Exception):
-    """A file is torn, or not ours."""
+    """A spool file is corrupt, or not ours."""
 
 
 class SpooledBatch(NamedTuple):
-    """Entries in the order they came, and where they lie."""
+    """Entries in the order they arrived, and where they are stored."""
 
     file: SpoolFile
     batch_id: int
@@ -59,19 +57,19 @@ class SpooledBatch(NamedTuple):
 
 
 class SpoolFile:
-    """One SQLite file, held exclusively from opening to closing."""
+    """One SQLite file, locked exclusively while it is open."""
 
     def __init__(self, path: Path, max_bytes: int) -> None:
-        """Open, or make with mode 0600.
+        """Open the file, or create it with mode 0600.
 
         Raises:
-            BlockingIOError: a living process holds it.
-            DamagedError: it is torn, or no file of ours.
-            OSError, sqlite3.Error: it can't be opened.
+            BlockingIOError: another running process has locked it.
+            DamagedError: it is corrupt, or not ours.
+            OSError, sqlite3.Error: it cannot be opened.
         """
         self.path = path
         self._max_bytes = max_bytes
-        self._done = 0  # up to here all is in Postgres, whether it could be deleted or not
+        self._done = 0  # batches up to this id are in PostgreSQL, even if deleting them failed
         is_new = not path.exists()
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         self._sqlite = sqlite3.connect(path, timeout=0, isolation_level=None)
@@ -91,21 +89,21 @@ class SpoolFile:
             raise
 
     def append(self, entries: Sequence[AccessLogEntry]) -> bool:
-        """Keep the entries; False if there is no room for them."""
-        if self._size() >= self._max_bytes:
+        """Store the entries; False if the file or the disk is full."""
+        if self._used_bytes() >= self._max_bytes:
             return False
         columns = ",".join(AccessLogEntry._fields)
         values = (columns, encode_rows(entries))
         try:
             self._sqlite.execute("INSERT INTO batch (columns, entries) VALUES (?, ?)", values)
         except sqlite3.OperationalError as e:
-            if e.sqlite_errorname == "SQLITE_FULL":  # of ours, or the disk's
+            if e.sqlite_errorname == "SQLITE_FULL":  # our limit, or a full disk
                 return False
             raise
         return True
 
     def oldest(self) -> SpooledBatch | None:
-        """The batch that came first. Raises DamagedError if it can't be read."""
+        """The oldest batch; None if there is none. Raises DamagedError if it cannot be read."""
         sql = "SELECT id, columns, entries FROM batch WHERE id > ? ORDER BY id LIMIT 1"
         try:
             row = self._sqlite.execute(sql, (self._done,)).fetchone()
@@ -114,21 +112,21 @@ class SpoolFile:
             raise DamagedError(str(e)) from None
 
     def remove(self, batch: SpooledBatch) -> None:
-        """The batch is in Postgres, and will not come again in this run."""
+        """Delete a batch that is in PostgreSQL. `oldest` does not return it again in this run."""
         self._done = batch.batch_id
-        with suppress(sqlite3.Error):  # then the next run finds it, and Postgres has it already
+        with suppress(sqlite3.Error):  # the next run sends it again, which is harmless
             self._sqlite.execute("DELETE FROM batch WHERE id = ?", (batch.batch_id,))
 
     def is_done(self) -> bool:
-        """Whether all batches are in Postgres."""
+        """Whether every batch is in PostgreSQL."""
         sql = "SELECT NOT EXISTS (SELECT 1 FROM batch WHERE id > ?)"
         try:
             return bool(self._sqlite.execute(sql, (self._done,)).fetchone()[0])
         except sqlite3.DatabaseError:
-            return False  # `oldest` will say what is wrong with it
+            return False  # `oldest` reports the damage
 
     def gaps(self) -> list[Gap]:
-        """The gaps kept here. Raises DamagedError if they can't be read."""
+        """The stored gaps. Raises DamagedError if they cannot be read."""
         sql = "SELECT gap_id, node, from_at, to_at, reason, entries FROM gap"
         try:
             return [Gap(*row) for row in self._sqlite.execute(sql)]
@@ -136,14 +134,14 @@ class SpoolFile:
             raise DamagedError(str(e)) from None
 
     def replace_gaps(self, gaps: Iterable[Gap]) -> None:
-        """Keep these gaps and no others."""
-        with self._sqlite:  # all or none
+        """Store these gaps in place of the stored ones."""
+        with self._sqlite:  # one transaction
             self._sqlite.execute("BEGIN")
             self._sqlite.execute("DELETE FROM gap")
             self._sqlite.executemany("INSERT OR REPLACE INTO gap VALUES (?, ?, ?, ?, ?, ?)", gaps)
 
     def close(self) -> None:
-        """Let go of the file, and remove it if nothing is in it."""
+        """Close the file; delete it if it is empty."""
         empty = False
         with suppress(sqlite3.Error):
             empty = self._sqlite.execute(_IS_EMPTY).fetchone()[0]
@@ -151,13 +149,13 @@ class SpoolFile:
         if empty:
             self._unlink()
 
-    def remove_whole(self) -> None:
-        """All that is in it is in Postgres, also what a full disk did not let us delete."""
+    def delete(self) -> None:
+        """Close and delete the file. Its batches are in PostgreSQL, even those a full disk kept us from deleting."""
         self._sqlite.close()
         self._unlink()
 
-    def bound(self, max_bytes: int) -> None:
-        """Take no more than so many bytes from now on."""
+    def set_max_bytes(self, max_bytes: int) -> None:
+        """Change the limit."""
         self._max_bytes = max_bytes
         pages = (max_bytes + _GAP_RESERVE_BYTES) // self._pragma("page_size")
         self._sqlite.execute(f"PRAGMA max_page_count = {pages}")
@@ -181,11 +179,13 @@ class SpoolFile:
         sqlite.execute("COMMIT")
         found = (self._pragma("application_id"), self._pragma("user_version"))
         if found != (_APPLICATION_ID, _FORMAT):
-            raise DamagedError(f"it has the marks {found}, expected {(_APPLICATION_ID, _FORMAT)}")
-        self.bound(self._max_bytes)
+            raise DamagedError(
+                f"application id and version are {found}, expected {(_APPLICATION_ID, _FORMAT)}"
+            )
+        self.set_max_bytes(self._max_bytes)
 
-    def _size(self) -> int:
-        """Bytes in use: pages that became free again do not count."""
+    def _used_bytes(self) -> int:
+        """Bytes in use, without free pages."""
         names = ("page_count", "freelist_count", "page_size")
         pages, free, size = (self._pragma(name) for name in names)
         return (pages - free) * size
@@ -195,35 +195,35 @@ class SpoolFile:
 
 
 class Spool:
-    """This proxy's file and those of the dead. Used by the writer's thread alone."""
+    """This proxy's file and the files of earlier runs. Only the writer thread uses it."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
-        """Nothing is made on disk before there is something to keep. `max_bytes` 0 switches it off."""
-        self.entries = 0  # of this run, waiting here
-        self.lost = 0  # of this run, in a file that was damaged
+        """Creates nothing on disk until there is something to keep. `max_bytes` 0 turns the spool off."""
+        self.entries = 0  # of this run, stored here
+        self.lost = 0  # of this run, in a damaged file
         self._folder = folder
         self._max_bytes = max_bytes
         self._own: SpoolFile | None = None
         self._inherited: list[SpoolFile] | None = None
-        self._retry_at = 0.0  # monotonic seconds: when the disk is asked again
-        self._is_troubled = False  # and that was said
+        self._retry_at = 0.0  # monotonic seconds: next attempt to write to the disk
+        self._has_warned = False
 
     def reconfigure(self, max_bytes: int) -> None:
-        """Go on with another bound; what is on disk stays there until it is written."""
+        """Use another limit. What is on disk stays there until it is written."""
         if max_bytes != self._max_bytes:
             self._max_bytes = max_bytes
             if self._own is not None and max_bytes:
-                self._try(lambda: self._file().bound(max_bytes))
+                self._try(lambda: self._file().set_max_bytes(max_bytes))
 
     def append(self, entries: Sequence[AccessLogEntry]) -> bool:
-        """Keep the entries; False if there is no room, or the disk does not let us."""
+        """Store the entries; False if the spool is off or full, or the disk fails."""
         if not self._max_bytes or not self._try(lambda: self._file().append(entries)):
             return False
         self.entries += len(entries)
         return True
 
     def oldest(self) -> SpooledBatch | None:
-        """The batch to be written next: those of the dead first."""
+        """The next batch to write; files of earlier runs come first."""
         for file in self._files():
             try:
                 batch = file.oldest()
@@ -235,7 +235,7 @@ class Spool:
         return None
 
     def remove(self, batch: SpooledBatch) -> bool:
-        """The batch is in Postgres. True if it was of this run."""
+        """Delete a batch that is in PostgreSQL. True if it is of this run."""
         batch.file.remove(batch)
         own = batch.file is self._own
         if own:
@@ -243,7 +243,7 @@ class Spool:
         return own
 
     def inherited_gaps(self) -> list[Gap]:
-        """Gaps of the dead."""
+        """Gaps of earlier runs."""
         found: list[Gap] = []
         for file in list(self._inherit()):
             try:
@@ -253,16 +253,16 @@ class Spool:
         return found
 
     def keep_gaps(self, gaps: Sequence[Gap]) -> None:
-        """Keep these gaps of ours until `settle`."""
+        """Store these gaps of this run until `settle`."""
         if self._max_bytes and (gaps or self._own is not None):
             self._try(lambda: self._file().replace_gaps(gaps))
 
     def settle(self) -> bool:
-        """The gaps are in Postgres: let go of the files that hold no batch. True if none does."""
+        """All gaps are in PostgreSQL: delete the files without batches. True if no batch is left."""
         left = []
         for file in self._files():
             if file.is_done():
-                file.remove_whole()
+                file.delete()
             else:
                 left.append(file)
         self._inherited = [file for file in left if file is not self._own]
@@ -271,24 +271,28 @@ class Spool:
         return not left
 
     def close(self) -> None:
-        """Let go of all files; the next run finds what is in them."""
+        """Close all files. The next run finds what is in them."""
         for file in self._files():
             file.close()
         self._own, self._inherited = None, None
 
     def _try(self, write: Callable[[], bool | None]) -> bool:
-        """Write, unless the disk has failed a moment ago; whether it did. What is wrong is said once."""
+        """Call `write`, unless the disk failed a moment ago; True if it succeeded. Warns once."""
         if time.monotonic() < self._retry_at:
             return False
         try:
             done = write() is not False
-        except (*_FORGIVABLE, DamagedError) as e:
+        except (*_DISK_ERRORS, DamagedError) as e:
             self._retry_at = time.monotonic() + _RETRY_SECONDS
-            if not self._is_troubled:
-                logger.warning("The spool in %s can't be written: %s.", self._folder, e)
-            self._is_troubled = True
+            if not self._has_warned:
+                logger.warning(
+                    "artifactapi: spool not writable; buffering rows in memory only: %s (%s)",
+                    e,
+                    self._folder,
+                )
+            self._has_warned = True
             return False
-        self._is_troubled = False
+        self._has_warned = False
         return done
 
     def _files(self) -> Iterator[SpoolFile]:
@@ -315,11 +319,11 @@ class Spool:
         try:
             files.append(SpoolFile(path, self._max_bytes))
         except BlockingIOError:
-            return  # another proxy lives and uses it
+            return  # a running proxy uses it
         except DamagedError as e:
             _set_aside(path, e)
-        except _FORGIVABLE as e:
-            logger.warning("The spool file %s can't be opened and is left alone: %s.", path, e)
+        except _DISK_ERRORS as e:
+            logger.warning("artifactapi: spool file not readable; left in place: %s (%s)", e, path)
 
     def _set_aside(self, file: SpoolFile, error: Exception) -> None:
         file.close()
@@ -332,14 +336,14 @@ class Spool:
 
 
 def _set_aside(path: Path, error: Exception) -> None:
-    aside = path.with_name(path.name + _SET_ASIDE)
+    aside = path.with_name(path.name + _DAMAGED_SUFFIX)
     with suppress(OSError):
         path.rename(aside)
-    logger.warning("The spool file %s is damaged or not ours and was set aside: %s.", aside, error)
+    logger.warning("artifactapi: spool file damaged; moved to %s: %s", aside, error)
 
 
 def _entries(columns: str, blob: bytes) -> list[AccessLogEntry]:
-    """The entries of a batch, also of a version that had other columns."""
+    """The entries of a batch, including one stored by a version with other columns."""
     names = columns.split(",")
     if tuple(names) == AccessLogEntry._fields:
         return decode_rows(blob)

@@ -1,6 +1,6 @@
-"""The process that builds batches, so that the proxy's Python need not: exchanges come in, batches go out.
+"""The worker process: receives exchanges, sends back batches that are ready for COPY.
 
-It knows nothing of Postgres, and ends when the proxy's side of its socket is closed, however that came.
+It knows nothing of Postgres. It ends when the proxy's end of the socket is closed, for whatever reason.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec.structs import astuple, replace
 
 from ..exchange import Exchange
-from ..rows.entry import EntryBuilder
+from ..rows.entry_builder import EntryBuilder
 from .copy_batch import CopyBatch
 from .gil import yielding_gil
 
@@ -28,63 +28,63 @@ if TYPE_CHECKING:
 
     from ..rows.entry import AccessLogEntry
 
-_PORTION_BYTES = 256 * 1024  # of exchanges, pickled in some 0.2 ms; a usual batch is less
-_GC_OBJECTS = 100_000  # rows make no cycles: what is looked for at the usual 2,000 is not there
+_PORTION_BYTES = 256 * 1024  # of exchanges; pickled in about 0.2 ms. A usual batch is smaller.
+_GC_THRESHOLD = 100_000  # rows hold no reference cycles, so frequent collections find nothing
 
 
 class BuildFailure(NamedTuple):
-    """A bug of ours that an exception brought to light."""
+    """An exchange that could not be turned into a row. That is a bug of ours."""
 
-    kind: str  # the exception's name
+    kind: str  # name of the exception
     trace: str
 
     @classmethod
     def of(cls, error: BaseException) -> BuildFailure:
-        """The exception with its traceback, as text."""
-        # Without what came before it, which may tell of a row.
+        """The exception and its traceback as text."""
+        # Without the chain of causes, whose texts may hold a row's values.
         lines = traceback.format_exception(error, chain=False)
         return cls(type(error).__name__, "".join(lines).rstrip())
 
 
 class BuildResult(NamedTuple):
-    """What became of some exchanges."""
+    """Rows, and one failure for each exchange that has none."""
 
     entries: Sequence[AccessLogEntry]
-    unreadable: list[BuildFailure]  # one for each exchange that is no entry
+    unreadable: list[BuildFailure]
 
 
-def build(builder: EntryBuilder, exchanges: Sequence[Exchange]) -> BuildResult:
-    """Make entries of them; a bad exchange costs itself alone."""
+def build_rows(builder: EntryBuilder, exchanges: Sequence[Exchange]) -> BuildResult:
+    """Build the rows of these exchanges. A bad exchange does not affect the others."""
     entries, unreadable = [], []
     for exchange in yielding_gil(exchanges):
         try:
             entries.append(builder.build(exchange))
-        except Exception as e:  # noqa: BLE001 - whatever it was
+        except Exception as e:  # noqa: BLE001 - any bug in our code
             unreadable.append(BuildFailure.of(e))
     return BuildResult(entries, unreadable)
 
 
-def send(connection: Connection, what: object) -> None:
-    """For `recv` at the other end. Connection's own leaves a complaint on stderr where that is gone."""
-    connection.send_bytes(pickle.dumps(what))
+def send(connection: Connection, message: object) -> None:
+    """Send for `recv`. Connection.send would print a traceback if the other end is gone."""
+    connection.send_bytes(pickle.dumps(message))
 
 
 def send_exchanges(connection: Connection, exchanges: Sequence[Exchange]) -> None:
-    """Send them for `receive_exchanges`.
+    """Send exchanges for `receive_exchanges`.
 
-    Not all in one piece, and bodies by themselves: what is pickled is copied, with Python's lock held.
+    In portions, and bodies separately: pickling copies its input while it holds the GIL.
     """
     for portion in _portions(exchanges):
-        bare = [x if x.body is None else replace(x, body=b"") for x in portion]
-        # As tuples: pickled they take less time and room.
-        send(connection, (len(exchanges), [*map(astuple, bare)]))
+        without_body = [x if x.body is None else replace(x, body=b"") for x in portion]
+        # Tuples pickle faster and smaller than structs.
+        send(connection, (len(exchanges), [*map(astuple, without_body)]))
         for exchange in portion:
             if exchange.body is not None:
                 connection.send_bytes(exchange.body)
 
 
 def receive_exchanges(connection: Connection) -> list[Exchange]:
-    """What `send_exchanges` sent. Raises EOFError when nothing comes any more."""
+    """Receive what `send_exchanges` sent. Raises EOFError if the other end is closed."""
     exchanges: list[Exchange] = []
     expected = 1
     while len(exchanges) < expected:
@@ -107,27 +107,27 @@ def _portions(exchanges: Iterable[Exchange]) -> Iterator[list[Exchange]]:
         yield portion
 
 
-def digest_of_code() -> str:
-    """Of this package as it is on disk now, which need not be what a process has loaded."""
+def code_digest() -> str:
+    """Digest of this package's files on disk, which may be newer than the code a process has loaded."""
     digest = hashlib.sha256()
     for file in sorted(Path(__file__).parents[1].rglob("[!.]*.py")):
-        with suppress(OSError):  # of what can't be read nothing was loaded
+        with suppress(OSError):  # no process has loaded code from an unreadable file
             digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
 def main() -> None:
-    """Answer the socket that is our standard input, until it is closed."""
-    # They reach all of a terminal's or a service's processes; the proxy still has to write what waits.
+    """Serve the socket that is our standard input until it is closed."""
+    # A terminal or a service manager signals all processes. The proxy still needs us to build its last rows.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with Connection(0) as connection, suppress(EOFError, OSError):
         digest, settings = connection.recv()
-        if digest != digest_of_code():
-            sys.exit("the code on disk is not what the proxy has loaded; start the proxy anew")
+        if digest != code_digest():
+            sys.exit("the code on disk is not what the proxy has loaded; restart the proxy")
         builder = EntryBuilder(settings)
         gc.freeze()
-        gc.set_threshold(_GC_OBJECTS)
+        gc.set_threshold(_GC_THRESHOLD)
         while True:
-            entries, unreadable = build(builder, receive_exchanges(connection))
+            entries, unreadable = build_rows(builder, receive_exchanges(connection))
             send(connection, BuildResult(CopyBatch.of(entries), unreadable))

@@ -11,7 +11,7 @@ import psycopg
 
 from exporter import Settings, insert_access_log_batch
 from exporter.postgres.schema import ensure_schema
-from exporter.rows.entry import EntryBuilder
+from exporter.rows.entry_builder import EntryBuilder
 from tests.bench.figures import Figure, Place, Target
 from tests.bench.machine import cpu_seconds
 from tests.bench.sample import capture_exchanges

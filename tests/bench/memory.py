@@ -29,7 +29,7 @@ SECTION = "Memory"
 ABOUT = """\
 Resident memory of a process with the exporter, above what it had after 10,000 rows of the same kind.
 Postgres is made silent and the spool switched off; then real flows come, with pauses as a proxy makes
-them, until the buffer, with its default bounds, drops the first. Refinement Postgres is back, all is written,
+them, until the buffer, with its default bounds, drops the first. Then Postgres is back, all is written,
 and what the process has kept is read; then the same again, which shows whether what was kept is at
 least used again. The largest entries have a path, a query, a host, a User-Agent and 32 header fields
 longer than any column. The second process, which builds the rows, takes some 60 MiB beside that."""

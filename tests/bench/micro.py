@@ -10,8 +10,9 @@ import pytest
 from addon.flow.capture import capture
 from addon.flow.state import FlowState
 from exporter import Settings, load_remotes
-from exporter.rows.entry import EntryBuilder, path_text
+from exporter.rows.entry_builder import EntryBuilder
 from exporter.rows.redaction import redact_path, redact_query
+from exporter.rows.text import path_text
 from exporter.settings import BufferSettings
 from exporter.write.buffer import Buffer
 from exporter.write.copy_batch import copy_text

@@ -18,7 +18,7 @@ from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from psycopg import sql
 
 from exporter import AccessLogEntry, Exchange, Exporter, Settings, insert_access_log_batch
-from exporter.rows.entry import EntryBuilder
+from exporter.rows.entry_builder import EntryBuilder
 from exporter.write.artifacts import fetches, record
 from exporter.write.writer import THREAD_NAME
 from tests.bench.machine import cpu_seconds

@@ -14,7 +14,7 @@ import msgspec
 
 from exporter import Settings
 from exporter.postgres.embedded import programs
-from exporter.rows.entry import EntryBuilder
+from exporter.rows.entry_builder import EntryBuilder
 from exporter.settings import BatchSettings, BufferSettings
 from exporter.write.copy_batch import copy_text
 from exporter.write.database import COLUMNS

@@ -20,7 +20,8 @@ from playwright.sync_api import expect
 
 from exporter import Settings
 from exporter.read.selection import FILTER_NAMES
-from exporter.rows.entry import AccessLogEntry, timestamp
+from exporter.rows.entry import AccessLogEntry
+from exporter.rows.text import timestamp
 from exporter.write.database import Database
 from exporter.write.gaps import Gap
 from tests.support.accesslog import SCRIPT, AccessLog, own_schema
@@ -160,7 +161,7 @@ def _address(row: AccessLogEntry) -> str:
 
 
 def test_the_start_says_where_the_page_is_without_the_token(web: Web) -> None:
-    said = f"Access log: its page is {web.address}{PAGE}\n"
+    said = f"artifactapi: access log page at {web.address}{PAGE}\n"
     assert eventually(lambda: said in web.proxy.output())
 
 

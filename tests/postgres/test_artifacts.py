@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from exporter import Settings
-from exporter.rows.entry import EntryBuilder
+from exporter.rows.entry_builder import EntryBuilder
 from exporter.settings import RemotesSettings
 from exporter.write.database import Database
 from tests.support.samples import make_entry, make_exchange

@@ -15,7 +15,8 @@ from exporter.postgres.connection import DeadlineExceededError, connect
 from exporter.postgres.schema import ensure_schema
 from exporter.read.page import Cursor, Rows, explain, newest, one, reading, recent_gaps, traffic
 from exporter.read.selection import Selection
-from exporter.rows.entry import AccessLogEntry, timestamp
+from exporter.rows.entry import AccessLogEntry
+from exporter.rows.text import timestamp
 from exporter.write.database import Database
 from tests.support.samples import make_entry
 

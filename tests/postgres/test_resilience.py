@@ -251,8 +251,8 @@ def test_a_server_killed_and_started_again_and_again_loses_nothing(
     assert _ask(own_postgres, _COUNT) == (sent, sent)
     assert _ask(own_postgres, "SELECT count(*) FROM access_log_gap") == (0,)
     texts = [record.getMessage() for record in caplog.records]
-    assert sum("is away" in text for text in texts) == 3
-    assert sum("is back" in text for text in texts) == 3
+    assert sum("PostgreSQL unavailable" in text for text in texts) == 3
+    assert sum("available again" in text for text in texts) == 3
 
 
 def test_refusals_are_waited_through_without_a_word_of_the_password(

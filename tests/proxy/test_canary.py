@@ -155,7 +155,7 @@ def test_no_secret_is_kept_anywhere(
     _clean("the database", dump)
     proxied.proxy.terminate()
     ours = [line for line in proxied.proxy.output().splitlines() if OURS.search(line)]
-    assert any("entries written, none lost" in line for line in ours)
+    assert any("rows written, none lost" in line for line in ours)
     _clean("our output", "\n".join(ours))
     files = [file for file in proxied.proxy.folder.rglob("*") if file.is_file()]
     for file in files:
@@ -167,7 +167,7 @@ def test_the_password_of_a_database_that_is_away(tmp_path: Path) -> None:
     dsn = f"postgresql://writer:{CANARY}@127.0.0.1:{free_port()}/log?connect_timeout=1"
     env = {"ARTIFACTAPI_DSN": dsn, "ARTIFACTAPI_HOME": str(tmp_path / "home")}
     with Mitm(tmp_path / "proxied", scripts=[SCRIPT], env=env) as proxy:
-        eventually(lambda: "Postgres is away" in proxy.output())
+        eventually(lambda: "PostgreSQL unavailable" in proxy.output())
         proxy.terminate()
         _clean("the output", proxy.output())
 

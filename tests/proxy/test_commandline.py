@@ -106,4 +106,4 @@ def test_run_is_mitmdump_with_the_log_on(dsn: str, tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     assert AccessLog(dsn).of("run")["status_code"] == 200
-    assert "1 entries written, none lost" in output.read_text()
+    assert "1 rows written, none lost" in output.read_text()

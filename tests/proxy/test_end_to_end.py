@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 type Mode = Literal["regular", "reverse", "upstream", "socks5"]
 
-GOODBYE = re.compile(r"Access log: (\d+) entries written, none lost\.")
+GOODBYE = re.compile(r"artifactapi: stopped; (\d+) rows written, none lost\.")
 # Else mitmproxy asks the upstream first, and offers its clients no more than that speaks.
 OFFER_HTTP2 = ("--set", "connection_strategy=lazy")
 PROMISED_SECONDS = 2.0
@@ -294,14 +294,14 @@ def test_postgres_that_comes_later_gets_what_was_asked_before(
         relay.cut()
         env = {"ARTIFACTAPI_DSN": f"{dsn} port={relay.address[1]}"}
         with Mitm(tmp_path, scripts=[SCRIPT], env=env) as proxy:
-            eventually(lambda: "Postgres is away" in proxy.output())
+            eventually(lambda: "PostgreSQL unavailable; buffering rows" in proxy.output())
             response = fetch(proxy.address, f"{upstream.url}/ok", "User-Agent: early")
             assert response
             assert response.status == 200
             assert AccessLog(dsn).rows() == []
             relay.mend()
             AccessLog(dsn).of("early")
-            eventually(lambda: "Postgres is back" in proxy.output())
+            eventually(lambda: "PostgreSQL available again" in proxy.output())
             assert "rror" not in proxy.output()
 
 
@@ -315,7 +315,7 @@ def test_the_start_line_names_no_password_and_a_row_alone_is_there_within_two_se
         scripts=[SCRIPT],
         env={"ARTIFACTAPI_DSN": f"{dsn} password=hunter2"},
     ) as proxy:
-        eventually(lambda: "Access log: rows go to" in proxy.output())
+        eventually(lambda: "artifactapi: logging to" in proxy.output())
         fetch(proxy.address, f"{world.plain.url}/ok", "User-Agent: alone")
         answered = time.monotonic()
         AccessLog(dsn).of("alone")

@@ -64,11 +64,9 @@ def streaming(
 
 
 @pytest.fixture(scope="module")
-def time_limited(
-    postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[LoggedProxy]:
+def limited(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoggedProxy]:
     """A proxy with little deadline and small bodies."""
-    folder = tmp_path_factory.mktemp("time_limited")
+    folder = tmp_path_factory.mktemp("limited")
     options = (
         "--set",
         "tcp_timeout=1",
@@ -235,10 +233,10 @@ def test_trailers_that_mitmproxy_cannot_pass_on(
 
 @pytest.mark.parametrize("path", ["/slow-head", "/slow-body"])
 def test_an_upstream_that_says_nothing_for_too_long(
-    time_limited: LoggedProxy, upstream: RawUpstream, path: str
+    limited: LoggedProxy, upstream: RawUpstream, path: str
 ) -> None:
     upstream.hold()
-    response, row = ask(time_limited, upstream.url + path)
+    response, row = ask(limited, upstream.url + path)
     assert response is None
     assert Facts.of(row) == (None, "upstream_timeout", 0, None, None)
     upstream.release()
@@ -249,16 +247,16 @@ def test_an_upstream_that_says_nothing_for_too_long(
     [("/sized?size=6000", False), ("/chunked?size=9000", False), ("/sized?size=5000", True)],
 )
 def test_a_response_over_the_limit(
-    time_limited: LoggedProxy, upstream: RawUpstream, path: str, agrees: bool
+    limited: LoggedProxy, upstream: RawUpstream, path: str, agrees: bool
 ) -> None:
-    response, row = ask(time_limited, upstream.url + path)
+    response, row = ask(limited, upstream.url + path)
     same(response, row)
     expected = (200, None, 0, 5000, "upstream") if agrees else (502, "too_large", 0, None, None)
     assert Facts.of(row) == expected
 
 
-def test_an_upload_over_the_limit(time_limited: LoggedProxy, upstream: RawUpstream) -> None:
-    response, row = ask(time_limited, f"{upstream.url}/echo", method="POST", body=b"x" * 6000)
+def test_an_upload_over_the_limit(limited: LoggedProxy, upstream: RawUpstream) -> None:
+    response, row = ask(limited, f"{upstream.url}/echo", method="POST", body=b"x" * 6000)
     same(response, row)
     assert Facts.of(row) == (413, "too_large", None, None, None)
 
@@ -288,9 +286,9 @@ def ask_inside(
     """Send one request through a tunnel of its own."""
     agent = proxied.agent()
     with proxied.client() as client:
-        open_database = client.connect("localhost", upstream.port)
-        assert open_database
-        assert open_database.status == 200
+        opened = client.connect("localhost", upstream.port)
+        assert opened
+        assert opened.status == 200
         client.start_tls("localhost", proxied.proxy.ca_path)
         client.request(
             "GET", path, f"User-Agent: {agent}", f"Host: localhost:{upstream.port}", *headers

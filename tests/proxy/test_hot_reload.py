@@ -146,7 +146,7 @@ def test_another_database_and_then_none_at_run_time(
             AccessLog(other).of("moved")
             assert _sessions(dsn, tmp_path) == 1, "the connection to the first is closed"
             assert page.set_options(scripts=[])[0] == 200
-            eventually(lambda: "entries written, none lost" in proxy.output())
+            eventually(lambda: "rows written, none lost" in proxy.output())
             eventually(lambda: _sessions(dsn, tmp_path) == 0)
             response = fetch(proxy.address, f"{upstream.url}/ok", "User-Agent: not logged")
             assert response

@@ -1,4 +1,4 @@
-"""A streamed body is_temporary through without the access log keeping any of it."""
+"""A streamed body passes through without the access log keeping any of it."""
 
 from __future__ import annotations
 

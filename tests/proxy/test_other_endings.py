@@ -121,7 +121,7 @@ def test_the_filter(guarded: LoggedProxy, upstream: RawUpstream) -> None:
     assert not guarded.rows("path = '/health' OR host = 'mitm.it'")
     written = len(guarded.rows())
     guarded.proxy.terminate()
-    assert f"Access log: {written} entries written, none lost." in guarded.proxy.output()
+    assert f"artifactapi: stopped; {written} rows written, none lost." in guarded.proxy.output()
 
 
 # -- a user in the UI --------------------------------------------------------------------------
@@ -304,7 +304,7 @@ def test_an_import(postgres: Postgres, recording: Path, tmp_path: Path) -> None:
     ]
     assert all(row["started_at"] < row["logged_at"] for row in rows)
     assert all(row["client_port"] for row in rows)
-    assert "4 entries written, none lost" in output
+    assert "4 rows written, none lost" in output
 
 
 def test_an_import_of_a_har(postgres: Postgres, recording: Path, tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_a_large_import_drops_nothing(postgres: Postgres, tmp_path: Path) -> Non
     config = "buffer: {max_entries: 100}\nbatch: {max_entries: 50}\n"
     rows, output = load(postgres, tmp_path / "proxied", file, config=config)
     assert len(rows) == 2000
-    assert "2000 entries written, none lost" in output
+    assert "2000 rows written, none lost" in output
 
 
 def write_flows(file: Path, number: int) -> None:

@@ -242,7 +242,7 @@ class Report:
         for generation in self._stage.generations:
             for line in generation.mitm.output().splitlines():
                 text = re.sub(r"^\[[\d:.]+\]\s*", "", line)
-                if "Traceback" in text or "failed and goes on" in text:
+                if "Traceback" in text or "internal error" in text:
                     self.complaints.append(f"proxy {generation.number} said: {text[:200]}")
                 if "ostgres" in text or "pool" in text or "rror" in text:
                     kinds[re.sub(r"\d+(\.\d+)?", "#", text)[:200]] += 1

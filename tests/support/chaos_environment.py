@@ -39,7 +39,7 @@ DRAIN_SECONDS = 5.0  # as well
 SPOOL_BYTES = 64 * 1024 * 1024
 WARM_SECONDS = 3.0  # a young proxy is slow by itself
 SLACK_SECONDS = 1.0
-GOODBYE = re.compile(r"Access log: (\d+) entries written")
+GOODBYE = re.compile(r"artifactapi: stopped; (\d+) rows written")
 _ROOT = Path(__file__).parents[2]
 _CONNECTIONS = 6
 _DISK = "384m"
@@ -362,7 +362,7 @@ class ChaosEnvironment:
             connection.execute(grants("public", ROLE, "chaos_reader").encode())
 
     def _starts(self) -> int:
-        return self.proxy.mitm.output().count("Access log: rows go to")
+        return self.proxy.mitm.output().count("artifactapi: logging to")
 
     def _check_handles(self) -> None:
         """The proxy holds no more than the first did; what is to be closed gets its time."""

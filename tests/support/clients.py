@@ -213,9 +213,9 @@ def fetch(
         if parts.scheme == "http":
             client.request(method, url, *headers, body=body)
             return client.read_response(method)
-        open_database = client.connect(host, parts.port or 443)
-        if open_database is None or open_database.status != 200:
-            return open_database
+        opened = client.connect(host, parts.port or 443)
+        if opened is None or opened.status != 200:
+            return opened
         client.start_tls(host, ca)
         target = parts._replace(scheme="", netloc="").geturl() or "/"
         client.request(method, target, f"Host: {parts.netloc}", *headers, body=body)

@@ -153,11 +153,11 @@ class _Pipe:
 
 
 class Relay(SocketServer):
-    """Listens on this machine while its `with` lasts and is_temporary everything on to `target`.
+    """Listens on this machine while its `with` lasts and passes everything on to `target`.
 
     Every method may be called from any thread and has taken effect when it returns. Faults that
     are counted (`cut_after`, `cut_at_message`, `swallow_from_message`) count from the call on, on
-    each connection for itself, and happen once: then `struck` is true and what comes later is_temporary.
+    each connection for itself, and happen once: then `struck` is true and what comes later passes.
 
     Args:
         target: Address or path of the Unix socket to connect to.
@@ -185,7 +185,7 @@ class Relay(SocketServer):
         self.call(self._refuse())
 
     def blackhole(self) -> None:
-        """Take bytes and connections, and pass nothing on; `mend` is_temporary on what was held."""
+        """Take bytes and connections, and pass nothing on; `mend` passes on what was held."""
         self.call(self._set(delivers=False))
 
     def zero_window(self) -> None:

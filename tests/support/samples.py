@@ -7,7 +7,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from exporter import AccessLogEntry, Exchange, Settings
-from exporter.rows.entry import EntryBuilder
+from exporter.rows.entry_builder import EntryBuilder
 
 
 def make_exchange(number: int = 0, **changes: Any) -> Exchange:

@@ -62,7 +62,7 @@ class Traffic:
         self.stop()
 
     def go_to(self, generation: int, port: int) -> None:
-        """Take the proxy at this port for every connection that is open_database from now on."""
+        """Take the proxy at this port for every connection that is opened from now on."""
         assert self._process.stdin
         self._process.stdin.write(f"{generation} {port}\n")
         self._process.stdin.flush()

@@ -17,7 +17,8 @@ from msgspec.structs import astuple, replace
 from addon.flow import capture
 from addon.flow.tracker import FlowTracker
 from exporter import Settings
-from exporter.rows.entry import CUT, EntryBuilder
+from exporter.rows.entry_builder import EntryBuilder
+from exporter.rows.text import CUT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -14,7 +14,8 @@ from msgspec import convert
 from msgspec.structs import replace
 
 from exporter import Settings
-from exporter.rows.entry import CUT, EntryBuilder, address, clean, timestamp
+from exporter.rows.entry_builder import EntryBuilder
+from exporter.rows.text import CUT, clean, ip_text, timestamp
 from exporter.settings import RemotesSettings
 from exporter.write.database import Database
 from tests.support.samples import make_exchange
@@ -57,7 +58,7 @@ def test_the_usual_exchange() -> None:
     ],
 )
 def test_addresses(peer: tuple[str, int] | None, expected: str | None) -> None:
-    assert address(peer) == expected
+    assert ip_text(peer) == expected
 
 
 @pytest.mark.parametrize(
@@ -200,18 +201,18 @@ def test_any_exchange_becomes_one_row_that_postgres_accepts(
         query("DELETE FROM access_log")
 
 
-def test_what_was_asked_before_is_remembered_within_bounds() -> None:
+def test_what_was_asked_before_is_cached_target_within_bounds() -> None:
     builder = EntryBuilder(Settings(node="test"))
     wheel = make_exchange(host="pypi.example", target=b"/packages/demo-1.0-py3-none-any.whl?a=1")
     first = builder.build(wheel)
     assert builder.build(replace(wheel, target=wheel.target + b"&b=2"))._replace(query="") == (
         first._replace(query="")
     )
-    assert builder._remembered.cache_info()[:2] == (1, 1)
+    assert builder._cached_target.cache_info()[:2] == (1, 1)
     for number in range(9_000):
         builder.build(replace(wheel, target=b"/%d" % number))
         builder.build(replace(wheel, target=b"/%d" % number + b"x" * 800, size=2048))
-    assert builder._remembered.cache_info().currsize == 8192
+    assert builder._cached_target.cache_info().currsize == 8192
     assert builder.build(wheel) == first
 
 

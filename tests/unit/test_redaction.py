@@ -1,4 +1,4 @@
-"""No secret of a known shape is_temporary, and what is harmless stays readable."""
+"""No secret of a known shape passes, and what is harmless stays readable."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from exporter.write.gaps import Gap, Gaps
+from exporter.write.gaps import Gap, UnwrittenGaps
 from exporter.write.spool import Spool
 from tests.support.samples import make_entry
 
@@ -166,7 +166,7 @@ def test_a_damaged_or_foreign_file_is_set_aside_with_a_warning(
     assert numbers(now) == ["00000001"]
     now.settle()
     assert [f.suffix for f in tmp_path.glob("*.damaged")] == [".damaged"]
-    assert "was set aside" in caplog.text
+    assert "spool file damaged; moved to" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(
@@ -176,22 +176,22 @@ def test_a_folder_that_cannot_be_written_is_a_warning(
     spool = Spool(tmp_path / "spool", _PLENTY)
     assert not spool.append([make_entry(1)])
     assert spool.oldest() is None
-    assert "can't be written" in caplog.text
+    assert "spool not writable" in caplog.text
     spool.close()
 
 
 def test_gaps_grow_until_they_are_offered() -> None:
-    gaps = Gaps()
+    gaps = UnwrittenGaps()
     gaps.add("n", "buffer_full", "2026-01-02")
     gaps.add("n", "buffer_full", "2026-01-01", 4)
-    (offered,) = gaps.offer()
-    assert offered[1:] == ("n", "2026-01-01", "2026-01-02", "buffer_full", 5)
+    (sent,) = gaps.to_send()
+    assert sent[1:] == ("n", "2026-01-01", "2026-01-02", "buffer_full", 5)
     gaps.add("n", "buffer_full", "2026-01-03")
-    assert offered in gaps.offer()  # unchanged: it may be in the database already
-    assert len(gaps.pending()) == 2
-    gaps.settle([offered])
-    assert [gap.entries for gap in gaps.pending()] == [1]
-    gaps.settle(gaps.pending())
+    assert sent in gaps.to_send()  # unchanged: it may be in the database already
+    assert len(gaps.snapshot()) == 2
+    gaps.written([sent])
+    assert [gap.entries for gap in gaps.snapshot()] == [1]
+    gaps.written(gaps.snapshot())
     assert not gaps
 
 

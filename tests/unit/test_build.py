@@ -15,10 +15,10 @@ from msgspec.structs import replace
 
 from exporter import Exporter, Settings
 from exporter.postgres.connection import Deadline
-from exporter.rows.entry import EntryBuilder
+from exporter.rows.entry_builder import EntryBuilder
 from exporter.settings import BatchSettings, RedactSettings, SpoolSettings
-from exporter.write import builder
-from exporter.write.builder import BatchBuilder
+from exporter.write import build
+from exporter.write.build import RowBuilder
 from exporter.write.copy_batch import CopyBatch
 from tests.support.samples import make_entry, make_exchange
 from tests.support.wait import eventually
@@ -40,8 +40,8 @@ def deadline() -> Deadline:
 
 
 @pytest.fixture
-def batch_builder(deadline: Deadline) -> Iterator[BatchBuilder]:
-    found = BatchBuilder(_SETTINGS, deadline)
+def row_builder(deadline: Deadline) -> Iterator[RowBuilder]:
+    found = RowBuilder(_SETTINGS, deadline)
     yield found
     found.close()
 
@@ -65,16 +65,16 @@ def here(found: list[Exchange], settings: Settings = _SETTINGS) -> list[AccessLo
     return [own.build(exchange) for exchange in found]
 
 
-def pid_of(batch_builder: BatchBuilder) -> int:
-    assert batch_builder._worker is not None
-    return batch_builder._worker.pid
+def pid_of(row_builder: RowBuilder) -> int:
+    assert row_builder._worker is not None
+    return row_builder._worker.pid
 
 
-def test_the_process_says_what_this_one_would(batch_builder: BatchBuilder) -> None:
+def test_the_process_says_what_this_one_would(row_builder: RowBuilder) -> None:
     for count in (1, 128, 1000):
         found = exchanges(count)
-        batch_builder.begin(found)
-        entries, unreadable = batch_builder.finish()
+        pending = row_builder.build(found)
+        entries, unreadable = pending.result()
         assert isinstance(entries, CopyBatch)
         expected = CopyBatch.of(here(found))
         assert (expected.statement != b"") is (count > 1)  # some of them are artifacts
@@ -86,88 +86,86 @@ def test_the_process_says_what_this_one_would(batch_builder: BatchBuilder) -> No
             count,
             [],
         )
-    assert batch_builder.failures == 0
-    assert not batch_builder.is_busy
+    assert row_builder.failures == 0
+    assert row_builder._pending is None
 
 
-def test_the_process_hashes_whole_bodies(batch_builder: BatchBuilder, tmp_path: Path) -> None:
+def test_the_process_hashes_whole_bodies(row_builder: RowBuilder, tmp_path: Path) -> None:
     remotes = tmp_path / "remotes.yaml"
     remotes.write_text(
         "remotes:\n  - {name: mirror, host: mirror.example, path: /pypi, format: pypi}\n"
     )
     settings = replace(_SETTINGS, remotes=replace(_SETTINGS.remotes, file=str(remotes)))
-    batch_builder.reconfigure(settings)
+    row_builder.reconfigure(settings)
     wheel = {"host": "mirror.example", "target": b"/pypi/packages/demo-1.0-py3-none-any.whl"}
     found = [
         make_exchange(1, body=b"", **wheel),
         make_exchange(2, **wheel),
         make_exchange(3, body=b"x" * 5_000_000, **wheel),
     ]
-    batch_builder.begin(found)
-    entries, _ = batch_builder.finish()
+    pending = row_builder.build(found)
+    entries, _ = pending.result()
     assert isinstance(entries, CopyBatch)
     assert [*entries] == here(found, settings)
     assert [entry.sha256 is not None for entry in entries] == [True, False, True]
 
 
 def test_a_process_that_is_gone_costs_no_row(
-    batch_builder: BatchBuilder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    row_builder: RowBuilder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builder, "_RESTART_SECONDS", 0.0)
-    monkeypatch.setattr(batch_builder, "_restart_seconds", 0.0)
+    monkeypatch.setattr(build, "_RESTART_SECONDS", 0.0)
+    monkeypatch.setattr(row_builder, "_restart_seconds", 0.0)
     for number in range(6):
         found = exchanges(20 + number)
-        batch_builder.start()
+        row_builder.start_worker()
         if number % 2:
-            os.kill(pid_of(batch_builder), signal.SIGKILL)
-        batch_builder.begin(found)
+            os.kill(pid_of(row_builder), signal.SIGKILL)
+        pending = row_builder.build(found)
         if number == 4:
-            os.kill(pid_of(batch_builder), signal.SIGKILL)
-        entries, unreadable = batch_builder.finish()
+            os.kill(pid_of(row_builder), signal.SIGKILL)
+        entries, unreadable = pending.result()
         assert [*entries] == here(found)
         assert not unreadable
-    assert batch_builder.failures >= 3  # number 4 may have been answered before
-    assert 1 <= len([r for r in caplog.records if "is given up" in r.message]) <= 4
+    assert row_builder.failures >= 3  # number 4 may have been answered before
+    assert 1 <= len([r for r in caplog.records if "worker process stopped" in r.message]) <= 4
     caplog.set_level("INFO")
-    batch_builder.begin(exchanges(3))
-    assert isinstance(batch_builder.finish().entries, CopyBatch)
-    assert "has a second process to build rows again" in caplog.text
+    pending = row_builder.build(exchanges(3))
+    assert isinstance(pending.result().entries, CopyBatch)
+    assert "worker process restarted" in caplog.text
 
 
-def test_a_process_that_hangs_is_ended_in_time(batch_builder: BatchBuilder) -> None:
-    batch_builder.begin(exchanges(1))
-    batch_builder.finish()
-    os.kill(pid_of(batch_builder), signal.SIGSTOP)
+def test_a_process_that_hangs_is_ended_in_time(row_builder: RowBuilder) -> None:
+    pending = row_builder.build(exchanges(1))
+    pending.result()
+    os.kill(pid_of(row_builder), signal.SIGSTOP)
     found = exchanges(10)
     started = time.monotonic()
-    batch_builder.begin(found)
-    entries, _ = batch_builder.finish()
+    pending = row_builder.build(found)
+    entries, _ = pending.result()
     assert 1.9 < time.monotonic() - started < 4
     assert [*entries] == here(found)
-    assert batch_builder.failures == 1
+    assert row_builder.failures == 1
 
 
-def test_a_process_that_takes_nothing_is_ended_in_time(batch_builder: BatchBuilder) -> None:
-    batch_builder.start()
-    os.kill(pid_of(batch_builder), signal.SIGSTOP)
+def test_a_process_that_takes_nothing_is_ended_in_time(row_builder: RowBuilder) -> None:
+    row_builder.start_worker()
+    os.kill(pid_of(row_builder), signal.SIGSTOP)
     found = [make_exchange(1, body=b"x" * 50_000_000)]
     started = time.monotonic()
-    batch_builder.begin(found)
-    entries, _ = batch_builder.finish()
+    pending = row_builder.build(found)
+    entries, _ = pending.result()
     assert time.monotonic() - started < 5  # two to notice, the rest for a busy machine
     assert [*entries] == here(found)
 
 
-def test_at_a_stop_it_gets_half_of_the_time(
-    batch_builder: BatchBuilder, deadline: Deadline
-) -> None:
-    batch_builder.start()
-    os.kill(pid_of(batch_builder), signal.SIGSTOP)
+def test_at_a_stop_it_gets_half_of_the_time(row_builder: RowBuilder, deadline: Deadline) -> None:
+    row_builder.start_worker()
+    os.kill(pid_of(row_builder), signal.SIGSTOP)
     found = exchanges(10)
-    batch_builder.begin(found)
+    pending = row_builder.build(found)
     started = time.monotonic()
     deadline.give_up_at = started + 3.0
-    entries, _ = batch_builder.finish()
+    entries, _ = pending.result()
     assert 1.5 < time.monotonic() - started < 2.9
     assert [*entries] == here(found)
 
@@ -186,60 +184,60 @@ def test_a_stop_beside_a_process_that_hangs_writes_all(dsn: str, query: Query) -
 
 
 def test_code_that_was_changed_on_disk_is_not_run(
-    batch_builder: BatchBuilder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    row_builder: RowBuilder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A new version may order a row's columns in another way."""
-    monkeypatch.setattr(builder, "_DIGEST", "what was loaded")
+    monkeypatch.setattr(build, "_DIGEST", "what was loaded")
     found = exchanges(10)
-    batch_builder.begin(found)
-    entries, _ = batch_builder.finish()
+    pending = row_builder.build(found)
+    entries, _ = pending.result()
     assert [*entries] == here(found)
     assert not isinstance(entries, CopyBatch)
-    assert "given up: the code on disk is not what the proxy has loaded; start the" in caplog.text
+    assert "worker runs: the code on disk is not what the proxy has loaded; restart" in caplog.text
 
 
 def test_why_it_did_not_start_is_said_in_the_log_and_nowhere_else(
-    batch_builder: BatchBuilder,
+    row_builder: RowBuilder,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(builder, "_CODE", "import nowhere")
-    batch_builder.begin(exchanges(1))
-    entries, _ = batch_builder.finish()
+    monkeypatch.setattr(build, "_CODE", "import nowhere")
+    pending = row_builder.build(exchanges(1))
+    entries, _ = pending.result()
     assert len(entries) == 1
-    assert "given up: ModuleNotFoundError: No module named 'nowhere'. Until" in caplog.text
+    assert "worker runs: ModuleNotFoundError: No module named 'nowhere'" in caplog.text
     assert capfd.readouterr() == ("", "")
 
 
 def test_without_a_python_rows_are_built_here(
-    batch_builder: BatchBuilder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    row_builder: RowBuilder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     for _ in range(3):
         found = exchanges(10)
-        batch_builder.begin(found)
-        entries, _ = batch_builder.finish()
+        pending = row_builder.build(found)
+        entries, _ = pending.result()
         assert [*entries] == here(found)
-    assert batch_builder.failures == 1  # it is not tried again for each batch
+    assert row_builder.failures == 1  # it is not tried again for each batch
     assert len([r for r in caplog.records if "No such file" in r.message]) == 1
 
 
-def test_what_cannot_be_sent_is_built_here(batch_builder: BatchBuilder) -> None:
+def test_what_cannot_be_sent_is_built_here(row_builder: RowBuilder) -> None:
     class Odd(str):
         __slots__ = ()
 
     found = [make_exchange(1), make_exchange(2, host=Odd("odd.example"))]
-    batch_builder.begin(found)
-    entries, unreadable = batch_builder.finish()
+    pending = row_builder.build(found)
+    entries, unreadable = pending.result()
     assert [entry.host for entry in entries] == ["registry.example", "odd.example"]
     assert not unreadable
 
 
-def test_an_exchange_nobody_can_read_costs_itself_alone(batch_builder: BatchBuilder) -> None:
+def test_an_exchange_nobody_can_read_costs_itself_alone(row_builder: RowBuilder) -> None:
     found = [make_exchange(1), make_exchange(2, host=None), make_exchange(3)]
-    batch_builder.begin(found)
-    entries, unreadable = batch_builder.finish()
+    pending = row_builder.build(found)
+    entries, unreadable = pending.result()
     assert isinstance(entries, CopyBatch)
     assert [entry.flow_id[:8] for entry in entries] == ["00000001", "00000003"]
     (failure,) = unreadable
@@ -247,27 +245,27 @@ def test_an_exchange_nobody_can_read_costs_itself_alone(batch_builder: BatchBuil
     assert "rpartition" in failure.trace
 
 
-def test_other_settings_reach_what_is_under_way(batch_builder: BatchBuilder) -> None:
+def test_other_settings_reach_what_is_under_way(row_builder: RowBuilder) -> None:
     found = exchanges(10)
-    batch_builder.begin(found)
+    pending = row_builder.build(found)
     other = replace(_SETTINGS, node="other", redact=RedactSettings(query="drop"))
-    batch_builder.reconfigure(other)
-    entries, _ = batch_builder.finish()
+    row_builder.reconfigure(other)
+    entries, _ = pending.result()
     assert isinstance(entries, CopyBatch)
     assert [*entries] == here(found, other)
 
 
-def test_signals_for_the_proxy_do_not_end_it(batch_builder: BatchBuilder) -> None:
-    batch_builder.begin(exchanges(1))
-    batch_builder.finish()  # by now it has begun to ignore them
-    pid = pid_of(batch_builder)
+def test_signals_for_the_proxy_do_not_end_it(row_builder: RowBuilder) -> None:
+    pending = row_builder.build(exchanges(1))
+    pending.result()  # by now it has begun to ignore them
+    pid = pid_of(row_builder)
     os.kill(pid, signal.SIGINT)
     os.kill(pid, signal.SIGTERM)
     os.kill(pid, signal.SIGHUP)
     assert os.getsid(pid) == pid  # nor does a terminal's Ctrl-C reach it
-    batch_builder.begin(exchanges(1))
-    assert isinstance(batch_builder.finish().entries, CopyBatch)
-    assert pid_of(batch_builder) == pid
+    pending = row_builder.build(exchanges(1))
+    assert isinstance(pending.result().entries, CopyBatch)
+    assert pid_of(row_builder) == pid
 
 
 def test_a_batch_keeps_its_entries_packed_until_they_are_looked_at() -> None:
@@ -280,7 +278,7 @@ def test_a_batch_keeps_its_entries_packed_until_they_are_looked_at() -> None:
 def test_rows_come_once_each_while_it_is_killed_again_and_again(
     dsn: str, query: Query, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builder, "_RESTART_SECONDS", 0.1)
+    monkeypatch.setattr(build, "_RESTART_SECONDS", 0.1)
     exporter = Exporter(replace(_SETTINGS.with_dsn(dsn), batch=BatchSettings(max_seconds=0.05)))
     me = psutil.Process()
     killed: set[int] = set()
@@ -288,7 +286,7 @@ def test_rows_come_once_each_while_it_is_killed_again_and_again(
         exporter.log_access(make_exchange(number))
         if number % 500 == 0:
             for child in me.children():
-                if child.pid not in killed and builder._CODE in " ".join(child.cmdline()):
+                if child.pid not in killed and build._CODE in " ".join(child.cmdline()):
                     killed.add(child.pid)
                     child.kill()
             eventually(lambda: exporter.status()["waiting"] < 5_000)
@@ -309,7 +307,7 @@ def test_it_ends_with_a_proxy_that_is_killed(dsn: str, tmp_path: Path) -> None:
         "print(flush=True)\n"
         "sys.stdin.read()\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(builder._ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(build._ROOT)}
     with subprocess.Popen(
         [sys.executable, script, dsn],
         env=environment,

@@ -1,0 +1,231 @@
+"""Turn the raw facts of an exchange into a row: decode, bound, redact, identify. No I/O but remotes.yaml."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..settings import SettingsError
+from .cache_status import CacheStatus, read_cache_status
+from .entry import AccessLogEntry
+from .packages.identity import UNKNOWN, Identity, Remotes, RemotesError
+from .redaction import PathPatterns, redact_error, redact_text
+from .redirects import REDIRECTS, Redirects
+from .text import (
+    CACHED_VALUES,
+    MAX_ERROR,
+    MAX_PATH,
+    MAX_TEXT,
+    MAX_USER_AGENT,
+    SocketAddress,
+    bounded_text,
+    clean,
+    decoded,
+    ip_text,
+    milliseconds,
+    path_text,
+    query_text,
+    timestamp,
+)
+
+if TYPE_CHECKING:
+    from ..exchange import Exchange
+    from ..settings import Settings
+
+# A longer exchange goes past the caches: its values are large, and they seldom repeat.
+_MAX_CACHED_BYTES = 1280
+_MAX_CACHED_FIELDS = 8
+
+_is_uuid = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
+_MANIFESTS = "/manifests/"  # OCI distribution spec: a tag may stand here in place of a digest
+_MAX_SMALLINT = 32_767
+_MAX_PORT = 65_535
+
+
+class _Target(NamedTuple):
+    """Host and path of a request as its row has them, and what they identify."""
+
+    host: str | None
+    path: str | None
+    identity: Identity
+
+
+class EntryBuilder:
+    """Builds rows by one set of settings. Use it in one thread only."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises SettingsError if the user's remotes file is wrong."""
+        self._remotes = load_remotes(settings)
+        self._redirects = Redirects()
+        self._node = clean(settings.node_name, MAX_TEXT)
+        self._query_policy = settings.redact.query
+        self._path_patterns = PathPatterns(settings.redact.paths)
+        self._cached_target = lru_cache(CACHED_VALUES)(self._target)
+
+    def build(self, exchange: Exchange) -> AccessLogEntry:
+        """The row of one exchange. Accepts every value that an exchange can hold."""
+        x = exchange
+        cacheable = x.bare_size <= _MAX_CACHED_BYTES
+        raw_path, question_mark, raw_query = x.target.partition(b"?")
+        if question_mark and not raw_path:
+            raw_path = b"/"
+        target = (self._cached_target if cacheable else self._target)(x.host, raw_path)
+        identity = self._identity(x, target)
+        client_ip, client_port = _client(x.client)
+        request_texts = _request_texts if cacheable else _request_texts.__wrapped__
+        proxy_user, user_agent, method, scheme, http_version = request_texts(
+            x.proxy_user, x.user_agent, x.method, x.scheme, x.http_version
+        )
+        cacheable = cacheable and len(x.response_fields) <= _MAX_CACHED_FIELDS
+        response_facts = _response_facts if cacheable else _response_facts.__wrapped__
+        content_type, cache = response_facts(x.response_fields, x.status_code, x.response_source)
+        return AccessLogEntry(
+            started_at=timestamp(x.started_at),
+            flow_id=x.flow_id if _is_uuid(x.flow_id) else _as_uuid(x.flow_id),
+            node=self._node,
+            client_ip=client_ip,
+            client_port=client_port,
+            proxy_user=proxy_user,
+            user_agent=user_agent,
+            method=method,
+            scheme=scheme,
+            host=target.host,
+            port=x.port if 0 < x.port <= _MAX_PORT else None,
+            path=target.path,
+            query=query_text(raw_query, self._query_policy) if raw_query else None,
+            http_version=http_version,
+            status_code=_status_code(x.status_code),
+            error_type=x.error_type,
+            error=clean(redact_error(x.error), MAX_ERROR) if x.error else None,
+            content_type=content_type,
+            request_bytes=x.request_bytes,
+            response_bytes=x.response_bytes,
+            duration_ms=milliseconds(x.started_at, x.ended_at),
+            ttfb_ms=milliseconds(x.started_at, x.head_at),
+            connect_ms=milliseconds(0.0, x.connect_seconds),
+            server_ip=ip_text(x.server),
+            tls_version=x.tls_version or None,
+            response_source=x.response_source,
+            cache_status=cache.status,
+            cache_source=cache.source,
+            cache_age_s=cache.age_s,
+            remote=identity.remote,
+            artifact_kind=identity.artifact_kind,
+            ecosystem=identity.ecosystem,
+            package=identity.package,
+            version=identity.version,
+            filename=identity.filename,
+            purl=identity.purl,
+            sha256=_sha256(x) if identity.artifact_kind == "artifact" else None,
+        )
+
+    def _target(self, host: str, raw_path: bytes) -> _Target:
+        # Some clients put a login into the Host header, which RFC 9110 7.2 does not allow.
+        name = clean(host.rpartition("@")[2], MAX_TEXT).lower() or None
+        path = path_text(raw_path)
+        if path is not None and self._path_patterns:
+            path = self._path_patterns.redact(name or "", path)
+        if name is None or path is None:
+            return _Target(name, path, UNKNOWN)
+        return _Target(name, path, self._remotes.identify(name, path))
+
+    def _identity(self, x: Exchange, target: _Target) -> Identity:
+        """What the URL identifies, plus what the response adds: a tag's digest, a redirect's target."""
+        host, path, identity = target
+        if host is None or path is None:
+            return identity
+        if _MANIFESTS in path and (digest := _field(x.response_fields, b"docker-content-digest")):
+            identity = self._remotes.identify(host, path, digest=bounded_text(digest, MAX_TEXT))
+        if identity.purl is None and self._redirects and not _is_page(x):
+            identity = self._redirects.find(host, x.port, x.target) or identity
+        if x.status_code in REDIRECTS and identity.artifact_kind is not None:
+            location = _field(x.response_fields, b"location")
+            if location:
+                url = f"{x.scheme.decode('ascii', 'replace')}://{host}{path}"
+                self._redirects.remember(url, location, identity)
+        return identity
+
+
+def load_remotes(settings: Settings) -> Remotes:
+    """The table of remotes that these settings name. Cached until the user's file changes.
+
+    Raises:
+        SettingsError: the file is missing or wrong; one sentence per error, with its line.
+    """
+    file = settings.remotes.file
+    try:
+        path = Path(file).expanduser() if file else None
+        return _load_remotes(path, path.stat().st_mtime_ns if path and path.exists() else 0)
+    except RemotesError as e:
+        raise SettingsError(str(e)) from e
+
+
+@lru_cache(4)
+def _load_remotes(file: Path | None, _changed_at_ns: int) -> Remotes:
+    return Remotes.load(file)
+
+
+@lru_cache(CACHED_VALUES)
+def _request_texts(
+    proxy_user: str | None, user_agent: bytes | None, *others: bytes
+) -> tuple[str | None, ...]:
+    """These values as columns. The others are method, scheme and HTTP version."""
+    return (
+        clean(proxy_user, MAX_TEXT) if proxy_user else None,
+        clean(redact_text(decoded(user_agent)), MAX_USER_AGENT) if user_agent else None,
+        *(bounded_text(other, MAX_TEXT) for other in others),
+    )
+
+
+@lru_cache(CACHED_VALUES)
+def _response_facts(
+    fields: tuple[tuple[bytes, bytes], ...], status_code: int | None, source: str | None
+) -> tuple[str | None, CacheStatus]:
+    """Content type and cache status of a response.
+
+    A replayed response came from our own store. A response by an addon came from no cache.
+    """
+    content_type = bounded_text(_field(fields, b"content-type"), MAX_TEXT)
+    if source == "replay":
+        return content_type, CacheStatus("HIT", "local", None)
+    if source == "addon":
+        return content_type, CacheStatus(None, None, None)
+    return content_type, read_cache_status(fields, status_code)
+
+
+@lru_cache(CACHED_VALUES)
+def _client(address: SocketAddress) -> tuple[str | None, int | None]:
+    """IP address and port of a client's socket."""
+    port = address[1] if address and len(address) > 1 else None
+    return ip_text(address), port if isinstance(port, int) and 0 < port <= _MAX_PORT else None
+
+
+def _status_code(status_code: int | None) -> int | None:
+    return status_code if status_code and 0 < status_code <= _MAX_SMALLINT else None
+
+
+def _is_page(x: Exchange) -> bool:
+    """Whether the response is a web page: a redirect to a login page leads to no artifact."""
+    content_type = _field(x.response_fields, b"content-type") or b""
+    return content_type.lower().startswith(b"text/html")
+
+
+def _sha256(x: Exchange) -> str | None:
+    digest = hashlib.sha256(x.body).digest() if x.body is not None else x.sha256
+    return f"\\x{digest.hex()}" if digest is not None else None
+
+
+def _field(fields: tuple[tuple[bytes, bytes], ...], name: bytes) -> bytes | None:
+    for key, value in fields:
+        if key == name:
+            return value
+    return None
+
+
+def _as_uuid(flow_id: str) -> str:
+    """A UUID for the id of a foreign flow file, which may be any text. Equal ids give equal UUIDs."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, clean(flow_id, MAX_PATH)))

@@ -1,0 +1,114 @@
+"""What became of the entries: counters, gaps to be written, and one log message per kind of trouble."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from ..rows.text import timestamp
+from .gaps import UnwrittenGaps
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from ..rows.entry import AccessLogEntry
+    from .buffer import Buffer
+    from .database import Rejection
+    from .worker import BuildFailure
+
+logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """Counters never go down. Only the writer thread calls methods; any thread may read counters."""
+
+    def __init__(self, node: str) -> None:
+        self.node = node  # written into gaps
+        self.written = 0
+        self.rejected = 0
+        self.dropped = 0  # neither PostgreSQL nor the disk took them in time
+        self.recovered = 0  # written for earlier runs
+        self.retries = 0
+        self.failures = 0  # unexpected exceptions
+        self.last_written_at: str | None = None  # ISO 8601, UTC
+        self.last_error: str | None = None
+        self.gaps = UnwrittenGaps()
+        self._unplaced_drops_seen = 0
+        self._spool_losses_seen = 0
+        self._reported: set[str] = set()  # kinds of trouble that have been logged
+
+    @property
+    def all_written(self) -> int:
+        """Entries written by this process, for this run and for earlier ones."""
+        return self.written + self.recovered
+
+    def count_written(
+        self, entries: Sequence[AccessLogEntry], rejections: Sequence[Rejection], *, recovered: bool
+    ) -> None:
+        """PostgreSQL has these entries, except the rejected ones. `recovered`: of an earlier run."""
+        if recovered:
+            self.recovered += len(entries) - len(rejections)
+        else:
+            self.written += len(entries) - len(rejections)
+            self.rejected += len(rejections)
+        self.last_written_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        for rejection in rejections:
+            self.gaps.add(rejection.entry.node, "rejected", rejection.entry.started_at)
+            self._report_rejection(rejection)
+
+    def count_unreadable(self, failures: Iterable[BuildFailure]) -> None:
+        """No row could be built of as many exchanges."""
+        for failure in failures:
+            self.count_failure(failure)
+            self.rejected += 1
+            self.gaps.add(self.node, "unreadable", timestamp(time.time()))
+
+    def count_drops(self, buffer: Buffer) -> None:
+        """Turn the drops that the buffer counted since the last call into gaps."""
+        for reason, started_at in buffer.take_drops():
+            self.gaps.add(self.node, reason, timestamp(started_at))
+        unplaced = buffer.unplaced_drops - self._unplaced_drops_seen
+        if unplaced:
+            self._unplaced_drops_seen += unplaced
+            self.gaps.add(self.node, "buffer_full", timestamp(time.time()), unplaced)
+
+    def count_spool_losses(self, lost: int) -> None:
+        """`lost`: entries of this run in damaged spool files, in total."""
+        new = lost - self._spool_losses_seen
+        if new:
+            self._spool_losses_seen += new
+            self.dropped += new
+            self.gaps.add(self.node, "spool_damaged", timestamp(time.time()), new)
+
+    def count_lost_at_stop(self, starts: Iterable[str]) -> None:
+        """`starts`: started_at of the entries that the stop had no time and no space for."""
+        for started_at in starts:
+            self.gaps.add(self.node, "shutdown", started_at)
+            self.dropped += 1
+
+    def count_failure(self, failure: BuildFailure) -> None:
+        """An unexpected exception. Logged once per kind."""
+        self.failures += 1
+        self.last_error = f"{failure.kind} in the writer"
+        if self._is_new(f"failure {failure.kind}"):
+            with contextlib.suppress(BaseException):  # a logging handler that fails must not matter
+                logger.warning("artifactapi: internal error; the log goes on.\n%s", failure.trace)
+
+    def _report_rejection(self, rejection: Rejection) -> None:
+        self.last_error = rejection.reason
+        if self._is_new(f"rejection {rejection.sqlstate}"):
+            logger.warning(
+                "artifactapi: PostgreSQL rejected a row; it is recorded as a gap, and more of this kind are "
+                "only counted: %s; flow %s of %s",
+                rejection.reason,
+                rejection.entry.flow_id,
+                rejection.entry.started_at,
+            )
+
+    def _is_new(self, kind: str) -> bool:
+        is_new = kind not in self._reported
+        self._reported.add(kind)
+        return is_new
