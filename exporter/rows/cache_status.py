@@ -1,11 +1,11 @@
-"""Read from response headers whether a cache answered; sends nothing and knows no cache of its own.
+"""Tell from response headers whether a cache answered. Does no I/O.
 
-Caches say it in a dozen dialects. They are asked in a fixed order, the most exact first, and the
-first that yields a word decides. `cache_source` names the evidence, so that a reader can tell the
-HIT of a CDN from the HIT of a cache next door.
+Caches report this in about a dozen header fields. The fields are checked in a fixed order, the most
+precise first, and the first one with a known status wins. `source` names that field, so that
+readers can tell a CDN's HIT from another cache's.
 
-The words are nginx's (`$upstream_cache_status`): HIT, STALE, UPDATING and REVALIDATED came from a
-cache; MISS, EXPIRED and BYPASS went on to the origin.
+The statuses are nginx's (`$upstream_cache_status`). HIT, STALE, UPDATING and REVALIDATED were
+served by a cache; MISS, EXPIRED and BYPASS were forwarded to the origin.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import http_sf
 
-AGE_MAX = 2**31 - 1  # RFC 9111 1.2.2 names this bound; it is also the largest int4
+AGE_MAX = 2**31 - 1  # limit in RFC 9111 1.2.2, and the largest int4
 
 FROM_CACHE = frozenset({"HIT", "STALE", "UPDATING", "REVALIDATED"})
 
-# Fields of one word each, in the order they are asked.
-_WORD_FIELDS = (
+# Fields whose value is one status or a list of them, in the order of precedence.
+_STATUS_FIELDS = (
     b"cf-cache-status",
     b"x-cache-status",
     b"x-proxy-cache",
@@ -31,15 +31,15 @@ _WORD_FIELDS = (
     b"akamai-cache-status",
     b"x-77-cache",
 )
-_EVIDENCE = frozenset(
-    {b"age", b"cache-status", b"x-cache", b"x-cache-hits", b"x-varnish", *_WORD_FIELDS}
+_CACHE_FIELDS = frozenset(
+    {b"age", b"cache-status", b"x-cache", b"x-cache-hits", b"x-varnish", *_STATUS_FIELDS}
 )
-_VALUE_MAX = 4096  # bytes; a longer field is no statement about a cache, and is not parsed
-_REMEMBERED_MAX = 512  # bytes of all fields together
+_MAX_VALUE_BYTES = 4096  # longer fields are ignored
+_MAX_CACHED_BYTES = 512  # of all fields of a response together; more is parsed each time
 
-# What X-Cache and its kin say, tried in this order: TCP_REFRESH_HIT is no plain HIT, and HitStale
-# no fresh one. Each is matched against the first word of a list member, case-blind.
-_WORDS = tuple(
+# Status words of X-Cache and similar fields. The order matters: TCP_REFRESH_HIT is not a plain HIT,
+# and HitStale is not a fresh one. Each pattern must match the first word of a list member.
+_PATTERNS = tuple(
     (re.compile(pattern, re.IGNORECASE), status)
     for pattern, status in (
         (rb"RefreshHit|TCP_REFRESH_HIT|TCP_REFRESH_UNMODIFIED|REVALIDATED", "REVALIDATED"),
@@ -54,39 +54,44 @@ _WORDS = tuple(
         (rb"\w*MISS", "MISS"),
     )
 )
-_FIRST_WORD = re.compile(rb"[\w-]+", re.ASCII)
+_WORD = re.compile(rb"[\w-]+", re.ASCII)
 
 
 class CacheStatus(NamedTuple):
-    """What the response says of caches on its way. None where it says nothing."""
+    """What a response says about the caches on its way. None: unknown."""
 
     status: str | None  # HIT MISS BYPASS EXPIRED STALE UPDATING REVALIDATED
-    source: str | None  # name of the field that said so, or "304"
-    age_s: int | None  # seconds since the origin made or checked it; 0 .. 2**31 - 1
+    source: str | None  # name of the field with the status, or "304"
+    age_s: int | None  # seconds since the origin sent or validated it; 0 to AGE_MAX
 
 
 Fields = tuple[tuple[bytes, bytes], ...]
-_Answer = tuple[str, str] | None
+_Result = tuple[str, str] | None  # status, source
 
 
 def read_cache_status(fields: Fields, status_code: int | None) -> CacheStatus:
-    """The cache status of one response.
+    """Return the cache status of one response. Never raises; thread-safe.
 
-    Takes the response's header fields, names in lower case, values as received, and its status.
-    A malformed field says nothing, and the next is asked. Never raises; safe in any thread.
+    Args:
+        fields: the response's header fields, names in lower case, values as received.
+        status_code: the response's status.
 
-    The order: Cache-Status (RFC 9211); fields of one word; X-Cache; X-Cache-Hits; X-Varnish; an
-    Age above 0 (RFC 9111 5.1: a response with Age was not made by the origin for this request;
-    0 proves nothing, many caches send it on a miss); a lone 304 (RFC 9110 15.4.5), where the
-    client's own copy was found good.
+    A malformed field is ignored. The order of precedence:
+
+    1. Cache-Status (RFC 9211)
+    2. the fields of `_STATUS_FIELDS`
+    3. X-Cache, X-Cache-Hits, X-Varnish
+    4. Age above 0: the origin did not generate the response for this request (RFC 9111 5.1). An
+       Age of 0 proves nothing, because many caches send it on a miss.
+    5. status 304: the client's own copy is still valid (RFC 9110 15.4.5)
     """
-    evidence = tuple([field for field in fields if field[0] in _EVIDENCE])
-    ages = [value for name, value in evidence if name == b"age"]
+    cache_fields = tuple([field for field in fields if field[0] in _CACHE_FIELDS])
+    ages = [value for name, value in cache_fields if name == b"age"]
     age = _age(ages[0]) if ages else None
-    # Age differs from one second to the next, the rest repeats: so that is remembered, if it is short.
-    lasting = tuple([field for field in evidence if field[0] != b"age"])
-    is_short = sum([len(value) for _, value in lasting]) <= _REMEMBERED_MAX
-    status, source = _declared(lasting) if is_short else _declared.__wrapped__(lasting)
+    # Age changes every second. The other fields repeat, so short ones are cached.
+    stable = tuple([field for field in cache_fields if field[0] != b"age"])
+    is_short = sum([len(value) for _, value in stable]) <= _MAX_CACHED_BYTES
+    status, source = _declared(stable) if is_short else _declared.__wrapped__(stable)
     if status is None and age:
         status, source = "HIT", "age"
     elif status is None and status_code == 304:  # noqa: PLR2004 - RFC 9110 15.4.5
@@ -95,7 +100,7 @@ def read_cache_status(fields: Fields, status_code: int | None) -> CacheStatus:
 
 
 def _age(value: bytes) -> int | None:
-    """RFC 9111 5.1: of a list the first member counts; what is no integer is ignored."""
+    """Parse Age. The first member of a list counts; a non-integer is ignored (RFC 9111 5.1)."""
     if not value.isdigit():
         value = value.partition(b",")[0].strip(b" \t")
         if not value.isdigit():
@@ -106,14 +111,15 @@ def _age(value: bytes) -> int | None:
 
 
 @lru_cache(maxsize=1024)
-def _declared(evidence: Fields) -> tuple[str | None, str | None]:
+def _declared(fields: Fields) -> tuple[str | None, str | None]:
+    """Return status and source from the fields other than Age."""
     values: dict[bytes, bytes] = {}
-    for name, value in evidence:  # RFC 9110 5.3: several lines of a field are one list
+    for name, value in fields:  # RFC 9110 5.3: repeated fields form one list
         values[name] = values[name] + b", " + value if name in values else value
-    values = {name: value for name, value in values.items() if len(value) <= _VALUE_MAX}
+    values = {name: value for name, value in values.items() if len(value) <= _MAX_VALUE_BYTES}
     return (
         _from_cache_status(values.get(b"cache-status"))
-        or _from_words(values)
+        or _from_status_fields(values)
         or _from_x_cache(values.get(b"x-cache"))
         or _from_hits(values.get(b"x-cache-hits"))
         or _from_varnish(values.get(b"x-varnish"))
@@ -121,26 +127,26 @@ def _declared(evidence: Fields) -> tuple[str | None, str | None]:
     )
 
 
-def _from_cache_status(value: bytes | None) -> _Answer:
-    """RFC 9211 2: a list of caches, the one nearest the origin first, nearest the user last."""
+def _from_cache_status(value: bytes | None) -> _Result:
+    """Parse Cache-Status: a list of caches in the order from origin to user (RFC 9211 2)."""
     if value is None:
         return None
     try:
         members = http_sf.parse(value, tltype="list")
-    except ValueError:  # what http_sf raises on all that is no structured field (RFC 9651 4.2)
+    except ValueError:  # raised for any invalid structured field (RFC 9651 4.2)
         return None
-    assert isinstance(members, list)  # noqa: S101 - tltype asks for one; for the type checker
-    words = []
+    assert isinstance(members, list)  # noqa: S101 - for the type checker; tltype is a list
+    statuses = []
     for member in members:
-        if isinstance(member, tuple) and not isinstance(member[0], list):
-            word = _of_parameters(member[1])
-            if word is not None:
-                words.append(word)
-    return _nearest(words, "cache-status")
+        if isinstance(member, tuple) and not isinstance(member[0], list):  # not an inner list
+            status = _status_of_parameters(member[1])
+            if status is not None:
+                statuses.append(status)
+    return _select(statuses, "cache-status")
 
 
-def _of_parameters(parameters: object) -> str | None:
-    """RFC 9211 2.1 to 2.4: `hit`, or why it was forwarded (`fwd`) and what came back."""
+def _status_of_parameters(parameters: object) -> str | None:
+    """Map `hit`, or why the request was forwarded (`fwd`), to a status (RFC 9211 2.1 to 2.4)."""
     assert isinstance(parameters, dict)  # noqa: S101 - as above
     if parameters.get("hit") is True:
         ttl = parameters.get("ttl")
@@ -156,45 +162,48 @@ def _of_parameters(parameters: object) -> str | None:
     return None
 
 
-def _from_words(values: dict[bytes, bytes]) -> _Answer:
-    for name in _WORD_FIELDS:
+def _from_status_fields(values: dict[bytes, bytes]) -> _Result:
+    for name in _STATUS_FIELDS:
         if name in values:
-            words = _words(values[name])
+            statuses = _statuses(values[name])
             if name == b"akamai-cache-status":
-                words.reverse()  # "Hit from child, Miss from parent": the child is nearer the user
-            answer = _nearest(words, name.decode("ascii"))
-            if answer is not None:
-                return answer
+                # "Hit from child, Miss from parent" starts with the cache nearest to the user.
+                statuses.reverse()
+            result = _select(statuses, name.decode("ascii"))
+            if result is not None:
+                return result
     return None
 
 
-def _from_x_cache(value: bytes | None) -> _Answer:
-    return None if value is None else _nearest(_words(value), "x-cache")
+def _from_x_cache(value: bytes | None) -> _Result:
+    return None if value is None else _select(_statuses(value), "x-cache")
 
 
-def _words(value: bytes) -> list[str]:
-    """The statuses a comma-separated list states, in its order; unknown words are left out."""
-    found = []
+def _statuses(value: bytes) -> list[str]:
+    """Return the statuses in a comma-separated list; unknown words are skipped."""
+    statuses = []
     for member in value.split(b","):
-        first = _FIRST_WORD.search(member)
-        if first is not None:
-            word = first[0]
-            status = next((s for pattern, s in _WORDS if pattern.fullmatch(word)), None)
+        word = _WORD.search(member)
+        if word is not None:
+            status = next((s for pattern, s in _PATTERNS if pattern.fullmatch(word[0])), None)
             if status is not None:
-                found.append(status)
-    return found
+                statuses.append(status)
+    return statuses
 
 
-def _nearest(words: list[str], source: str) -> _Answer:
-    """Of caches in the order origin to user: the last that answered itself, else the last."""
-    for word in reversed(words):
-        if word in FROM_CACHE:
-            return word, source
-    return (words[-1], source) if words else None
+def _select(statuses: list[str], source: str) -> _Result:
+    """Choose one status of several caches, given in the order from origin to user.
+
+    The cache nearest to the user that served the response counts, or else the nearest cache.
+    """
+    for status in reversed(statuses):
+        if status in FROM_CACHE:
+            return status, source
+    return (statuses[-1], source) if statuses else None
 
 
-def _from_hits(value: bytes | None) -> _Answer:
-    """X-Cache-Hits: how often each cache had used its copy; all 0 means none had one."""
+def _from_hits(value: bytes | None) -> _Result:
+    """Parse X-Cache-Hits: how often each cache has served its copy. All 0 means a miss."""
     if value is None:
         return None
     counts = [count.strip(b" \t") for count in value.split(b",")]
@@ -203,8 +212,8 @@ def _from_hits(value: bytes | None) -> _Answer:
     return "HIT" if any(count.strip(b"0") for count in counts) else "MISS", "x-cache-hits"
 
 
-def _from_varnish(value: bytes | None) -> _Answer:
-    """X-Varnish: the id of this request and, on a hit, of the request that filled the cache."""
+def _from_varnish(value: bytes | None) -> _Result:
+    """Parse X-Varnish: the id of this request and, on a hit, of the request that filled the cache."""
     if value is None:
         return None
     members = [member.split() for member in value.split(b",")]

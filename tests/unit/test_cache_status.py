@@ -1,4 +1,4 @@
-"""What responses say of caches, as CDNs and caches document it; no cache is asked here."""
+"""Parsing of the cache headers that CDNs and caches document."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from exporter.exchange import RESPONSE_FIELDS
 from exporter.rows.cache_status import CacheStatus, read_cache_status
 
-WORDS = {"HIT", "MISS", "BYPASS", "EXPIRED", "STALE", "UPDATING", "REVALIDATED", None}
+STATUSES = {"HIT", "MISS", "BYPASS", "EXPIRED", "STALE", "UPDATING", "REVALIDATED", None}
 SOURCES = {name.decode() for name in RESPONSE_FIELDS} | {"304", None}
 
-# Each from the documentation of who sends it: header field, status, source.
+# From the documentation of each sender: header field, status, source.
 SAMPLES = [
-    # RFC 9211, the examples of section 2 and 2.*, and one cache after another
+    # RFC 9211: the examples of section 2 and its subsections, and lists of several caches
     ("cache-status: OriginCache; hit; ttl=1100", "HIT", "cache-status"),
     (
         'cache-status: OriginCache; hit; ttl=1100, "CDN Company Here"; hit; ttl=545',
@@ -36,7 +36,7 @@ SAMPLES = [
     ("cache-status: ProxyCache; hit, CDN; fwd=uri-miss", "HIT", "cache-status"),
     ("cache-status: A; fwd=bypass, B; fwd=uri-miss", "MISS", "cache-status"),
     ('cache-status: "weird, name; hit"; fwd=miss', "MISS", "cache-status"),
-    # one word
+    # fields with a status
     ("cf-cache-status: HIT", "HIT", "cf-cache-status"),
     ("cf-cache-status: MISS", "MISS", "cf-cache-status"),
     ("cf-cache-status: EXPIRED", "EXPIRED", "cf-cache-status"),
@@ -67,7 +67,7 @@ SAMPLES = [
     ),
     ("akamai-cache-status: HitStale from child", "STALE", "akamai-cache-status"),
     ("akamai-cache-status: Constructed from child", None, None),
-    # X-Cache in its dialects
+    # variants of X-Cache
     ("x-cache: HIT", "HIT", "x-cache"),
     ("x-cache: HIT, HIT", "HIT", "x-cache"),
     ("x-cache: MISS, HIT", "HIT", "x-cache"),
@@ -112,20 +112,22 @@ def fields(*lines: str) -> tuple[tuple[bytes, bytes], ...]:
 
 
 @pytest.mark.parametrize(("line", "status", "source"), SAMPLES)
-def test_each_documented_sample_is_read_as_documented(
+def test_documented_samples_give_the_documented_status(
     line: str, status: str | None, source: str | None
 ) -> None:
     assert read_cache_status(fields(line), 200)[:2] == (status, source)
 
 
 @pytest.mark.parametrize(("line", "status", "source"), SAMPLES)
-def test_case_means_nothing_in_words(line: str, status: str | None, source: str | None) -> None:
+def test_status_words_are_case_insensitive(
+    line: str, status: str | None, source: str | None
+) -> None:
     name, _, value = line.partition(": ")
     if name != "cache-status":  # RFC 9651 3.3.4: tokens keep their case
         assert read_cache_status(fields(f"{name}: {value.lower()}"), 200)[:2] == (status, source)
 
 
-def test_the_more_exact_evidence_comes_first() -> None:
+def test_more_precise_fields_take_precedence() -> None:
     order = [
         "cache-status: a; fwd=bypass",
         "cf-cache-status: EXPIRED",
@@ -134,13 +136,13 @@ def test_the_more_exact_evidence_comes_first() -> None:
         "x-varnish: 1 2",
         "age: 5",
     ]
-    answers = []
+    sources = []
     while order:
-        answers.append(read_cache_status(fields(*reversed(order)), 304).source)
+        sources.append(read_cache_status(fields(*reversed(order)), 304).source)
         del order[0]
-    answers.append(read_cache_status((), 304).source)
+    sources.append(read_cache_status((), 304).source)
 
-    assert answers == [
+    assert sources == [
         "cache-status",
         "cf-cache-status",
         "x-cache",
@@ -172,7 +174,7 @@ def test_the_more_exact_evidence_comes_first() -> None:
         "x-varnish: a",
     ],
 )
-def test_a_malformed_field_says_nothing_and_the_next_is_asked(line: str) -> None:
+def test_malformed_fields_are_ignored(line: str) -> None:
     assert read_cache_status(fields(line), 200) == CacheStatus(None, None, None)
     assert read_cache_status(fields(line, "age: 9"), 200) == CacheStatus("HIT", "age", 9)
 
@@ -194,27 +196,27 @@ def test_a_malformed_field_says_nothing_and_the_next_is_asked(line: str) -> None
         ("\xb2", None),
     ],
 )
-def test_age_is_a_number_that_fits_the_column(value: str, age: int | None) -> None:
+def test_age_fits_the_column(value: str, age: int | None) -> None:
     assert read_cache_status(fields(f"age: {value}"), 200).age_s == age
 
 
-def test_age_is_kept_beside_any_evidence() -> None:
+def test_age_is_returned_with_any_status() -> None:
     assert read_cache_status(fields("x-cache: MISS", "age: 0"), 200) == ("MISS", "x-cache", 0)
 
 
-def test_the_first_of_two_ages_counts() -> None:
+def test_first_of_two_ages_counts() -> None:
     assert read_cache_status(fields("age: 3", "age: 900"), 200).age_s == 3
 
 
-def test_lines_of_one_field_are_one_list() -> None:
+def test_repeated_fields_form_one_list() -> None:
     assert read_cache_status(fields("x-cache: HIT", "x-cache: MISS"), 200).status == "HIT"
 
 
-def test_a_lone_304_is_the_clients_own_copy() -> None:
+def test_304_without_cache_fields_is_revalidated() -> None:
     assert read_cache_status(fields("content-type: a/b"), 304) == ("REVALIDATED", "304", None)
 
 
-def test_nothing_said_is_nothing_known() -> None:
+def test_no_cache_fields_give_no_status() -> None:
     assert read_cache_status(fields("content-type: a/b"), 200) == (None, None, None)
     assert read_cache_status((), None) == (None, None, None)
 
@@ -231,12 +233,12 @@ VALUES = st.one_of(
     st.lists(st.tuples(NAMES, VALUES), max_size=6),
     st.none() | st.integers(min_value=0, max_value=32767),
 )
-def test_whatever_comes_the_answer_is_of_the_closed_list(
+def test_any_input_gives_a_known_status_and_source(
     received: list[tuple[bytes, bytes]], status_code: int | None
 ) -> None:
     status, source, age = read_cache_status(tuple(received), status_code)
 
-    assert status in WORDS
+    assert status in STATUSES
     assert source in SOURCES
     assert (status is None) == (source is None)
     assert age is None or 0 <= age < 2**31
