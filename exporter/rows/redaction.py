@@ -1,7 +1,7 @@
-"""Keep secrets out of paths, queries and error texts; pure functions that never raise.
+"""Redact secrets in paths, queries and error messages. Pure functions that never raise.
 
-What is kept follows OpenTelemetry's `url.full` (names of query parameters kept, values replaced)
-and is stricter by default: every value goes, since no list of secret names is complete.
+Queries follow OpenTelemetry's `url.full`: names of parameters are kept, secret values replaced. The
+default is stricter and replaces all values, because no list of secret names is complete.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ REDACTED = "REDACTED"
 QueryPolicy = Literal["keys", "signed", "drop", "full"]
 
 MAX_PARAMETERS = 200
-_MAX_NAME = 128
-_MAX_DECODINGS = 3  # of a path that was percent-encoded more than once
+_MAX_NAME_CHARACTERS = 128
+_MAX_DECODINGS = 3  # for paths that are percent-encoded more than once
 
-# Tokens that tell themselves by their shape, wherever they stand: JSON web tokens, and the
-# prefixes that the issuers of access tokens chose so that scanners can find them.
-# Only at the beginning of a word, and long: "ask-sdk" and "npm_package" are no tokens.
+# Tokens with a recognizable form: JSON web tokens, and access tokens with a prefix that their
+# issuer chose so that scanners can find them. They must start a word and be long, because
+# "ask-sdk" and "npm_package" are not tokens.
 _TOKEN = re.compile(
     r"(?<![A-Za-z0-9])(?:"
     r"eyJ[\w-]{8,}(?:(?:\.|%2[eE])[\w-]*)*"
@@ -33,18 +33,18 @@ _TOKEN = re.compile(
     r"|sk-(?:[a-z]+-)?[A-Za-z0-9_]{20,}"
     r"|(?:AKIA|ASIA)[0-9A-Z]{16})"
 )
-_PATH_PARAMETER = re.compile(r"(;[^/;=?]+=)[^/;?]+")  # RFC 3986 3.3; session ids stand there
-# After one slash too, where it has a password: proxies make one of two.
+_PATH_PARAMETER = re.compile(r"(;[^/;=?]+=)[^/;?]+")  # RFC 3986 3.3; often a session id
+# Also after a single slash if it has a password, because some proxies turn "//" into "/".
 _USERINFO = re.compile(
     r"(?<=//)[^/?#@\s]*(?:@|%40)"
     r"|(?<=/)(?:(?!%2[fF])[^/?#@\s:])+(?::|%3[aA])(?:(?!%2[fF])[^/?#@\s])*(?:@|%40)"
 )
 _ERROR_QUERY = re.compile(r"\?[^\s'\")>\]]+")
-# mitmproxy and h11 quote raw bytes of a peer in some messages: any header may be among them.
+# Some messages of mitmproxy and h11 quote raw bytes from a peer, which can include any header.
 _RAW_BYTES = re.compile(
     r"\b(?:b|bytearray\(b)(?:'(?:[^'\\]|\\.)*(?:'|$)|\"(?:[^\"\\]|\\.)*(?:\"|$))", re.DOTALL
 )
-# Others quote a value of a peer as it was; of what stands in quotes only addresses are kept.
+# Other messages quote a peer's value as text. Of quoted text, only IP addresses are kept.
 _QUOTED = re.compile(
     r"(?<!\w)(?!'(?:\d{1,3}(?:\.\d{1,3}){3}|[\da-fA-F]{0,4}:[\da-fA-F.:]*(?:%\w+)?)')"
     r"(?:'(?:[^'\\]|\\.)*(?:'|$)|\"(?:[^\"\\]|\\.)*(?:\"|$))",
@@ -55,8 +55,8 @@ _ASSIGNMENT = re.compile(
     r"(?i)\b((?:proxy-)?authorization|(?:set-)?cookie|location|referer|password|passwd|pwd|secret|token"
     r"|api[_-]?key)(\s*[:=]\s*)[^\r\n]+"
 )
-# The names OpenTelemetry, the cloud vendors and common practice give to credentials in a query.
-_SIGNED = re.compile(
+# Names of query parameters with credentials: from OpenTelemetry, cloud vendors and common practice.
+_CREDENTIAL_NAME = re.compile(
     r"(?i)x-(?:amz|goog)-(?:signature|credential|security-token)|awsaccesskeyid|googleaccessid"
     r"|signature|sig|policy|key-pair-id|.*token.*|.*api[_-]?key.*|key|.*auth.*|.*pass(?:word|wd)?.*|pwd"
     r"|.*secret.*|jwt|verify|code|credential|session(?:id)?|sas|se|ske|skoid|sks|skt|sktid|skv|sp|spr|sr|sv|hmac"
@@ -64,17 +64,17 @@ _SIGNED = re.compile(
 
 
 class PathPatterns:
-    """Patterns of the user's own: where their registries put a token into the path."""
+    """The user's patterns for tokens in paths (the setting `redact.paths`)."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
-        """RE2 patterns over "host/path", already checked. Matching takes linear time."""
+        """Compile valid RE2 patterns, which are matched against "host/path" in linear time."""
         self._patterns = [re2.compile(pattern) for pattern in patterns]
 
     def __bool__(self) -> bool:
         return bool(self._patterns)
 
     def redact(self, host: str, path: str) -> str:
-        """The path with what group 1, or else the whole pattern, matches of it replaced."""
+        """Return the path with all matches of group 1, or else of the whole pattern, replaced."""
         for pattern in self._patterns:
             text = host + path
             for match in reversed(list(pattern.finditer(text))):
@@ -87,52 +87,60 @@ class PathPatterns:
 
 
 def redact_path(path: str) -> str:
-    """A path with tokens of known shapes and the userinfo of URLs inside it replaced."""
-    redacted = read = _redact_segments(path)
+    """Return a path with known tokens, path parameters and the userinfo of URLs in it replaced.
+
+    The result is percent-decoded only if a secret was hidden by percent-encoding.
+    """
+    result = current = _redact_path_once(path)
     for _ in range(_MAX_DECODINGS):
-        decoded = unquote(read, errors="surrogateescape") if "%" in read else read
-        if decoded == read:
+        decoded = unquote(current, errors="surrogateescape") if "%" in current else current
+        if decoded == current:
             break
-        outer, mark, query = decoded.partition("?")
-        read = _redact_segments(outer) + (f"?{redact_query(query, 'keys')}" if mark else "")
-        # What is hidden by percent-encoding is shown as it was read, or not at all.
-        if read != decoded:
-            redacted = read
-    return redacted
+        inner_path, mark, query = decoded.partition("?")
+        current = _redact_path_once(inner_path)
+        if mark:
+            current += f"?{redact_query(query, 'keys')}"
+        if current != decoded:
+            result = current
+    return result
 
 
-def _redact_segments(path: str) -> str:
+def _redact_path_once(path: str) -> str:
+    """Redact a path without percent-decoding it."""
     if ";" in path:
         path = _PATH_PARAMETER.sub(rf"\1{REDACTED}", path)
     return redact_text(path)
 
 
 def redact_text(text: str) -> str:
-    """Any text with tokens of known shapes and the userinfo of URLs inside it replaced."""
+    """Return text with known tokens and the userinfo of URLs in it replaced."""
     if "@" in text or "%40" in text:
         text = _USERINFO.sub(f"{REDACTED}@", text)
     return _TOKEN.sub(REDACTED, text)
 
 
 def redact_query(query: str, policy: QueryPolicy) -> str | None:
-    """What of a query (without its question mark) may be kept; None for nothing.
+    """Redact a query, given without its question mark.
 
-    `keys` keeps the names and replaces every value; what has no name is taken for a value.
-    `signed` replaces the values of names that mean credentials. `drop` keeps nothing,
-    `full` everything.
+    Args:
+        query: the query as sent.
+        policy: `keys` keeps names and replaces all values, including a parameter without "=".
+            `signed` replaces the values of credentials. `drop` returns None, `full` the whole
+            query.
     """
     if policy == "drop":
         return None
     if policy == "full":
         return query
     parameters = query.split("&", MAX_PARAMETERS)
-    cut = len(parameters) > MAX_PARAMETERS
-    kept = [_redact_parameter(p, policy) for p in parameters[:MAX_PARAMETERS]]
-    return "&".join([*kept, "..."] if cut else kept)
+    redacted = [_redact_parameter(p, policy) for p in parameters[:MAX_PARAMETERS]]
+    if len(parameters) > MAX_PARAMETERS:
+        redacted.append("...")
+    return "&".join(redacted)
 
 
 def redact_error(text: str) -> str:
-    """A message with queries, userinfo, credentials and the raw bytes of a peer replaced."""
+    """Return an error message with queries, userinfo, credentials and quoted data replaced."""
     text = _RAW_BYTES.sub(f"<{REDACTED}>", text)
     text = _QUOTED.sub(f"<{REDACTED}>", text)
     text = _ERROR_QUERY.sub(f"?{REDACTED}", text)
@@ -144,14 +152,16 @@ def redact_error(text: str) -> str:
 
 def _redact_parameter(parameter: str, policy: QueryPolicy) -> str:
     name, equals, value = parameter.partition("=")
-    if policy == "signed":
-        if _SIGNED.fullmatch(name) or not equals:
-            return f"{_redact_name(name)}={REDACTED}" if equals else _redact_name(name)
-        return f"{_redact_name(name)}={redact_path(value)}"
     if not equals:
+        if policy == "signed":
+            return _redact_name(name)
         return REDACTED if parameter else ""
-    return f"{_redact_name(name)}={REDACTED}" if value else f"{_redact_name(name)}="
+    if policy == "signed":
+        shown = REDACTED if _CREDENTIAL_NAME.fullmatch(name) else redact_path(value)
+    else:
+        shown = REDACTED if value else ""
+    return f"{_redact_name(name)}={shown}"
 
 
 def _redact_name(name: str) -> str:
-    return REDACTED if len(name) > _MAX_NAME else redact_path(name)
+    return REDACTED if len(name) > _MAX_NAME_CHARACTERS else redact_path(name)

@@ -1,4 +1,4 @@
-"""No secret of a known shape passes, and what is harmless stays readable."""
+"""Secrets of known forms are redacted, and harmless text stays unchanged."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl-_x"
         ("a=1", "full", "a=1"),
     ],
 )
-def test_queries(query: str, policy: str, expected: str | None) -> None:
+def test_query_is_redacted_by_policy(query: str, policy: str, expected: str | None) -> None:
     assert redact_query(query, policy) == expected  # type: ignore[arg-type]
 
 
-def test_a_query_of_very_many_parameters_is_cut() -> None:
+def test_query_with_too_many_parameters_is_cut() -> None:
     assert (
         redact_query("&".join(["a=1"] * 100_000), "keys")
         == "&".join(["a=REDACTED"] * MAX_PARAMETERS) + "&..."
@@ -73,7 +73,7 @@ def test_a_query_of_very_many_parameters_is_cut() -> None:
         ("/packages/eyJ/eyJson-1.0.tar.gz", "/packages/eyJ/eyJson-1.0.tar.gz"),
     ],
 )
-def test_paths(path: str, expected: str) -> None:
+def test_path_keeps_everything_but_secrets(path: str, expected: str) -> None:
     assert redact_path(path) == expected
 
 
@@ -95,11 +95,11 @@ def test_paths(path: str, expected: str) -> None:
         "'127.0.0.1 s3cret'",
     ],
 )
-def test_errors_keep_no_secret(error: str) -> None:
+def test_secret_in_error_message_is_redacted(error: str) -> None:
     assert "s3cret" not in redact_error(error)
 
 
-def test_a_harmless_error_stays_as_it_is() -> None:
+def test_harmless_error_message_is_unchanged() -> None:
     for error in (
         "[Errno 111] Connect call failed ('127.0.0.1', 1)",
         "[Errno 111] Connect call failed ('::1', 1, 0, 0)",
@@ -111,7 +111,7 @@ def test_a_harmless_error_stays_as_it_is() -> None:
 
 
 @given(st.text(max_size=300))
-def test_nothing_raises_and_no_value_survives(text: str) -> None:
+def test_any_text_is_accepted_and_no_value_survives(text: str) -> None:
     redact_path(text)
     redact_error(text)
     kept = redact_query(f"name={text.replace('&', '')}CANARY", "keys")
@@ -128,7 +128,7 @@ def test_nothing_raises_and_no_value_survives(text: str) -> None:
         (r"(b)?c", "h", "/abc/c", "/aREDACTEDc/c"),
     ],
 )
-def test_patterns_of_the_users_own(pattern: str, host: str, path: str, expected: str) -> None:
+def test_user_patterns_redact_paths(pattern: str, host: str, path: str, expected: str) -> None:
     assert PathPatterns([pattern]).redact(host, path) == expected
 
 
@@ -143,7 +143,7 @@ def test_patterns_of_the_users_own(pattern: str, host: str, path: str, expected:
         "/x%25253Bsid%25253Dhunter2",
     ],
 )
-def test_a_login_is_found_however_it_is_hidden(path: str) -> None:
+def test_encoded_credentials_are_redacted(path: str) -> None:
     assert "hunter2" not in redact_path(path)
 
 
@@ -151,5 +151,5 @@ def test_a_login_is_found_however_it_is_hidden(path: str) -> None:
     "path",
     ["/@scope/name", "/npm/react@18.2.0/index.js", "/v2/a/manifests/sha256:0123", "/a%20b/100%25"],
 )
-def test_what_is_no_login_stays_as_it_is(path: str) -> None:
+def test_path_without_credentials_is_unchanged(path: str) -> None:
     assert redact_path(path) == path
