@@ -56,12 +56,16 @@ MISTAKES = [
     (
         "formats:\n  mine:\n    - {re: '(?P<name>a)', kind: index, purl: 'npm/{name}'}",
         3,
-        "rule mine#1 has a purl that can't be filled: it doesn't start with pkg:",
+        "rule mine#1 has a purl that can't be filled: it does not start with pkg:",
     ),
     ("formats:\n  mine:\n    - {re: a, kind: index, purl: 'pkg:npm'}", 3, "it has no name"),
-    ("formats:\n  mine:\n    - {re: a, kind: index, purl: 'pkg:/a'}", 3, "it has no type"),
+    (
+        "formats:\n  mine:\n    - {re: a, kind: index, purl: 'pkg:/a'}",
+        3,
+        "it has no valid type after pkg:",
+    ),
     ("formats:\n  mine:\n    - {re: a, kind: index, purl: 'pkg:npm/a?1=b'}", 3, "qualifier"),
-    ("formats:\n  mine:\n    - {re: a, kind: index, purl: 'pkg:npm/{a'}", 3, "odd brace"),
+    ("formats:\n  mine:\n    - {re: a, kind: index, purl: 'pkg:npm/{a'}", 3, "unbalanced brace"),
     ("formats:\n  mine:\n    - {re: a, kind: index, purl: 'pkg:npm/{A b}'}", 3, "{A b}"),
     (
         "formats:\n  mine:\n    - {re: '(?P<a>b)', kind: index, purl: 'pkg:npm/{a|upper}'}",

@@ -1,11 +1,10 @@
-"""Fill Package URL templates such as `pkg:npm/{namespace?}/{name}@{version}`; matches no path.
+"""Fill Package URL templates such as `pkg:npm/{namespace?}/{name}@{version}`. Matches no paths.
 
-A template is a Package URL with placeholders. `{name}` must have a value, or the template can't be
-filled. `{name?}` may have none: then the segment, version, qualifier or subpath it stands in is
-left out. `{name|lower}` passes the value through a filter; a filter that refuses a value leaves
-none. Quoting and what each type wants in lower case is `packageurl`'s job.
+`{name}` must have a value. `{name?}` may have none; then the segment, version, qualifier or subpath
+that contains it is left out. `{name|lower}` applies a filter; a filter may reject a value, which is
+then treated as missing. `packageurl` does the percent-encoding and the normalization of each type.
 
-The rules are purl-spec's: PURL-SPECIFICATION.rst and the definition of each type.
+The rules are from purl-spec: PURL-SPECIFICATION.rst and the definition of each type.
 """
 
 from __future__ import annotations
@@ -21,29 +20,32 @@ if TYPE_CHECKING:
 
 
 def _pep503(name: str) -> str:
-    """PEP 503: runs of -, _ and . are one -, and case means nothing."""
+    """Normalize a Python project name: lower case, runs of -, _ and . become one - (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _dots(group: str) -> str:
-    """Maven writes the group org.apache.commons as folders."""
+    """Turn the folders of a Maven group into its name, such as org.apache.commons."""
     return group.replace("/", ".")
 
 
 def _gomod(path: str) -> str | None:
-    """Go modules reference, "module cache": A is written !a, and nothing else follows a !."""
+    """Decode a Go module path: !a stands for A (Go modules reference, "module cache").
+
+    A ! before anything but a lower-case letter, or a capital letter, is invalid.
+    """
     if re.search(r"![^a-z]|!$|[A-Z]", path):
         return None
-    return re.sub(r"!([a-z])", lambda found: found[1].upper(), path)
+    return re.sub(r"!([a-z])", lambda match: match[1].upper(), path)
 
 
 def _notjar(extension: str) -> str | None:
-    """purl-spec, maven: `type` is left out for a jar."""
+    """Reject jar, because a maven purl has no `type` for a jar (purl-spec, maven)."""
     return None if extension == "jar" else extension
 
 
 def _commit(revision: str) -> str | None:
-    """purl-spec, huggingface: the version is a commit's hash, in lower case; a branch is none."""
+    """Return a commit hash in lower case; reject branch names (purl-spec, huggingface)."""
     return revision.lower() if re.fullmatch(r"[0-9a-fA-F]{40}", revision) else None
 
 
@@ -58,7 +60,7 @@ FILTERS: dict[str, Callable[[str], str | None]] = {
 
 
 class Package(NamedTuple):
-    """A filled template, normalised as the Package URL of its type is."""
+    """A package, normalized like the Package URL of its type."""
 
     ecosystem: str  # the purl's type
     package: str  # namespace/name
@@ -72,112 +74,114 @@ class _Placeholder(NamedTuple):
     optional: bool
 
 
-# One component: literal text and placeholders, in order.
-_Part = tuple[str | _Placeholder, ...]
+# One component of a template: literal text and placeholders, in order.
+_Component = tuple[str | _Placeholder, ...]
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
-_PRIVATE, _PRIVATE_END = 0xE000, 0xF8FF  # Unicode's private use area
-_INSIDE = re.compile(r"([a-z_][a-z0-9_]*)((?:\|[a-z0-9]+)*)(\??)")
+_FIRST_MARK, _LAST_MARK = 0xE000, 0xF8FF  # Unicode's private use area
+_PLACEHOLDER_CONTENT = re.compile(r"([a-z_][a-z0-9_]*)((?:\|[a-z0-9]+)*)(\??)")
 
 
 class _UnfilledError(Exception):
-    """A placeholder that must have a value has none."""
+    """A required placeholder has no value."""
 
 
 class PurlTemplate:
-    """One template, parsed. Immutable; safe in any thread."""
+    """A parsed template. Immutable and thread-safe."""
 
     def __init__(self, text: str) -> None:
         """Parse a template.
 
         Raises:
-            ValueError: it is no template; the text says why, in half a sentence.
+            ValueError: the template is not valid. The message is the end of a sentence, such as
+                "has an unbalanced brace".
         """
         self._placeholders: list[_Placeholder] = []
-        # With each placeholder as one private character, what splits a purl splits a template.
-        masked = _PLACEHOLDER.sub(self._mask, text)
+        # Each placeholder becomes one private-use character (a mark), so that the separators of a
+        # purl can't occur inside a placeholder.
+        masked = _PLACEHOLDER.sub(self._add_placeholder, text)
         if "{" in masked or "}" in masked:
-            raise ValueError("has an odd brace")
+            raise ValueError("has an unbalanced brace")
         if not masked.startswith("pkg:"):
-            raise ValueError("doesn't start with pkg:")
+            raise ValueError("does not start with pkg:")
         rest, _, subpath = masked.removeprefix("pkg:").partition("#")
         rest, _, qualifiers = rest.partition("?")
         path, _, version = rest.partition("@")
         self._type, _, name = path.partition("/")
-        if not re.fullmatch(r"[a-z][a-z0-9.-]*", self._type):  # purl-spec: type, as plain text
-            raise ValueError("has no type after pkg:")
+        if not re.fullmatch(r"[a-z][a-z0-9.-]*", self._type):  # not a placeholder
+            raise ValueError("has no valid type after pkg:")
         self._prefix = f"pkg:{self._type}/"
-        self._segments = [self._part(segment) for segment in name.split("/")]
-        self._version = self._part(version)
+        self._segments = [self._parse(segment) for segment in name.split("/")]
+        self._version = self._parse(version)
         pairs = [pair.partition("=") for pair in qualifiers.split("&") if pair]
-        self._qualifiers = [(key, self._part(value)) for key, _, value in pairs]
-        self._subpath = self._part(subpath)
-        self._try()
+        self._qualifiers = [(key, self._parse(value)) for key, _, value in pairs]
+        self._subpath = self._parse(subpath)
+        self._check_name()
 
     @property
     def required(self) -> frozenset[str]:
-        """The placeholders that must have a value."""
+        """Names of the placeholders that must have a value."""
         return frozenset(p.name for p in self._placeholders if not p.optional)
 
     @property
     def names(self) -> frozenset[str]:
-        """All placeholders."""
+        """Names of all placeholders."""
         return frozenset(p.name for p in self._placeholders)
 
     def fill(self, values: Mapping[str, str | None]) -> Package | None:
-        """The package these values name; None if a value that must be there is not.
+        """Return the package, or None if it has no name or a required value is missing.
 
-        `values` are decoded text: no percent-encoding.
+        `values` are decoded text, without percent-encoding.
         """
         try:
-            segments = [text for s in self._segments if (text := _fill(s, values))]
+            segments = [text for c in self._segments if (text := _fill(c, values))]
             version = _fill(self._version, values)
-            qualifiers = {
-                key: text for key, part in self._qualifiers if (text := _fill(part, values))
-            }
+            qualifiers = {key: text for key, c in self._qualifiers if (text := _fill(c, values))}
             subpath = _fill(self._subpath, values)
         except _UnfilledError:
             return None
         namespace, _, name = "/".join(segments).rpartition("/")
         if not name.strip():
             return None
-        # PackageURL(...).to_string() does this and no more, but takes twice as long.
-        _, group, quoted, version, query, subpath = normalize(
+        # Same result as PackageURL(...).to_string() in half the time.
+        _, namespace, name, version, query, subpath = normalize(
             self._type, namespace, name, version, qualifiers, subpath, encode=True
         )
-        package = f"{group}/{quoted}" if group else quoted
-        purl = "".join(
-            (
-                f"{self._prefix}{package}",
-                f"@{version}" if version else "",
-                f"?{query}" if query else "",
-                f"#{subpath}" if subpath else "",
-            )
-        )
+        package = f"{namespace}/{name}" if namespace else name
+        purl = f"{self._prefix}{package}"
+        if version:
+            purl += f"@{version}"
+        if query:
+            purl += f"?{query}"
+        if subpath:
+            purl += f"#{subpath}"
         return Package(self._type, _unquoted(package), _unquoted(version or "") or None, purl)
 
-    def _try(self) -> None:
-        """Fill with stand-ins, so that a template that never works is found when it is read."""
-        values = {p.name: "1" * 40 for p in self._placeholders}
+    def _check_name(self) -> None:
+        """Fill with sample values, to find a template that can never be filled."""
+        values = {p.name: "1" * 40 for p in self._placeholders}  # also valid as a commit
         if self.fill(values) is None:
             raise ValueError("has no name")
 
-    def _mask(self, found: re.Match[str]) -> str:
-        inside = _INSIDE.fullmatch(found[1])
-        if inside is None:
-            raise ValueError(f"has the placeholder {found[0]}, which is no name|filter?")
-        filters = inside[2].split("|")[1:]
-        for name in filters:
-            if name not in FILTERS:
-                raise ValueError(f"has the filter {name}, expected one of {', '.join(FILTERS)}")
-        placeholder = _Placeholder(inside[1], tuple(FILTERS[f] for f in filters), bool(inside[3]))
-        self._placeholders.append(placeholder)
-        return chr(_PRIVATE + len(self._placeholders) - 1)
+    def _add_placeholder(self, match: re.Match[str]) -> str:
+        """Record a placeholder and return its mark."""
+        content = _PLACEHOLDER_CONTENT.fullmatch(match[1])
+        if content is None:
+            raise ValueError(
+                f"has the placeholder {match[0]}, expected the form {{name}} or {{name|filter?}}"
+            )
+        name, filters, optional = content[1], content[2].split("|")[1:], bool(content[3])
+        for each in filters:
+            if each not in FILTERS:
+                raise ValueError(f"has the filter {each}, expected one of {', '.join(FILTERS)}")
+        functions = tuple(FILTERS[each] for each in filters)
+        self._placeholders.append(_Placeholder(name, functions, optional))
+        return chr(_FIRST_MARK + len(self._placeholders) - 1)
 
-    def _part(self, masked: str) -> _Part:
-        pieces = re.split(f"([{chr(_PRIVATE)}-{chr(_PRIVATE_END)}])", masked)
+    def _parse(self, masked: str) -> _Component:
+        pieces = re.split(f"([{chr(_FIRST_MARK)}-{chr(_LAST_MARK)}])", masked)
         return tuple(
-            self._placeholders[ord(piece) - _PRIVATE] if index % 2 else piece
+            self._placeholders[ord(piece) - _FIRST_MARK] if index % 2 else piece
             for index, piece in enumerate(pieces)
             if piece
         )
@@ -187,18 +191,18 @@ def _unquoted(text: str) -> str:
     return unquote(text) if "%" in text else text
 
 
-def _fill(part: _Part, values: Mapping[str, str | None]) -> str | None:
-    """The text of a component; None if it has none."""
+def _fill(component: _Component, values: Mapping[str, str | None]) -> str | None:
+    """Return the text of a component, or None if it is empty or an optional value is missing."""
     text = ""
-    for piece in part:
+    for piece in component:
         if isinstance(piece, str):
             text += piece
             continue
         name, filters, optional = piece
         value = values.get(name)
-        for each in filters:
+        for apply in filters:
             if value is not None:
-                value = each(value)
+                value = apply(value)
         if value is not None:
             text += value
         elif optional:
