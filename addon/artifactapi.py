@@ -1,4 +1,4 @@
-"""The script mitmproxy loads: options, life cycle and the status command; reading flows is flows.py's job."""
+"""The script that mitmproxy loads: options, life cycle and the status command. addon/flow/ reads the flows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# mitmproxy runs this file by its path, with no package around it: the folder above holds both packages.
+# mitmproxy runs this file by its path, outside any package. The folder above holds both packages.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mitmproxy import command, ctx, exceptions, flowfilter, hooks, http
@@ -36,7 +36,7 @@ _PREFIX = "artifactapi_"
 _OPTIONS = {
     "artifactapi_config": "YAML file with all settings of the access log. Empty: the defaults.",
     "artifactapi_dsn": (
-        "Where the access log goes: a libpq connection string or URI, without a password (use ~/.pgpass, "
+        "Database of the access log: a libpq connection string or URI, without a password (use ~/.pgpass, "
         "PGPASSWORD or a service file). Empty: ARTIFACTAPI_DSN, then database.dsn in the settings file, "
         "then an embedded PostgreSQL."
     ),
@@ -51,31 +51,31 @@ class ArtifactApi:
 
     def __init__(self) -> None:
         self.flows = FlowTracker()
-        # As our own: of an addon within an addon mitmproxy takes 2 us more for each flow to find the hooks.
+        # The tracker's hooks become ours: mitmproxy takes 2 us per flow to look into a nested addon.
         for name in hooks.all_hooks.keys() & vars(FlowTracker).keys():
             setattr(self, name, getattr(self.flows, name))
-        self.query_pool: QueryPool | None = None  # where the page in mitmweb asks
+        self.query_pool: QueryPool | None = None  # for the page in mitmweb
         self._recent = RecentExchanges()
         self._settings: Settings | None = None
         self._exporter: Exporter | None = None
 
     def load(self, loader) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001 - as mitmproxy's own
-        """Declare our options. All are text: a script's bad number is refused in silence (#8013)."""
+        """Declare our options. All are text: mitmproxy rejects a script's bad number silently (#8013)."""
         for name, text in _OPTIONS.items():
             loader.add_option(name, str, "", text)
 
     def configure(self, updated: set[str]) -> None:
-        """Take over changed options; a wrong one is refused with one sentence."""
+        """Apply changed options; reject a wrong one with one sentence."""
         try:
             if "artifactapi_filter" in updated:
                 self.flows.filter = _filter(ctx.options.artifactapi_filter)
             if updated & {"artifactapi_config", "artifactapi_dsn"}:
-                self._take(_settings(ctx.options.artifactapi_config, ctx.options.artifactapi_dsn))
+                self._apply(_settings(ctx.options.artifactapi_config, ctx.options.artifactapi_dsn))
         except SettingsError as e:
             if self._exporter is not None:
                 raise exceptions.OptionsError(str(e)) from e  # type: ignore[no-untyped-call]
-            # An ERROR before mitmproxy runs stops it; an exception would show a traceback too.
-            logger.error("%s", e)  # noqa: TRY400
+            # During startup an ERROR record stops mitmproxy; an exception would add a traceback.
+            logger.error("artifactapi: %s", e)  # noqa: TRY400
         if self._settings is not None:
             self.flows.streaming = Streaming(
                 may_begin_late=bool(ctx.options.stream_large_bodies),
@@ -83,16 +83,20 @@ class ArtifactApi:
             )
 
     def running(self) -> None:
-        """Start writing, and say where to. Here and not in `load`: only now will `done` be called."""
+        """Start the exporter. Not in `load`: if startup fails after that, mitmproxy never calls `done`."""
         if self._settings is None:
             return
         for name in ctx.options.deferred:
             if name.startswith(_PREFIX):
-                logger.warning("There is no option %s; there are %s.", name, ", ".join(_OPTIONS))
+                logger.warning(
+                    "artifactapi: unknown option %s; it has no effect. The options are %s.",
+                    name,
+                    ", ".join(_OPTIONS),
+                )
         if has_password(ctx.options.artifactapi_dsn):
             logger.warning(
-                "artifactapi_dsn holds a password, and mitmweb shows options to its users; "
-                "put it into ~/.pgpass, PGPASSWORD or a service file."
+                "artifactapi: artifactapi_dsn holds a password, which mitmweb shows to its users; "
+                "move it to ~/.pgpass, PGPASSWORD or a service file."
             )
         exporter, flows = handoff.claim()
         if exporter is not None:
@@ -103,15 +107,15 @@ class ArtifactApi:
         self.flows.count_unreadable = self._exporter.count_unreadable
         self.flows.take_over(flows)
         logger.info(
-            "Access log: rows go to %s. See them with: artifactapi tail -f",
+            "artifactapi: logging to %s; show the rows with: artifactapi tail -f",
             self._exporter.database_name,
         )
-        self._show_to_users(self._exporter)
+        self._start_views(self._exporter)
 
     def done(self) -> None:
-        """Write what is left, within shutdown.drain_seconds, flows still under way included.
+        """Write what is left, including open flows, within shutdown.drain_seconds.
 
-        On a reload nothing is waited for: the next instance goes on with the same exporter.
+        During a reload this does not wait: the next instance of the script takes over the exporter.
         """
         exporter, self._exporter = self._exporter, None
         if exporter is None:
@@ -121,30 +125,30 @@ class ArtifactApi:
             self.query_pool = None
         if ctx.master.should_exit.is_set():
             self.flows.end_all()
-            _end(exporter)
-        else:  # the script is being edited, or taken away
-            handoff.offer(handoff.Handoff(exporter, self.flows.hand_over()), _end)
+            _stop(exporter)
+        else:  # the script is being reloaded or removed
+            handoff.offer(handoff.Handoff(exporter, self.flows.hand_over()), _stop)
         self.flows.log_access = None
 
     @command.command("artifactapi.status")  # type: ignore[untyped-decorator]
     def status(self) -> str:
-        """Counters of the access log as one JSON object: what was seen, written, dropped, rejected, waits."""
+        """Counters of the access log as one JSON object: seen, written, dropped, rejected, waiting and more."""
         if self._exporter is None:
             raise exceptions.CommandError("The access log is not running.")
         return json.dumps(self._exporter.status())
 
     def counters(self) -> dict[str, Any] | None:
-        """As `status`; None while nothing is logged."""
+        """The values of `status`; None while nothing is logged."""
         return self._exporter.status() if self._exporter is not None else None
 
     def row_of(self, flow: http.HTTPFlow) -> str:
-        """What the log says of this flow, for the content view."""
+        """The row of this flow as text, for the content view."""
         return self._recent.row(flow, self._settings or Settings())
 
-    def _show_to_users(self, exporter: Exporter) -> None:
-        """The content view where there are users, the page in mitmweb.
+    def _start_views(self, exporter: Exporter) -> None:
+        """Offer the content view in mitmweb and the console, and the page in mitmweb.
 
-        The page builds on what is no public interface: whatever is wrong there costs the page alone.
+        The page uses mitmweb internals. If they changed, only the page is missing.
         """
         if not hasattr(ctx.master, "view"):
             return
@@ -153,22 +157,26 @@ class ArtifactApi:
         if not hasattr(ctx.master, "web_url"):
             return
         try:
-            from addon.web import log_page  # noqa: PLC0415 - of no use but in mitmweb
+            from addon.web import log_page  # noqa: PLC0415 - only mitmweb needs it
 
             address = log_page.register(ctx.master)
         except Exception as e:  # noqa: BLE001
-            logger.warning("Access log: no page in this mitmweb (%s: %s).", type(e).__name__, e)
+            logger.warning(
+                "artifactapi: no access log page in this mitmweb; logging continues: %s (%s)",
+                e,
+                type(e).__name__,
+            )
             return
         self.query_pool = QueryPool(self._settings or Settings())
-        logger.info("Access log: its page is %s", address)
+        logger.info("artifactapi: access log page at %s", address)
 
-    def _take(self, settings: Settings) -> None:
+    def _apply(self, settings: Settings) -> None:
         self._settings = settings
         if self.query_pool is not None:
             self.query_pool.settings = settings
         if self._exporter is not None:
             self._exporter.reconfigure(settings)
-            logger.info("Access log: rows now go to %s.", self._exporter.database_name)
+            logger.info("artifactapi: now logging to %s.", self._exporter.database_name)
 
 
 def _settings(config: str, dsn: str) -> Settings:
@@ -187,20 +195,24 @@ def _filter(expression: str) -> flowfilter.TFilter | None:
         raise SettingsError(f"artifactapi_filter: {e}.") from None
 
 
-def _end(exporter: Exporter) -> None:
-    """Write what is left and say what became of it."""
+def _stop(exporter: Exporter) -> None:
+    """Write what is left, and log the result."""
     exporter.stop()
     status = exporter.status()
     spooled = status["spooled"]
     kept = f", {spooled} kept on disk for the next run" if spooled else ""
     lost = status["dropped"] + status["rejected"] + status["waiting"]
     if lost:
-        why = status["last_error"] or "artifactapi gaps says when and why"
+        reason = status["last_error"] or "see artifactapi gaps"
         logger.warning(
-            "Access log: %d entries written%s, %d lost: %s", status["written"], kept, lost, why
+            "artifactapi: stopped; %d rows written%s, %d lost: %s",
+            status["written"],
+            kept,
+            lost,
+            reason,
         )
     else:
-        logger.info("Access log: %d entries written%s, none lost.", status["written"], kept)
+        logger.info("artifactapi: stopped; %d rows written%s, none lost.", status["written"], kept)
 
 
 addons = [ArtifactApi()]

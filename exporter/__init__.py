@@ -1,4 +1,4 @@
-"""The access log, from an exchange to its row in Postgres; knows nothing of mitmproxy."""
+"""The access log: from an exchange to its row in PostgreSQL. Knows nothing about mitmproxy."""
 
 from __future__ import annotations
 
@@ -32,20 +32,18 @@ __all__ = [
     "resolve_dsn",
 ]
 
-_WATCH_ENTRIES = 128  # how often the writer's thread is looked after
-_ROOM_TICK_SECONDS = 0.01
-_STANDSTILL_SECONDS = (
-    60.0  # then the database is taken for gone, and entries are dropped and counted
-)
+_CHECK_ENTRIES = 128  # entries between two checks that the writer thread is alive
+_ROOM_POLL_SECONDS = 0.01
+_MAX_STALL_SECONDS = 60.0  # without progress; then an import stops waiting, and drops are counted
 
-# psycopg reports what we handle; mitmproxy would show every record of it.
+# psycopg logs errors that we handle, and mitmproxy would show each of them.
 logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 
 class Exporter:
-    """The log of one proxy: existing means running, `stop` ends it.
+    """The log of one proxy. It runs from its construction until `stop`.
 
-    One thread calls `log_access`; everything else may be called from any.
+    Only one thread may call `log_access`. All other methods are thread-safe.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -54,51 +52,51 @@ class Exporter:
         self._writer = Writer(settings, self._buffer)
 
     def log_access(self, exchange: Exchange) -> bool:
-        """Take in one exchange; False if it was dropped because the buffer is full. Never blocks."""
-        if not self._buffer.seen % _WATCH_ENTRIES:
+        """Queue one exchange; False if it was dropped because the buffer is full. Never blocks."""
+        if not self._buffer.seen % _CHECK_ENTRIES:
             self._writer.ensure_running()
         return self._buffer.put(exchange)
 
     def count_unreadable(self, started_at: float) -> None:
-        """Say that an exchange took place of which nothing can be told; `started_at` in epoch seconds."""
+        """Count an exchange that could not be read, as a gap. `started_at`: epoch seconds."""
         self._buffer.count_unreadable(started_at)
 
     def wait_for_room(self, size: int) -> bool:
-        """Wait until an exchange of this size would be taken in; False if nothing moves any more.
+        """Wait until the buffer has room for `size` bytes; False if the writer makes no progress.
 
-        For whoever can afford it: reading old flows from a file. A proxied request never can.
+        Only for flows read from a file. A proxied request must never wait.
         """
         pause = threading.Event()
-        taken, since = self._buffer.bytes_out, time.monotonic()
+        bytes_out, changed_at = self._buffer.bytes_out, time.monotonic()
         while not self._buffer.has_room(size):
-            if self._buffer.bytes_out != taken:
-                taken, since = self._buffer.bytes_out, time.monotonic()
-            elif time.monotonic() - since > _STANDSTILL_SECONDS:
+            if self._buffer.bytes_out != bytes_out:
+                bytes_out, changed_at = self._buffer.bytes_out, time.monotonic()
+            elif time.monotonic() - changed_at > _MAX_STALL_SECONDS:
                 return False
-            self._buffer.wake()  # there may be room for less than a batch
-            pause.wait(_ROOM_TICK_SECONDS)
+            self._buffer.wake()  # do not wait for a whole batch
+            pause.wait(_ROOM_POLL_SECONDS)
         return True
 
     def reconfigure(self, settings: Settings) -> None:
-        """Go on with other settings; what waits stays in line and goes where they say."""
+        """Use other settings. Waiting entries keep their place and go to the new database."""
         self._settings = settings
         self._buffer.reconfigure(settings.buffer, settings.batch.max_entries)
         self._writer.reconfigure(settings)
 
     def stop(self) -> bool:
-        """Write what is left within `shutdown.drain_seconds` and one more; True if nothing was lost.
+        """Write what is left, for at most `shutdown.drain_seconds` and one more; True if nothing was lost.
 
         Idempotent.
         """
         return self._writer.stop(self._settings.shutdown.drain_seconds)
 
     def status(self) -> dict[str, Any]:
-        """Counters that never go down, and gauges.
+        """Counters, which never go down, and gauges.
 
-        At every moment seen = written + dropped + rejected + waiting + spooled.
+        At any time, seen = written + dropped + rejected + waiting + spooled.
         """
         progress = self._writer.progress
-        # What only grows is read before what it is a part of, so that `waiting` is never negative.
+        # Read the parts before the total: all of them only grow, so `waiting` is never negative.
         written, rejected = progress.written, progress.rejected
         dropped = self._buffer.dropped + progress.dropped
         spooled = self._writer.spool.entries
@@ -121,6 +119,6 @@ class Exporter:
 
     @property
     def database_name(self) -> str:
-        """Where the rows go, fit to be shown: no password."""
+        """Where the rows go, without a password."""
         dsn = self._settings.database.dsn
         return public_name(dsn) if dsn else f"embedded PostgreSQL in {data_folder()}"

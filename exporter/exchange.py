@@ -1,10 +1,10 @@
-"""The raw facts of one HTTP exchange, as they cross from the proxy to the writer; no decoding here."""
+"""The raw facts of one HTTP exchange, on their way from the proxy to the writer. Nothing is decoded here."""
 
 from __future__ import annotations
 
 import msgspec
 
-# Response header fields that some column is read from. Lower case, as RFC 9110 5.1 lets us.
+# Response header fields that a column is read from, in lower case (RFC 9110 5.1: case-insensitive).
 RESPONSE_FIELDS = frozenset(
     {
         b"age",
@@ -27,20 +27,20 @@ RESPONSE_FIELDS = frozenset(
 )
 
 
-# None of its values can refer back to it: the garbage collector need not walk through a full buffer.
+# gc=False: an exchange cannot be part of a reference cycle, and the collector need not scan a full buffer.
 class Exchange(msgspec.Struct, frozen=True, gc=False):
-    """One exchange, in the types the proxy has them: immutable, bounded in size.
+    """One exchange in mitmproxy's types: immutable and bounded in size.
 
-    Times are seconds since the epoch. None means unknown, never zero. Text is bytes as received,
-    or str that may hold lone surrogates.
+    Times are seconds since the epoch. None means unknown. Text is bytes as received, or str that may
+    hold lone surrogates.
     """
 
     flow_id: str
     started_at: float
     ended_at: float | None
-    head_at: float | None  # when the response head came
-    connect_seconds: float | None  # TCP and TLS to upstream; None on a connection used before
-    client: tuple[str, ...] | tuple[str, int] | None  # address as the socket gave it
+    head_at: float | None  # response head
+    connect_seconds: float | None  # TCP and TLS setup to upstream; None on a reused connection
+    client: tuple[str, ...] | tuple[str, int] | None  # socket address
     server: tuple[str, ...] | tuple[str, int] | None
     proxy_user: str | None
     method: bytes
@@ -51,20 +51,18 @@ class Exchange(msgspec.Struct, frozen=True, gc=False):
     http_version: bytes
     user_agent: bytes | None
     request_bytes: int | None
-    status_code: int | None  # what the client got
+    status_code: int | None  # what the client received
     error_type: str | None
     error: str | None
     response_fields: tuple[tuple[bytes, bytes], ...]  # names of RESPONSE_FIELDS, lower case
     response_bytes: int | None
     tls_version: str | None
     response_source: str | None
-    body: (
-        bytes | None
-    )  # only where its digest is wanted: a whole response body, hashed by the writer
-    sha256: bytes | None  # of a body that was streamed, where wanted
-    size: int  # upper bound of the memory this holds, bytes
+    body: bytes | None  # complete response body, only if the writer must hash it
+    sha256: bytes | None  # of a streamed response body, only if enabled
+    size: int  # upper bound of the memory it takes, bytes
 
     @property
     def bare_size(self) -> int:
-        """The same without the body."""
+        """`size` without the body."""
         return self.size - len(self.body or b"")

@@ -1,4 +1,4 @@
-"""Copy the raw facts of a finished flow into an Exchange: immutable, bounded, no decoding, no I/O."""
+"""Copy the raw facts of a finished flow into an Exchange: immutable, bounded, not decoded. No I/O."""
 
 from __future__ import annotations
 
@@ -7,171 +7,114 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from addon.flow.interning import CHARACTER_BYTES, TEXT_BYTES, InternedFields, InternedTexts
+from addon.flow.interning import Interner
 from addon.flow.outcome import outcome
 from addon.flow.streaming import body_bytes, body_digest
-from exporter import Exchange
+from exporter import RESPONSE_FIELDS, Exchange
 
 if TYPE_CHECKING:
     from mitmproxy import http
     from mitmproxy.connection import Client, Server
     from mitmproxy.tls import TlsData
 
-    from addon.flow.interning import Field
     from addon.flow.state import FlowState
 
-# More than the table keeps of each, in UTF-8 (four bytes a character), so that the cut is marked there.
+type Field = tuple[bytes, bytes]
+
+# Bounds. Each is a little more than the table keeps (in UTF-8, up to four bytes per character), so
+# that the row builder sees that the text is too long, and marks the cut.
 MAX_TARGET_PART_BYTES = 4 * 2048 + 4
 MAX_VALUE_BYTES = 4 * 512 + 4
 MAX_FIELDS = 32
 MAX_ERROR_CHARACTERS = 2048
-_FIXED_BYTES = 512  # what an Exchange takes without its texts, rounded up
-_USUAL_BYTES = 2048  # with no more text than this in all, nothing needs to be cut
+_UNCUT_BYTES = 2048  # with no more text than this in total, no single text is too long
+
+# Memory of an Exchange, rounded up.
+_STRUCT_BYTES = 512  # without its texts
+_TEXT_BYTES = 64  # per text, besides its characters
+_CHARACTER_BYTES = 4  # of a str, at most
+_MAX_TEXT_BYTES = (  # after the cut: target, error, two values as str, four as bytes, fields
+    2 * MAX_TARGET_PART_BYTES
+    + _CHARACTER_BYTES * (MAX_ERROR_CHARACTERS + 2 * MAX_VALUE_BYTES)
+    + 4 * MAX_VALUE_BYTES
+    + MAX_FIELDS * (3 * _TEXT_BYTES + MAX_VALUE_BYTES)
+    + 8 * _TEXT_BYTES
+)
+
 _OK = 200
 _SWITCHING_PROTOCOLS = 101
-_USER_AGENT = b"user-agent"
-_USER_AGENT_LENGTH = len(_USER_AGENT)
+# Modes in which the client connects to an address; the name is in the Host header or the TLS handshake.
+_TRANSPARENT_MODES = ("transparent", "wireguard", "local", "tun")
 
-_MAX_TEXT_BYTES = (  # what a cut leaves: target, error, two values in characters, four in bytes, fields
-    2 * MAX_TARGET_PART_BYTES
-    + CHARACTER_BYTES * (MAX_ERROR_CHARACTERS + 2 * MAX_VALUE_BYTES)
-    + 4 * MAX_VALUE_BYTES
-    + MAX_FIELDS * (3 * TEXT_BYTES + MAX_VALUE_BYTES)
-    + 8 * TEXT_BYTES
-)
-_texts: InternedTexts[bytes] = InternedTexts()
-_names: InternedTexts[str] = InternedTexts()
-_fields = InternedFields()
+_bytes: Interner[bytes] = Interner()
+_names: Interner[str] = Interner()
+_fields: Interner[Field] = Interner()
 
 
 def capture(flow: http.HTTPFlow, state: FlowState, *, with_body: bool = False) -> Exchange:
-    """The facts of a flow that has ended. The flow is not referred to by the result.
+    """The facts of a flow that has ended. The result holds no reference to the flow.
 
-    Nor is its body, unless `with_body` asks for what a digest is taken from.
+    Nor to its body, unless `with_body` asks for it, to compute a digest.
     """
-    request = flow.request.data
-    server = flow.server_conn
-    ending = plain_ending(flow, state) or unusual_ending(flow, state)
-    status_code, error_type, error, ended_at, head_at, request_bytes, response_bytes, source = (
-        ending
-    )
-    response = flow.response
+    request, response = flow.request.data, flow.response
+    status_code, error_type, error = outcome(flow, state)
+    # Otherwise the client received a response that mitmproxy made up.
+    delivered = response if response is not None and status_code == response.status_code else None
     body = sha256 = None
-    if with_body and status_code == _OK and error is None and request.method == b"GET":
-        body, sha256 = _content(flow)
-    asked = server is not state.old_server  # else it is known from the original of a replay alone
+    if (
+        with_body
+        and delivered
+        and status_code == _OK
+        and error is None
+        and request.method == b"GET"
+    ):
+        body, sha256 = delivered.data.content, body_digest(delivered)
+    # Unless it was connected for this flow, the server is only known from the original of a replay.
+    server = flow.server_conn if flow.server_conn is not state.original_server else None
     target = b"" if state.is_connect else request.path
     login = flow.metadata.get("proxyauth")
-    agent = _user_agent(request.headers.fields)
-    _texts.bytes = _names.bytes = _fields.bytes = 0
-    fields = _response_fields(response.data.headers.fields) if response is not None else ()
-    host = _names[_host(flow)]
-    method, scheme, http_version = (
-        _texts[request.method],
-        _texts[request.scheme],
-        _texts[request.http_version],
-    )
-    user_agent = _texts[agent] if agent is not None else None
-    proxy_user = _names[str(login[0])] if login else None
-    text_bytes = TEXT_BYTES + len(target) + _texts.bytes + _names.bytes + _fields.bytes
-    if error is not None:
-        text_bytes += CHARACTER_BYTES * len(error)
-    # By position: by name takes forty times as long.
+    user_agent = _user_agent(request.headers.fields)
+    _bytes.new_bytes = _names.new_bytes = _fields.new_bytes = 0
     exchange = Exchange(
-        _import_id(flow) if state.is_import else flow.id,
-        request.timestamp_start,
-        ended_at,
-        head_at,
-        connect_seconds(server) if state.connected_anew else None,
-        flow.client_conn.peername,
-        server.peername if asked else None,
-        proxy_user,
-        method,
-        scheme,
-        host,
-        request.port,
-        target,
-        http_version,
-        user_agent,
-        request_bytes,
-        status_code,
-        error_type,
-        error,
-        fields,
-        response_bytes,
-        server.tls_version if asked else None,
-        source,
-        body,
-        sha256,
-        _FIXED_BYTES + min(text_bytes, _MAX_TEXT_BYTES) + len(body or b""),
+        flow_id=_import_id(flow) if state.is_import else flow.id,
+        started_at=request.timestamp_start,
+        ended_at=_ended_at(flow),
+        head_at=delivered.timestamp_start if delivered else None,
+        connect_seconds=connect_seconds(flow.server_conn) if state.opened_connection else None,
+        client=flow.client_conn.peername,
+        server=server.peername if server else None,
+        proxy_user=_intern_str(str(login[0])) if login else None,
+        method=_intern_bytes(request.method),
+        scheme=_intern_bytes(request.scheme),
+        host=_intern_str(_host(flow)),
+        port=request.port,
+        target=target,
+        http_version=_intern_bytes(request.http_version),
+        user_agent=_intern_bytes(user_agent) if user_agent is not None else None,
+        request_bytes=_request_bytes(flow, state),
+        status_code=status_code,
+        error_type=error_type,
+        error=error,
+        response_fields=_response_fields(response.data.headers.fields) if response else (),
+        response_bytes=_response_bytes(delivered, flow, state) if delivered else None,
+        tls_version=server.tls_version if server else None,
+        response_source=_source(flow, state) if delivered else None,
+        body=body,
+        sha256=sha256,
+        size=0,
     )
-    return exchange if text_bytes <= _USUAL_BYTES and len(fields) <= MAX_FIELDS else _cut(exchange)
+    text_bytes = _TEXT_BYTES + len(target) + _CHARACTER_BYTES * len(error or "")
+    text_bytes += _bytes.new_bytes + _names.new_bytes + _fields.new_bytes
+    size = _STRUCT_BYTES + min(text_bytes, _MAX_TEXT_BYTES) + len(body or b"")
+    if text_bytes <= _UNCUT_BYTES and len(exchange.response_fields) <= MAX_FIELDS:
+        return replace(exchange, size=size)
+    return _cut(exchange, size)
 
 
-# status_code, error_type, error, ended_at, head_at, request_bytes, response_bytes, response_source
-Ending = tuple[
-    int | None,
-    str | None,
-    str | None,
-    float | None,
-    float | None,
-    int | None,
-    int | None,
-    str | None,
-]
-
-
-def plain_ending(flow: http.HTTPFlow, state: FlowState) -> Ending | None:
-    """How nearly every flow ends: upstream answered, and nothing was out of the ordinary; else None.
-
-    Says what `unusual_ending` would, without a question for each thing that may happen.
-    """
-    response = flow.response
-    if state.is_unusual or response is None or flow.error is not None or flow.websocket is not None:
-        return None
-    request, answer = flow.request, response.data
-    if (
-        request.stream
-        or response.stream
-        or flow.is_replay
-        or answer.status_code == _SWITCHING_PROTOCOLS
-    ):
-        return None
-    sent, received = request.data.content, answer.content
-    return (
-        answer.status_code,
-        None,
-        None,
-        answer.timestamp_end,
-        answer.timestamp_start,
-        len(sent) if sent is not None else None,
-        len(received) if received is not None else None,
-        "upstream",
-    )
-
-
-def unusual_ending(flow: http.HTTPFlow, state: FlowState) -> Ending:
-    """How any flow ended."""
-    response = flow.response
-    status_code, error_type, error = outcome(flow, state)
-    # Else the client got another response, of mitmproxy's making.
-    delivered = response is not None and status_code == response.status_code
-    return (
-        status_code,
-        error_type,
-        error,
-        _ended_at(flow),
-        response.timestamp_start if delivered and response is not None else None,
-        _request_bytes(flow, state),
-        _response_bytes(flow, state) if delivered else None,
-        _source(flow, state) if delivered else None,
-    )
-
-
-def _cut(x: Exchange) -> Exchange:
-    """With less of its text, but still more than a row keeps, so that the cut is marked there."""
+def _cut(x: Exchange, size: int) -> Exchange:
     return replace(
         x,
+        size=size,
         proxy_user=x.proxy_user and x.proxy_user[:MAX_VALUE_BYTES],
         method=x.method[:MAX_VALUE_BYTES],
         scheme=x.scheme[:MAX_VALUE_BYTES],
@@ -187,7 +130,7 @@ def _cut(x: Exchange) -> Exchange:
 
 
 def capture_tls_failure(data: TlsData) -> Exchange:
-    """A client that would not have our certificate, or no TLS with us at all: there is no flow."""
+    """A client that rejected our certificate, or failed to set up TLS with us: there is no flow."""
     client, server = data.context.client, data.context.server
     address = server.address or ("", 0)
     return Exchange(
@@ -216,27 +159,40 @@ def capture_tls_failure(data: TlsData) -> Exchange:
         response_source=None,
         body=None,
         sha256=None,
-        size=_FIXED_BYTES + CHARACTER_BYTES * (MAX_ERROR_CHARACTERS + MAX_VALUE_BYTES),
+        size=_STRUCT_BYTES + _CHARACTER_BYTES * (MAX_ERROR_CHARACTERS + MAX_VALUE_BYTES),
     )
 
 
 def connect_seconds(server: Server) -> float | None:
-    """TCP and TLS set-up of this connection, seconds; None if none was made."""
+    """TCP and TLS setup of this connection, seconds; None if there was none."""
     ready = server.timestamp_tls_setup or server.timestamp_tcp_setup
     if ready is None or server.timestamp_start is None:
         return None
     return ready - server.timestamp_start
 
 
+def _intern_bytes(value: bytes) -> bytes:
+    return _bytes.intern(value, _TEXT_BYTES + len(value))
+
+
+def _intern_str(value: str) -> str:
+    return _names.intern(value, _TEXT_BYTES + _CHARACTER_BYTES * len(value))
+
+
 def _response_fields(fields: tuple[Field, ...]) -> tuple[Field, ...]:
-    """Those that a column is read from."""
-    others, shared = _fields.others, _fields
-    return tuple([ours for field in fields if field[0] not in others and (ours := shared[field])])
+    """The header fields that a column is read from, names in lower case."""
+    found = []
+    for name, value in fields:
+        lower = name.lower()
+        if lower in RESPONSE_FIELDS:
+            size = 3 * _TEXT_BYTES + len(name) + len(value)
+            found.append(_fields.intern((lower, value), size))
+    return tuple(found)
 
 
 def _user_agent(fields: tuple[Field, ...]) -> bytes | None:
     for name, value in fields:
-        if len(name) == _USER_AGENT_LENGTH and name.lower() == _USER_AGENT:
+        if name.lower() == b"user-agent":
             return value
     return None
 
@@ -247,8 +203,8 @@ def _cut_target(target: bytes) -> bytes:
 
 
 def _host(flow: http.HTTPFlow) -> str:
-    """The host that was asked; the client's name for it where only an address is known."""
-    if flow.client_conn.proxy_mode.type_name in ("transparent", "wireguard", "local", "tun"):
+    """The requested host: the name that the client used, even if it connected to an address."""
+    if flow.client_conn.proxy_mode.type_name in _TRANSPARENT_MODES:
         return flow.request.pretty_host
     return flow.request.data.host
 
@@ -263,23 +219,16 @@ def _ended_at(flow: http.HTTPFlow) -> float | None:
 
 def _request_bytes(flow: http.HTTPFlow, state: FlowState) -> int | None:
     if flow.websocket is not None:
-        return state.websocket_sent
+        return state.websocket_sent_bytes
     return None if state.is_connect else body_bytes(flow.request)
 
 
-def _response_bytes(flow: http.HTTPFlow, state: FlowState) -> int | None:
+def _response_bytes(response: http.Response, flow: http.HTTPFlow, state: FlowState) -> int | None:
     if flow.websocket is not None:
-        return state.websocket_received
-    response = flow.response
-    if response is None or state.is_tunnel or response.status_code == _SWITCHING_PROTOCOLS:
-        return None  # what is_temporary after a change of protocol is not ours to count
+        return state.websocket_received_bytes
+    if state.is_tunnel or response.status_code == _SWITCHING_PROTOCOLS:
+        return None  # another protocol follows; its bytes are not a body
     return body_bytes(response)
-
-
-def _content(flow: http.HTTPFlow) -> tuple[bytes | None, bytes | None]:
-    """The body of the response if it is there, and its digest if it has one."""
-    response = flow.response
-    return (response.data.content, body_digest(response)) if response is not None else (None, None)
 
 
 def _source(flow: http.HTTPFlow, state: FlowState) -> str | None:
@@ -293,9 +242,9 @@ def _source(flow: http.HTTPFlow, state: FlowState) -> str | None:
 
 
 def _import_id(flow: http.HTTPFlow) -> str:
-    """The id of a saved flow; HAR files have none, and mitmproxy makes up another at each reading.
+    """The id of a saved flow. HAR files have no ids, and mitmproxy makes up new ones each time.
 
-    No socket has port 0: mitmproxy gives it to the clients of HAR files alone.
+    HAR files are recognized by the client port 0, which no socket has.
     """
     client: Client = flow.client_conn
     if client.peername and client.peername[1] == 0:

@@ -1,7 +1,7 @@
-"""Keep the exporter and the flows under way while mitmproxy loads the edited script anew.
+"""Keep the exporter and the open flows while mitmproxy reloads the script.
 
-This module is not loaded anew, the script is: the old one gives, the new one takes in the same turn
-of the event loop. What nobody takes, because the script was taken away or is broken, is ended.
+mitmproxy reloads the script but not this module. The old instance offers, and the new one claims in the
+same turn of the event loop. What nobody claims, because the script was removed or is broken, is stopped.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ _CLAIM_SECONDS = 1.0
 
 
 class Handoff(NamedTuple):
-    """What one instance of the script leaves to the next."""
+    """What one instance of the script passes to the next."""
 
     exporter: Exporter
     flows: dict[HTTPFlow, FlowState]
 
 
-# Weak: when the script is taken away for good, no flow is kept alive for a next one.
+# Weak, so that no flow stays in memory if the script is removed for good.
 _flows: WeakKeyDictionary[HTTPFlow, FlowState] = WeakKeyDictionary()
 _exporters: list[Exporter] = []
 
 
-def offer(estate: Handoff, end: Callable[[Exporter], None]) -> None:
-    """Leave this to the next instance; without one, `end` is called for the exporter, in a thread."""
-    _flows.update(estate.flows)
-    _exporters.append(estate.exporter)
-    atexit.register(estate.exporter.stop)
+def offer(handoff: Handoff, stop: Callable[[Exporter], None]) -> None:
+    """Offer this to the next instance. If nobody claims it, `stop` is called with the exporter, in a thread."""
+    _flows.update(handoff.flows)
+    _exporters.append(handoff.exporter)
+    atexit.register(handoff.exporter.stop)
 
-    def end_unclaimed() -> None:
-        if estate.exporter in _exporters:
-            _exporters.remove(estate.exporter)
-            threading.Thread(target=end, args=(estate.exporter,), daemon=True).start()
+    def stop_unclaimed() -> None:
+        if handoff.exporter in _exporters:
+            _exporters.remove(handoff.exporter)
+            threading.Thread(target=stop, args=(handoff.exporter,), daemon=True).start()
 
-    asyncio.get_running_loop().call_later(_CLAIM_SECONDS, end_unclaimed)
+    asyncio.get_running_loop().call_later(_CLAIM_SECONDS, stop_unclaimed)
 
 
 def claim() -> tuple[Exporter | None, dict[HTTPFlow, FlowState]]:
-    """What the instance before has left."""
+    """What the previous instance offered."""
     flows = dict(_flows)
     _flows.clear()
     exporter = _exporters.pop() if _exporters else None

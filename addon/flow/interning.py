@@ -1,63 +1,37 @@
-"""Keep short texts that repeat once, however many exchanges hold them; bounded, and used by one thread.
+"""Keep values that repeat only once in memory, however many waiting exchanges hold them.
 
-A look-up takes no longer than asking a text for its length, and a full buffer takes half the memory.
+A full buffer takes half the memory this way.
 """
 
 from __future__ import annotations
 
-from exporter import RESPONSE_FIELDS
+from typing import TYPE_CHECKING
 
-CHARACTER_BYTES = 4  # of a str, at most
-TEXT_BYTES = 64  # what a text takes beside its characters
+if TYPE_CHECKING:
+    from collections.abc import Hashable
 
-Field = tuple[bytes, bytes]
+MAX_VALUES = 4096
+MAX_VALUE_BYTES = 256  # a larger value seldom repeats
 
 
-class _Shared[K, V](dict[K, V]):
-    """`bytes` grows by what values take that were not there yet."""
-
-    MAX_ENTRIES = 4096
-    MAX_BYTES = 256  # of one value
+class Interner[T: Hashable]:
+    """Replaces a value by an equal one that was seen before. Bounded. One thread uses it."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
+        self._values: dict[T, T] = {}
+        self.new_bytes = 0  # memory of values that were not there yet; the caller resets it
 
-    def _keep(self, key: K, value: V, size: int) -> V:
-        self.bytes += size
-        if size <= self.MAX_BYTES:
-            if len(self) >= self.MAX_ENTRIES:
-                self.clear()
-            self[key] = value
+    def intern(self, value: T, size: int) -> T:
+        """The kept value that equals `value`. `size`: its memory in bytes."""
+        kept = self._values.get(value)
+        if kept is not None:
+            return kept
+        self.new_bytes += size
+        if size <= MAX_VALUE_BYTES:
+            if len(self._values) >= MAX_VALUES:
+                self._values.clear()
+            self._values[value] = value
         return value
 
-
-class InternedTexts[T: (bytes, str)](_Shared[T, T]):
-    """`shared[text]` is equal to the text, and the same object whenever it can be."""
-
-    def __missing__(self, text: T) -> T:
-        width = CHARACTER_BYTES if isinstance(text, str) else 1
-        return self._keep(text, text, TEXT_BYTES + width * len(text))
-
-
-class InternedFields(_Shared[Field, Field | None]):
-    """`shared[field]` is a header field with its name in lower case; None if no column is read from it.
-
-    The names of those, as they were spelt, are in `others`, and need not be asked for: names repeat,
-    and lowering each costs more than all the rest of a capture.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.others: set[bytes] = set()
-
-    def __missing__(self, field: Field) -> Field | None:
-        name, value = field
-        lower = name.lower()
-        if lower in RESPONSE_FIELDS:
-            return self._keep(field, (lower, value), 3 * TEXT_BYTES + len(name) + len(value))
-        if len(self.others) >= self.MAX_ENTRIES:
-            self.others.clear()
-        if len(name) <= self.MAX_BYTES:
-            self.others.add(name)
-        return None
+    def __len__(self) -> int:
+        return len(self._values)

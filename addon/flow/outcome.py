@@ -1,8 +1,8 @@
-"""What the client got, and why: status and kind of error of a flow that has ended; pure functions.
+"""What the client received, and why: status and error type of a flow that has ended. Pure functions.
 
-mitmproxy answers some failures itself without a trace on the flow, and says most of what went
-wrong in a message alone. The table below is of mitmproxy 12 (proxy/layers/http and
-proxy/layers/tls), each line provoked on the wire by a test. What can't be known is None.
+mitmproxy answers some failures itself and leaves no trace of that on the flow; often an error message is
+the only evidence. The table below is for mitmproxy 12 (proxy/layers/http and proxy/layers/tls). A test
+provokes each line on the wire. What cannot be known is None.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MULTIPLEXED = (b"h2", b"h3")
 # RFC 6455 7.4.1: normal closure, going away, no status given.
 _NORMAL_CLOSE_CODES = frozenset({None, 1000, 1001, 1005})
 
-# (pattern, error_type, status mitmproxy makes of it while the client listens)
+# (pattern, error_type, status that mitmproxy sends to a client that still listens)
 _MESSAGES: tuple[tuple[re.Pattern[str], str, int | None], ...] = tuple(
     (re.compile(pattern), error_type, status)
     for pattern, error_type, status in (
@@ -43,7 +43,7 @@ _MESSAGES: tuple[tuple[re.Pattern[str], str, int | None], ...] = tuple(
             r"unexpected server response: b[\"']HTTP/1",
             "upstream_closed",
             _BAD_GATEWAY,
-        ),  # half a head
+        ),  # an incomplete response head
         (r"unexpected server response", "protocol", _BAD_GATEWAY),
         (r"Connection killed", "killed", _BAD_GATEWAY),
         (
@@ -65,15 +65,15 @@ _MESSAGES: tuple[tuple[re.Pattern[str], str, int | None], ...] = tuple(
         (r"protocol error|Received|invalid|Invalid", "protocol", _BAD_GATEWAY),
     )
 )
-# HTTP/1 heads that mitmproxy answers with 400 by itself leave these alone.
+# Messages of a client that left. For any other message after an incomplete HTTP/1 head, mitmproxy sends 400.
 _CLIENT_GONE = re.compile(r"Client disconnected|HTTP/1 protocol error|peer closed|NO_ERROR|stream ")
-# mitmproxy says "by client" whichever side reset the stream.
+# mitmproxy says "by client" no matter which side reset the stream.
 _RESET = re.compile(r"stream (?:reset|closed) by client \((?:H3_)?(?P<code>\w+)")
-_CANCELS = frozenset({"CANCEL", "REQUEST_CANCELLED"})  # what only who asked has a use for
+_CANCELS = frozenset({"CANCEL", "REQUEST_CANCELLED"})  # codes that only the requesting side sends
 
 
 class Outcome(NamedTuple):
-    """How an exchange ended: None everywhere means well, but for the status."""
+    """How an exchange ended. Without an error, error_type and error are None."""
 
     status_code: int | None
     error_type: str | None
@@ -81,34 +81,34 @@ class Outcome(NamedTuple):
 
 
 def outcome(flow: http.HTTPFlow, state: FlowState) -> Outcome:
-    """How this flow ended, as far as mitmproxy lets anyone know. Call it once it has."""
+    """How this flow ended, as far as mitmproxy tells. Call it after the flow has ended."""
     response = flow.response
-    head_sent = response is not None and state.head_came and bool(response.stream)
+    head_sent = response is not None and state.has_response_head and bool(response.stream)
     if state.cut_by_shutdown or state.orphaned:
-        return _cut(flow, state, head_sent=head_sent)
+        return _without_end(flow, state, head_sent=head_sent)
     if state.is_connect:
         return _connect_outcome(flow)
     if flow.error is None:
         return _answered(flow, state)
     message = flow.error.msg
     if message == Error.KILLED_MESSAGE:
-        sent = response is not None and state.response_came and head_sent
+        sent = response is not None and state.has_whole_response and head_sent
         return Outcome(response.status_code if sent and response else None, "killed", message)
     if response is not None and (head_sent or (state.is_import and response.timestamp_end)):
         return Outcome(response.status_code, _kind(flow, message)[0], message)
     error_type, status = _kind(flow, message)
-    # Nobody waits for a replay; and of an old flow it is not known who was told what.
-    told = status if not (state.is_import or flow.is_replay == "request") else None
-    return Outcome(told, error_type, message)
+    # A replay has no client. For a flow from a file it is unknown what the client received.
+    received = status if not (state.is_import or flow.is_replay == "request") else None
+    return Outcome(received, error_type, message)
 
 
-def _cut(flow: http.HTTPFlow, state: FlowState, *, head_sent: bool) -> Outcome:
-    """No hook ended it: the proxy stops, or lost it."""
+def _without_end(flow: http.HTTPFlow, state: FlowState, *, head_sent: bool) -> Outcome:
+    """No hook ended the flow: the proxy stops, or mitmproxy lost track of it."""
     began = head_sent or flow.websocket or state.is_tunnel
     status = flow.response.status_code if flow.response and began else None
     if state.cut_by_shutdown:
         return Outcome(status, "shutdown", "The proxy was stopped.")
-    return Outcome(status, "_OTHER", "mitmproxy ended this exchange without a word.")
+    return Outcome(status, "_OTHER", "mitmproxy ended this exchange without reporting it.")
 
 
 def _answered(flow: http.HTTPFlow, state: FlowState) -> Outcome:
@@ -127,7 +127,7 @@ def _answered(flow: http.HTTPFlow, state: FlowState) -> Outcome:
 
 
 def _connect_outcome(flow: http.HTTPFlow) -> Outcome:
-    """A CONNECT that made no tunnel, or one that nothing was ever asked through."""
+    """A CONNECT that was refused, or whose tunnel was never used."""
     if flow.error is not None:
         return Outcome(None, "killed", flow.error.msg)
     status = flow.response.status_code if flow.response else None
@@ -138,14 +138,14 @@ def _connect_outcome(flow: http.HTTPFlow) -> Outcome:
 
 
 def _kind(flow: http.HTTPFlow, message: str) -> tuple[str, int | None]:
-    """Kind of error, and the status the client got of mitmproxy's own making."""
+    """Error type, and the status that mitmproxy itself sent to the client."""
     if message.startswith("Client disconnected"):
         return ("upstream_timeout" if _timed_out(flow) else "client_disconnected"), None
-    # A saved or replayed flow bears a client that went long ago.
-    left = flow.live and flow.is_replay != "request"
-    if left and not flow.client_conn.state & ConnectionState.CAN_WRITE:
+    # The client of a saved or replayed flow left long ago.
+    has_client = flow.live and flow.is_replay != "request"
+    if has_client and not flow.client_conn.state & ConnectionState.CAN_WRITE:
         if flow.request.timestamp_end is None and not _CLIENT_GONE.match(message):
-            return "protocol", _BAD_REQUEST  # mitmproxy sends 400 and closes before any hook
+            return "protocol", _BAD_REQUEST  # mitmproxy sends 400 and closes before it calls a hook
         return "client_disconnected", None
     reset = _RESET.match(message)
     if reset:
@@ -161,16 +161,16 @@ def _reset_kind(flow: http.HTTPFlow, code: str) -> tuple[str, int | None]:
         return "client_disconnected", None
     if flow.client_conn.alpn not in _MULTIPLEXED:
         return "upstream_closed", _BAD_GATEWAY
-    return "_OTHER", None  # nobody can tell who it was, and so not what the client got
+    return "_OTHER", None  # unknown which side it was, so unknown what the client received
 
 
 def _timed_out(flow: http.HTTPFlow) -> bool:
-    """The inactivity time-out says "Client disconnected." too; the idle time tells them apart.
+    """Whether "Client disconnected." was mitmproxy's inactivity timeout; the idle time tells them apart.
 
-    Only where the connection carries one exchange at a time: others would have kept it alive.
+    Only possible where a connection carries one exchange at a time: another would have kept it alive.
     """
     if flow.error is None or flow.client_conn.alpn in _MULTIPLEXED:
         return False
-    asked = flow.request.timestamp_end or flow.request.timestamp_start
-    last_sign = max(asked, flow.server_conn.timestamp_tcp_setup or 0.0)
-    return bool(flow.error.timestamp - last_sign >= ctx.options.tcp_timeout)
+    requested_at = flow.request.timestamp_end or flow.request.timestamp_start
+    last_activity = max(requested_at, flow.server_conn.timestamp_tcp_setup or 0.0)
+    return bool(flow.error.timestamp - last_activity >= ctx.options.tcp_timeout)

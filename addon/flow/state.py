@@ -1,4 +1,4 @@
-"""What is remembered of a flow between its hooks; no logic here."""
+"""What is remembered about a flow between its hooks. No logic here."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ if TYPE_CHECKING:
 
 
 class FlowState:
-    """What is remembered of a flow while it runs.
+    """State of one flow while it runs.
 
-    Most flows never differ from these: an attribute of the class costs a new state nothing.
+    The defaults are class attributes: most flows keep them, so a new state costs almost nothing.
     """
 
-    is_unusual = False  # anything but a request that a client made of upstream
-    is_import = False
-    is_connect = False
-    is_tunnel = False  # a CONNECT that was granted
-    head_came = False  # the response head, from upstream or from an addon
+    is_import = False  # read from a file
+    is_connect = False  # a CONNECT request
+    is_tunnel = False  # a CONNECT request that was granted
+    has_response_head = False  # from upstream or from an addon
     answered_by_addon = False
-    response_came = False  # all of it
-    old_server: Server | None = None  # the one a replayed flow had before
-    connected_anew = False  # first exchange on its upstream connection
+    has_whole_response = False
+    original_server: Server | None = None  # of a replayed flow: its server before the replay
+    opened_connection = False  # this is the first exchange on its upstream connection
     ended = False
     cut_by_shutdown = False
-    orphaned = False  # its client left, and no hook ended it
-    websocket_sent = 0
-    websocket_received = 0
-    last_message: object = None
-    held: asyncio.Task[None] | None = None  # ended, but a user has intercepted it
+    orphaned = False  # its client disconnected, and no hook ended it
+    websocket_sent_bytes = 0
+    websocket_received_bytes = 0
+    last_websocket_message: object = None
+    resume_task: asyncio.Task[None] | None = None  # ended, but a user has intercepted it

@@ -1,4 +1,4 @@
-"""Count the bytes of a body that mitmproxy streams; never switches streaming on, never keeps a byte."""
+"""Count the bytes of a body that mitmproxy streams. Never turns streaming on, never keeps a byte."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Stream = StreamFunction | bool
 
 
 class ByteCounter:
-    """A stream function that lets through what the one before it made, and counts it."""
+    """A stream function that wraps another one and counts what it returns."""
 
     def __init__(self, inner: Stream, *, digest: bool = False) -> None:
         self.inner = inner
@@ -21,26 +21,26 @@ class ByteCounter:
         self.sha256 = hashlib.sha256() if digest else None
 
     def __call__(self, data: bytes) -> Iterable[bytes] | bytes:
-        """As http.Message.stream: a chunk in, chunks out."""
+        """Like http.Message.stream: takes a chunk, returns chunks."""
         chunks = self.inner(data) if callable(self.inner) else data
         if isinstance(chunks, bytes):
             self._add(chunks)
             return chunks
-        return self._tally(chunks)
+        return self._count_each(chunks)
 
     def _add(self, chunk: bytes) -> None:
         self.count += len(chunk)
         if self.sha256 is not None:
             self.sha256.update(chunk)
 
-    def _tally(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    def _count_each(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         for chunk in chunks:
             self._add(chunk)
             yield chunk
 
 
 class _CountedStream:
-    """A `stream` attribute that counts whatever is switched on, whenever that happens."""
+    """A message whose `stream` is counted no matter when streaming is turned on."""
 
     @property
     def stream(self) -> Stream:
@@ -66,18 +66,18 @@ _COUNTED: dict[type, type] = {http.Request: _CountedRequest, http.Response: _Cou
 
 
 class Streaming(NamedTuple):
-    """What may happen to bodies that are streamed."""
+    """How bodies may be streamed."""
 
-    may_begin_late: bool = False  # in the middle of a body, see stream_large_bodies
-    digests: bool = False  # their SHA-256 is wanted
+    may_begin_late: bool = False  # in the middle of a body; see the option stream_large_bodies
+    digests: bool = False  # compute their SHA-256
 
 
 def count_stream(message: http.Message, streaming: Streaming) -> None:
-    """See to it that the body of this message is counted if it is streamed.
+    """Count the body of this message if it is streamed.
 
-    Call it when the head is there and all addons have had their say. With `may_begin_late` also a
-    body is counted that mitmproxy begins to stream in the middle, when it has grown beyond
-    stream_large_bodies: no hook lies there, but the attribute is set.
+    Call it after all addons have seen the head. With `may_begin_late`, mitmproxy may also start to
+    stream in the middle of a body, once it exceeds stream_large_bodies. It calls no hook then, but it
+    sets the `stream` attribute.
     """
     if isinstance(message, _CountedStream):
         return
@@ -91,7 +91,7 @@ def count_stream(message: http.Message, streaming: Streaming) -> None:
 
 
 def body_digest(message: http.Message) -> bytes | None:
-    """SHA-256 of a body that was streamed whole; None if it was not, or is not wanted."""
+    """SHA-256 of a body that was streamed completely; None if it was not, or was not requested."""
     stream = message.stream
     if isinstance(stream, ByteCounter) and stream.sha256 is not None:
         return stream.sha256.digest()
@@ -99,7 +99,7 @@ def body_digest(message: http.Message) -> bytes | None:
 
 
 def body_bytes(message: http.Message) -> int | None:
-    """Size of the body as transferred; None if it is not known."""
+    """Size of the body as transferred, bytes; None if unknown."""
     stream = message.stream
     if isinstance(stream, ByteCounter):
         return stream.count

@@ -1,8 +1,8 @@
-"""Turn each wire flow into exactly one exchange, however it ends; one short method a hook.
+"""Follow flows through mitmproxy's hooks and log each exactly once, however it ends.
 
-mitmproxy has no hook that means "this flow is over and the client has what it gets". A flow is
-marked when its last hook comes, and captured in the `update` that follows: that one runs after
-all other addons had their say, also those that come later in the chain.
+mitmproxy has no hook for "this flow is over and the client has received what it gets". So the last hook
+of a flow only marks it, and the `update` event that follows captures it: mitmproxy sends `update` after
+all addons, including later ones in the chain, have handled the hook.
 """
 
 from __future__ import annotations
@@ -29,100 +29,97 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How long a flow may outlive its client before it is taken for one that no hook will end.
+# If a client has been gone for this long, no hook will end its flows any more.
 _ORPHAN_SECONDS = 2.0
 
 
 class FlowTracker:
-    """Follows flows on mitmproxy's event loop and hands each that ended to `log_access`, once."""
+    """Passes each ended flow to `log_access`, once. Runs on mitmproxy's event loop."""
 
     def __init__(self) -> None:
         self.log_access: Callable[[Exchange], bool] | None = None
         self.wait_for_room: Callable[[int], bool] | None = None
-        self.filter: flowfilter.TFilter | None = None
         self.count_unreadable: Callable[[float], None] | None = None
-        self.failures = 0
+        self.filter: flowfilter.TFilter | None = None
         self.streaming = Streaming()
+        self.failures = 0
         self._open: dict[http.HTTPFlow, FlowState] = {}
-        self._fresh_servers: set[str] = set()  # connections no exchange has used yet
-        self._tunnels: dict[
-            str, http.HTTPFlow
-        ] = {}  # by client: nothing was asked through them yet
+        self._unused_connections: set[str] = set()  # ids of upstream connections
+        self._unused_tunnels: dict[str, http.HTTPFlow] = {}  # CONNECT flows by id of the client
 
     def requestheaders(self, flow: http.HTTPFlow) -> None:
-        """A flow begins; one that is not live and has no client comes from a file."""
+        """A flow begins. A flow that is not live and has no client comes from a file."""
         self._open[flow] = state = FlowState()
         if not (flow.live or flow.client_conn.connected):
-            state.is_unusual = state.is_import = True
+            state.is_import = True
         if flow.is_replay == "request":
-            state.is_unusual = True
-            state.old_server = flow.server_conn
-        if self._tunnels:
-            self._forget_tunnel(flow.client_conn)
+            state.original_server = flow.server_conn
+        if self._unused_tunnels:
+            self._discard_tunnel(flow.client_conn)
 
     def request(self, flow: http.HTTPFlow) -> None:
-        """The request is complete; for one saved without an answer that is the end."""
+        """The request is complete. A flow that was saved without a response ends here."""
         state = self._open.get(flow)
         if state is not None and state.is_import and flow.response is None and flow.error is None:
             state.ended = True
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
-        """The response head came, from upstream or made by an addon."""
+        """The response head is there, from upstream or from an addon."""
         state = self._open.get(flow)
         if state is not None:
-            state.head_came = True
+            state.has_response_head = True
 
     def response(self, flow: http.HTTPFlow) -> None:
-        """The response is complete; a websocket goes on, and a saved error has its own hook."""
+        """The response is complete. A websocket goes on, and a saved error has its own hook."""
         state = self._open.get(flow)
         if state is not None:
-            state.response_came = True
+            state.has_whole_response = True
             state.ended = flow.websocket is None and not (state.is_import and flow.error)
 
     def error(self, flow: http.HTTPFlow) -> None:
         """The flow failed."""
-        self._end(flow)
+        self._mark_ended(flow)
 
     def websocket_end(self, flow: http.HTTPFlow) -> None:
-        """The websocket was closed, by whomever."""
-        self._end(flow)
+        """The websocket was closed by either side."""
+        self._mark_ended(flow)
 
     def http_connect(self, flow: http.HTTPFlow) -> None:
-        """A client asks for a tunnel."""
+        """A client requests a tunnel."""
         self._open[flow] = state = FlowState()
-        state.is_unusual = state.is_connect = True
+        state.is_connect = True
 
     def http_connected(self, flow: http.HTTPFlow) -> None:
-        """The tunnel is there; what is asked through it are flows of their own."""
+        """The tunnel is open. Requests inside it are flows of their own."""
         state = self._open.get(flow)
         if state is not None:
             state.is_tunnel = True
-            self._tunnels[flow.client_conn.id] = flow
+            self._unused_tunnels[flow.client_conn.id] = flow
 
     def http_connect_error(self, flow: http.HTTPFlow) -> None:
-        """The tunnel was refused, by upstream, mitmproxy or an addon."""
-        self._end(flow)
+        """The tunnel was refused by upstream, by mitmproxy or by an addon."""
+        self._mark_ended(flow)
 
     def server_connected(self, data: ServerConnectionHookData) -> None:
-        """A new upstream connection: the first exchange on it paid for it."""
-        self._fresh_servers.add(data.server.id)
+        """A new upstream connection. Its setup time belongs to the first exchange on it."""
+        self._unused_connections.add(data.server.id)
 
     def server_disconnected(self, data: ServerConnectionHookData) -> None:
-        """An upstream connection is gone."""
-        self._fresh_servers.discard(data.server.id)
+        """An upstream connection was closed."""
+        self._unused_connections.discard(data.server.id)
 
     def tls_failed_client(self, data: TlsData) -> None:
-        """A client does not trust our certificate; there will be no flow."""
-        self._forget_tunnel(data.context.client)
+        """A client rejected our certificate. There will be no flow."""
+        self._discard_tunnel(data.context.client)
         if self.log_access is not None and self.filter is None:
             self.log_access(capture_tls_failure(data))
 
     def client_disconnected(self, client: Client) -> None:
-        """What no hook has ended ends here, after a grace for hooks that are still on their way."""
-        tunnel = self._tunnels.pop(client.id, None)
+        """End the flows that no hook ended, after a grace period for hooks that are still to come."""
+        tunnel = self._unused_tunnels.pop(client.id, None)
         if tunnel is not None:
-            self._record(tunnel, self._open.pop(tunnel))
-        # A replayed flow bears the client of its original, and outlives it.
+            self._log(tunnel, self._open.pop(tunnel))
+        # A replayed flow keeps the client of its original, and goes on without it.
         left = [
             flow
             for flow in self._open
@@ -132,7 +129,7 @@ class FlowTracker:
             asyncio.get_running_loop().call_later(_ORPHAN_SECONDS, self._end_orphans, left)
 
     def update(self, flows: Sequence[http.HTTPFlow]) -> None:
-        """Runs after each hook, when every addon has had its say; flows of other kinds have no state."""
+        """Runs after each hook, when every addon has handled it. Other kinds of flows have no state here."""
         for flow in flows:
             state = self._open.get(flow)
             if state is None:
@@ -142,48 +139,46 @@ class FlowTracker:
             elif flow.websocket is not None:
                 self._count_message(flow, state)
             elif state.is_connect:
-                self._end_if_killed(flow, state)
+                self._finish_if_killed(flow, state)
             elif state.is_import:
                 continue
-            elif flow.response is not None and not state.head_came:
-                state.is_unusual = state.answered_by_addon = True
+            elif flow.response is not None and not state.has_response_head:
+                state.answered_by_addon = True
             else:
-                message = flow.response or flow.request
-                if message.stream or self.streaming.may_begin_late:
-                    count_stream(message, self.streaming)
+                count_stream(flow.response or flow.request, self.streaming)
 
     def end_all(self) -> None:
-        """The proxy stops: record what is still under way."""
+        """The proxy stops: log the open flows."""
         for flow, state in self._open.items():
-            state.is_unusual = True
             state.cut_by_shutdown = not state.is_import
-            self._record(flow, state)
+            self._log(flow, state)
         self._open.clear()
-        self._tunnels.clear()
+        self._unused_tunnels.clear()
 
     def hand_over(self) -> dict[http.HTTPFlow, FlowState]:
-        """What is under way, for the next instance of a script that is loaded anew."""
+        """Give the open flows to the next instance of a reloaded script."""
         flows, self._open = self._open, {}
-        self._tunnels.clear()
+        self._unused_tunnels.clear()
         for state in flows.values():
-            if state.held is not None:
-                state.held.cancel()
-                state.held = None
+            if state.resume_task is not None:
+                state.resume_task.cancel()
+                state.resume_task = None
         return flows
 
     def take_over(self, flows: dict[http.HTTPFlow, FlowState]) -> None:
-        """Go on with the flows of the instance before."""
+        """Take the open flows of the previous instance."""
         self._open.update(flows)
-        self._tunnels.update({f.client_conn.id: f for f, state in flows.items() if state.is_tunnel})
+        tunnels = {flow.client_conn.id: flow for flow, state in flows.items() if state.is_tunnel}
+        self._unused_tunnels.update(tunnels)
         self.update([flow for flow, state in flows.items() if state.ended])
 
-    def _forget_tunnel(self, client: Client) -> None:
-        """Something is asked through it, or it came to a row of its own."""
-        tunnel = self._tunnels.pop(client.id, None)
+    def _discard_tunnel(self, client: Client) -> None:
+        """Do not log the tunnel of this client: it is used, or its failure has its own row."""
+        tunnel = self._unused_tunnels.pop(client.id, None)
         if tunnel is not None:
             del self._open[tunnel]
 
-    def _end(self, flow: http.HTTPFlow) -> None:
+    def _mark_ended(self, flow: http.HTTPFlow) -> None:
         state = self._open.get(flow)
         if state is not None:
             state.ended = True
@@ -191,53 +186,52 @@ class FlowTracker:
     def _finish(self, flow: http.HTTPFlow, state: FlowState) -> None:
         if not flow.intercepted:
             del self._open[flow]
-            self._record(flow, state)
-        elif state.held is None:
-            # Its user may yet change or kill it, and mitmweb fires no hook for either.
-            state.held = asyncio.create_task(self._await_user(flow))
+            self._log(flow, state)
+        elif state.resume_task is None:
+            # The user may still change or kill the flow, and mitmweb calls no hook for either.
+            state.resume_task = asyncio.create_task(self._finish_when_resumed(flow))
 
-    def _end_if_killed(self, flow: http.HTTPFlow, state: FlowState) -> None:
-        """A CONNECT that is killed: no hook follows."""
-        if flow.error is not None and flow.error.msg == Error.KILLED_MESSAGE:
-            del self._open[flow]
-            self._record(flow, state)
-
-    async def _await_user(self, flow: http.HTTPFlow) -> None:
+    async def _finish_when_resumed(self, flow: http.HTTPFlow) -> None:
         await flow.wait_for_resume()  # type: ignore[no-untyped-call]
         self.update([flow])
+
+    def _finish_if_killed(self, flow: http.HTTPFlow, state: FlowState) -> None:
+        """Mitmproxy calls no hook after a CONNECT was killed."""
+        if flow.error is not None and flow.error.msg == Error.KILLED_MESSAGE:
+            del self._open[flow]
+            self._log(flow, state)
 
     def _count_message(self, flow: http.HTTPFlow, state: FlowState) -> None:
         messages = flow.websocket.messages if flow.websocket is not None else ()
         message = messages[-1] if messages else None
-        if message is None or message is state.last_message:
+        if message is None or message is state.last_websocket_message:
             return
-        state.last_message = message
+        state.last_websocket_message = message
         if not message.dropped:
             if message.from_client:
-                state.websocket_sent += len(message.content)
+                state.websocket_sent_bytes += len(message.content)
             else:
-                state.websocket_received += len(message.content)
+                state.websocket_received_bytes += len(message.content)
 
     def _end_orphans(self, flows: Sequence[http.HTTPFlow]) -> None:
         for flow in flows:
             state = self._open.pop(flow, None)
             if state is not None:
-                state.is_unusual = True
                 state.orphaned = flow.error is None
-                self._record(flow, state)
+                self._log(flow, state)
 
-    def _record(self, flow: http.HTTPFlow, state: FlowState) -> None:
-        """Capture and hand over. Nothing of ours may reach the proxied request, whatever happens."""
-        if state.held is not None:
-            state.held.cancel()  # a kill does not end the wait
-        if self._fresh_servers and flow.server_conn.id in self._fresh_servers:
-            self._fresh_servers.discard(flow.server_conn.id)
-            state.connected_anew = True
+    def _log(self, flow: http.HTTPFlow, state: FlowState) -> None:
+        """Capture the flow and pass it on. No exception of ours may reach the proxied request."""
+        if state.resume_task is not None:
+            state.resume_task.cancel()  # a kill does not end its wait
+        if flow.server_conn.id in self._unused_connections:
+            self._unused_connections.discard(flow.server_conn.id)
+            state.opened_connection = True
         try:
             if self.log_access is not None and (self.filter is None or self.filter(flow)):
                 exchange = capture(flow, state, with_body=self.streaming.digests)
                 if state.is_import and self.wait_for_room is not None:
-                    # mitmproxy reads a file with its loop blocked: only here nobody is held up.
+                    # mitmproxy blocks its event loop while it reads a file, so a wait delays nobody.
                     self.wait_for_room(exchange.size)
                 self.log_access(exchange)
         except Exception:
@@ -245,4 +239,6 @@ class FlowTracker:
                 self.count_unreadable(flow.timestamp_created)
             self.failures += 1
             if self.failures == 1:
-                logger.warning("A flow could not be read for the access log.", exc_info=True)
+                logger.warning(
+                    "artifactapi: a flow could not be read; it is recorded as a gap.", exc_info=True
+                )

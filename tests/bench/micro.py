@@ -60,7 +60,7 @@ def test_capture(benchmark: Any) -> None:
         flow.response = response
         flows.append(flow)
     state = FlowState()
-    state.head_came = state.response_came = True
+    state.has_response_head = state.has_whole_response = True
 
     def work(flow: http.HTTPFlow) -> object:
         return capture(flow, state)

@@ -326,7 +326,7 @@ def test_the_start_line_names_no_password_and_a_row_alone_is_there_within_two_se
     line = f"rows go to postgres@127.0.0.1:{port[1]}/postgres. See them with: artifactapi tail -f"
     assert output.count(line) == 1
     assert "hunter2" not in output
-    assert "There is no option artifactapi_fliter; there are" in output, "a misspelt option is told"
+    assert "unknown option artifactapi_fliter; it has no effect. The options are" in output, "a misspelt option is told"
 
 
 WRONG = {

@@ -1,45 +1,30 @@
-"""Texts that repeat are kept once, whoever repeats them, and nobody can fill the memory with those that don't."""
+"""Values that repeat are kept once, and values that do not repeat cannot fill the memory."""
 
 from __future__ import annotations
 
-from addon.flow.interning import InternedFields, InternedTexts
+from addon.flow.interning import MAX_VALUES, Interner
 
 
 def fresh(text: bytes) -> bytes:
-    """Equal, but not the same object."""
+    """An equal value that is not the same object."""
     return bytes(bytearray(text))
 
 
-def test_equal_texts_become_one_and_are_counted_once() -> None:
-    texts: InternedTexts[bytes] = InternedTexts()
-    first = texts[fresh(b"pip/25.0")]
-    counted = texts.bytes
-    assert counted > len(first)
-    assert texts[fresh(b"pip/25.0")] is first
-    assert texts.bytes == counted
+def test_equal_values_become_one_and_are_counted_once() -> None:
+    interner: Interner[bytes] = Interner()
+    first = interner.intern(fresh(b"pip/25.0"), 72)
+    assert interner.new_bytes == 72
+    assert interner.intern(fresh(b"pip/25.0"), 72) is first
+    assert interner.new_bytes == 72
 
 
-def test_text_that_never_repeats_or_is_long_is_counted_and_not_kept_for_ever() -> None:
-    texts: InternedTexts[str] = InternedTexts()
+def test_values_that_are_long_or_never_repeat_are_counted_and_not_kept_forever() -> None:
+    interner: Interner[str] = Interner()
     long = "h" * 10_000
-    assert texts[long] is long
-    assert long not in texts
-    assert texts.bytes >= 40_000
+    assert interner.intern(long, 40_000) is long
+    assert len(interner) == 0
+    assert interner.new_bytes == 40_000
     for number in range(20_000):
-        assert texts[f"host-{number}"] == f"host-{number}"
-        assert len(texts) <= texts.MAX_ENTRIES
-    assert texts.bytes >= 40_000 + 20_000 * 64
-
-
-def test_fields_are_found_however_their_names_are_spelt() -> None:
-    fields = InternedFields()
-    for name in (b"X-Cache", b"x-cache", b"X-CACHE"):
-        for _ in range(2):
-            assert fields[fresh(name), b"HIT"] == (b"x-cache", b"HIT")
-    assert fields[b"X-Cache", b"MISS"] == (b"x-cache", b"MISS")
-    for number in range(20_000):
-        assert fields[b"X-Other-%d" % number, b"HIT"] is None
-        assert len(fields.others) <= fields.MAX_ENTRIES
-    assert b"X-Other-19999" in fields.others
-    assert fields[b"X" * 10_000, b"1"] is None
-    assert b"X" * 10_000 not in fields.others
+        assert interner.intern(f"host-{number}", 64) == f"host-{number}"
+        assert 1 <= len(interner) <= MAX_VALUES
+    assert interner.new_bytes == 40_000 + 20_000 * 64
