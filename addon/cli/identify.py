@@ -1,4 +1,4 @@
-"""Say on one line per URL what the table of remotes takes it for; parses no command line itself."""
+"""Format what the remotes table recognizes in a URL, one line per URL. Does not parse the command line."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ _REMOTE_WIDTH, _KIND_WIDTH, _RULE_WIDTH = 20, 8, 14
 
 
 def identify_urls(urls: Iterable[str], remotes: Remotes, *, as_json: bool) -> Iterator[str]:
-    """One line for each URL, in order, without a line break; URLs are read as they are needed.
+    """Yield one line per URL, in order and without a newline. Reads `urls` lazily.
 
-    A text line holds remote, kind, rule and Package URL, `-` for what isn't known. A JSON line
-    holds all fields of `Identity` and the URL, without user name, password, query and fragment.
-    Blank lines are passed over. What is no URL gets an empty identity, not an error.
+    A text line has the remote, artifact kind, rule and Package URL, with `-` for an unknown value.
+    A JSON line has the URL and all fields of `Identity`; the URL comes without user name, password,
+    query and fragment. Blank lines are skipped. An invalid URL gives an empty identity, not an error.
     """
     for line in urls:
         url = line.strip()
         if url:
-            parts = _parts(url)
+            parts = _split(url)
             identity = remotes.identify(parts.hostname or "", parts.path) if parts else UNKNOWN
-            yield _json(parts, identity) if as_json else _text(identity)
+            yield _json_line(parts, identity) if as_json else _text_line(identity)
 
 
-def _parts(url: str) -> SplitResult | None:
-    """The parts of a URL; one without scheme is taken for host/path. None for what is no URL."""
+def _split(url: str) -> SplitResult | None:
+    """Return the parts of a URL, or None if it is invalid. Without a scheme, read it as host/path."""
     try:
         return urlsplit(url if "://" in url else f"//{url}")
-    except ValueError:  # an address in brackets that is none
+    except ValueError:  # an invalid IP address in brackets
         return None
 
 
-def _text(identity: Identity) -> str:
+def _text_line(identity: Identity) -> str:
     return (
         f"{identity.remote or '-':<{_REMOTE_WIDTH}} "
         f"{identity.artifact_kind or '-':<{_KIND_WIDTH}} "
@@ -50,9 +50,9 @@ def _text(identity: Identity) -> str:
     )
 
 
-def _json(parts: SplitResult | None, identity: Identity) -> str:
+def _json_line(parts: SplitResult | None, identity: Identity) -> str:
     url = None
     if parts is not None:
-        bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
-        url = bare.geturl().removeprefix("//")
+        public_parts = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="")
+        url = public_parts.geturl().removeprefix("//")
     return printable_json(json.dumps({"url": url, **identity._asdict()}, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""What `identify` says of URLs: one line each, without their secrets."""
+"""The output of `artifactapi identify`: one line per URL, without secrets."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from exporter.rows.packages.identity import Identity, Remotes
 REMOTES = Remotes.load()
 
 
-def test_a_line_of_text_holds_remote_kind_rule_and_purl() -> None:
+def test_text_line_has_remote_kind_rule_and_purl() -> None:
     lines = list(identify_urls(["https://pypi.example/simple/Attrs/"], REMOTES, as_json=False))
 
     assert [line.split() for line in lines] == [["pypi", "index", "pypi#7", "pkg:pypi/attrs"]]
 
 
-def test_lines_of_text_are_aligned() -> None:
+def test_text_lines_are_aligned() -> None:
     urls = ["https://pypi.example/simple/attrs/", "https://ghcr.example/v2/a/manifests/1", "x"]
     lines = list(identify_urls(urls, REMOTES, as_json=False))
 
     assert lines[0].index("pkg:") == lines[1].index("pkg:") == lines[2].rindex("-")
 
 
-def test_a_line_of_json_holds_all_that_is_known() -> None:
+def test_json_line_has_url_and_all_identity_fields() -> None:
     url = "https://files.pythonhosted.example/packages/source/a/attrs/attrs-23.1.0.tar.gz"
     (line,) = identify_urls([url], REMOTES, as_json=True)
 
@@ -44,14 +44,14 @@ def test_a_line_of_json_holds_all_that_is_known() -> None:
     }
 
 
-def test_a_url_without_scheme_is_host_and_path() -> None:
+def test_url_without_scheme_is_read_as_host_and_path() -> None:
     (line,) = identify_urls(["pypi.example:8080/simple/attrs/"], REMOTES, as_json=True)
 
     assert json.loads(line)["purl"] == "pkg:pypi/attrs"
     assert json.loads(line)["url"] == "pypi.example:8080/simple/attrs/"
 
 
-def test_no_secret_of_a_url_is_printed() -> None:
+def test_secrets_in_url_are_not_printed() -> None:
     url = "https://CANARY:CANARY@ghcr.example/v2/a/manifests/1?token=CANARY#CANARY"
 
     for as_json in (False, True):
@@ -60,22 +60,22 @@ def test_no_secret_of_a_url_is_printed() -> None:
         assert "CANARY" not in line
 
 
-def test_what_is_no_url_is_a_line_of_its_own() -> None:
+def test_invalid_url_gives_unknown_identity_and_blank_line_gives_nothing() -> None:
     urls = ["http://[::1/a", "", "  ", "http://[x]/", "\x00", "::", "https://pypi.example/simple/a"]
     lines = [json.loads(line) for line in identify_urls(urls, REMOTES, as_json=True)]
 
     assert [line["remote"] for line in lines] == [None, None, None, None, "pypi"]
 
 
-def test_urls_are_read_as_they_are_needed() -> None:
+def test_urls_are_read_lazily() -> None:
     endless = (f"https://pypi.example/simple/a{number}/\n" for number in count())
 
     assert len(list(islice(identify_urls(endless, REMOTES, as_json=False), 3))) == 3
 
 
-def test_a_hundred_thousand_urls_take_seconds() -> None:
+def test_100_000_urls_take_seconds() -> None:
     urls = (f"https://pypi.example/p/foo-{n}.0-py3-none-any.whl?token=x" for n in range(100_000))
     started = time.thread_time()
 
     assert sum(1 for _ in identify_urls(urls, REMOTES, as_json=False)) == 100_000
-    assert time.thread_time() - started < 30  # some 4 on a quiet machine of 2026
+    assert time.thread_time() - started < 30  # about 4 on an idle machine
