@@ -1,4 +1,4 @@
-"""The command `artifactapi`: run mitmproxy with the log on, and reach the database; writes no rows."""
+"""The `artifactapi` command: run mitmproxy with the access log, and query the log. Writes no rows."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import click
 import psycopg
 from rich.console import Console
 
+# An installed package has `addon` and `exporter` in a folder that is not on sys.path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from addon.cli.identify import identify_urls
@@ -33,13 +34,13 @@ if TYPE_CHECKING:
     from exporter.postgres.connection import DeadlineConnection
 
 
-def _leave(number: int, _: object) -> None:
-    """End as by Ctrl-C: what was started, the embedded server among it, is let go of."""
-    sys.exit(128 + number)
-
-
 SCRIPT = Path(__file__).resolve().parents[1] / "artifactapi.py"
-_TOOLS = ("mitmdump", "mitmproxy", "mitmweb")
+_SIGNAL_EXIT_BASE = 128  # the exit code that shells report for a signal is 128 plus its number
+
+
+def _exit_on_signal(number: int, _: object) -> None:
+    """Unwind the stack, as Ctrl-C does, so that an embedded server started here is stopped."""
+    sys.exit(_SIGNAL_EXIT_BASE + number)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,17 +49,17 @@ _TOOLS = ("mitmdump", "mitmproxy", "mitmweb")
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
-    help="Settings file, as for the option artifactapi_config.",
+    help="Settings file (same as mitmproxy's option artifactapi_config).",
 )
 @click.pass_context
 def main(context: click.Context, dsn: str, config: Path | None) -> None:
-    """Access log of mitmproxy in Postgres.
+    """Access log of mitmproxy in PostgreSQL.
 
-    The database is the one that --dsn, ARTIFACTAPI_DSN or the settings file names, else the
-    embedded server, which is started while a command needs it.
+    The database is the first one set of --dsn, ARTIFACTAPI_DSN and database.dsn in the settings
+    file. If none is set, it is the embedded server, which runs while a command needs it.
     """
-    for stop in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(stop, _leave)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _exit_on_signal)
     try:
         settings = load_settings(config)
         settings = settings.with_dsn(resolve_dsn(dsn, settings))
@@ -70,28 +71,31 @@ def main(context: click.Context, dsn: str, config: Path | None) -> None:
 
 @main.command()
 def path() -> None:
-    """Print the script's path: mitmdump -s "$(artifactapi path)"."""
+    """Print the path of the addon script, for: mitmdump -s "$(artifactapi path)"."""
     click.echo(SCRIPT)
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--web", "tool", flag_value="mitmweb", help="Run mitmweb instead of mitmdump.")
-@click.option("--console", "tool", flag_value="mitmproxy", help="Run mitmproxy's console instead.")
+@click.option(
+    "--console", "tool", flag_value="mitmproxy", help="Run the mitmproxy console instead."
+)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def run(tool: str | None, arguments: tuple[str, ...]) -> None:
-    """Run mitmdump with the access log on. ARGUMENTS are mitmproxy's own."""
-    from mitmproxy.tools import main as mitmproxy  # noqa: PLC0415 - takes half a second
+    """Run mitmdump with the access log. ARGUMENTS are passed to it."""
+    from mitmproxy.tools import main as mitmproxy_tools  # noqa: PLC0415 - takes half a second
 
-    sys.argv = [tool or "mitmdump", "-s", str(SCRIPT), *arguments]
-    sys.exit(getattr(mitmproxy, sys.argv[0])(sys.argv[1:]))
+    program = tool or "mitmdump"
+    sys.argv = [program, "-s", str(SCRIPT), *arguments]
+    sys.exit(getattr(mitmproxy_tools, program)(sys.argv[1:]))
 
 
 @main.command()
 @click.pass_obj
 def dsn(settings: Settings) -> None:
-    """Print a connection string without a password, for psql and friends.
+    """Print a connection string without a password, for psql and other clients.
 
-    The embedded server answers to it while a proxy or another command keeps it running.
+    The embedded server accepts connections only while a proxy or another command keeps it running.
     """
     click.echo(without_password(settings.database.dsn or EmbeddedServer().dsn))
 
@@ -100,19 +104,19 @@ def dsn(settings: Settings) -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def psql(settings: Settings, arguments: tuple[str, ...]) -> None:
-    """Open psql on the database. ARGUMENTS are psql's own."""
+    """Open psql on the database. ARGUMENTS are passed to psql."""
     program = shutil.which("psql") or str(programs() / "psql")
     try:
         with reachable(settings.database) as target:
-            # In the environment no password shows in the list of processes.
-            done = subprocess.run(
+            # The list of processes would show a password among the arguments.
+            completed = subprocess.run(
                 [program, without_password(target), *arguments],
                 check=False,
-                env=_with_password(target),
+                env=_password_environment(target),
             )
     except DATABASE_ERRORS as e:
         raise click.ClickException(describe(e)) from None
-    sys.exit(done.returncode)
+    sys.exit(completed.returncode)
 
 
 @main.command()
@@ -120,63 +124,65 @@ def psql(settings: Settings, arguments: tuple[str, ...]) -> None:
     "--proxy-role",
     default="artifactapi_proxy",
     show_default=True,
-    help="Role the proxies log in as.",
+    help="Role of the proxies.",
 )
 @click.option(
-    "--reader-role", default="artifactapi_reader", show_default=True, help="Role that reads."
+    "--reader-role",
+    default="artifactapi_reader",
+    show_default=True,
+    help="Role of the readers.",
 )
 @click.pass_obj
 def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
-    """Create the schema, or bring it to this version, and print the grants for two roles.
+    """Create or upgrade the schema, and print the grants for two roles.
 
-    The first may write rows and neither read nor change them, the second may read.
+    The proxy role can insert rows but cannot read or change them. The reader role can only read.
     """
     with _database(settings) as connection:
         schema = schema_name(connection)
     click.echo(
-        f"-- The schema is in place ({schema}.access_log). For roles with no more rights than they need:"
+        f"-- The schema is ready ({schema}.access_log). To create roles with only the privileges they need:"
     )
     click.echo(f"-- CREATE ROLE {proxy_role} LOGIN; CREATE ROLE {reader_role} LOGIN;")
     click.echo(grants(schema, proxy_role, reader_role), nl=False)
 
 
-for looking in (tail, report, export):
-    main.add_command(looking)
+for query_command in (tail, report, export):
+    main.add_command(query_command)
 
 
 @main.command()
 @click.pass_obj
 def gaps(settings: Settings) -> None:
-    """Show the holes of the log: what was lost, when and why."""
+    """List the gaps in the log: how many requests were lost, when and why."""
     console = Console(highlight=False, soft_wrap=True)
     with _database(settings) as connection:
-        found = all_gaps(connection)
-    for text in gap_lines(found):
-        console.print(text)
+        lost = all_gaps(connection)
+    for line in gap_lines(lost):
+        console.print(line)
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @click.argument("urls", nargs=-1)
 @click.pass_obj
 def identify(settings: Settings, urls: tuple[str, ...], *, as_json: bool) -> None:
-    """Say which remote and which package each of URLS is; without any, of each line of the input.
+    """Show the remote and the package that each of URLS belongs to.
 
-    With a settings file that names remotes.file this is how to try remotes of one's own.
+    Without URLS, read them from standard input, one per line. Use this with --config to test a
+    remotes.file.
     """
     try:
         remotes = load_remotes(settings)
     except SettingsError as e:
         raise click.ClickException(str(e)) from None
-    lines = (text.strip() for text in sys.stdin)
-    given = urls or (text for text in lines if text)
-    for text in identify_urls(given, remotes, as_json=as_json):
-        click.echo(text)
+    for line in identify_urls(urls or sys.stdin, remotes, as_json=as_json):
+        click.echo(line)
 
 
 @contextlib.contextmanager
 def _database(settings: Settings) -> Iterator[DeadlineConnection]:
-    """A connection to a database that has the schema; what goes wrong becomes one sentence."""
+    """Open the database. An error becomes a one-sentence message on the command line."""
     try:
         with open_database(settings) as connection:
             yield connection
@@ -184,6 +190,6 @@ def _database(settings: Settings) -> Iterator[DeadlineConnection]:
         raise click.ClickException(describe(e)) from None
 
 
-def _with_password(target: str) -> dict[str, str]:
+def _password_environment(target: str) -> dict[str, str]:
     password = psycopg.conninfo.conninfo_to_dict(target).get("password")
     return {**os.environ, "PGPASSWORD": str(password)} if password else dict(os.environ)
