@@ -1,4 +1,4 @@
-"""The commands that look at the log: tail, report, export; what they ask and print is the exporter's."""
+"""The commands that read the log: tail, report and export. Queries and formats are in exporter.read."""
 
 from __future__ import annotations
 
@@ -33,40 +33,48 @@ if TYPE_CHECKING:
 
 _DEFAULT_LINES = 20
 _MAX_LINES = 100_000
-_LINES_AT_ONCE = 1000
-_BAR = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-_NO_RIGHT = "42501"
-_TOO_SLOW = "57014"  # query_canceled: PostgreSQL docs, appendix A
+_LINES_PER_WRITE = 1000
+_PROGRESS_COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeRemainingColumn(),
+)
+# SQLSTATEs: PostgreSQL docs, appendix A.
+_INSUFFICIENT_PRIVILEGE = "42501"
+_QUERY_CANCELED = "57014"
 
 _FILTERS = (
-    click.option("--remote", help="Name of the remote, such as pypi; * stands for anything."),
-    click.option("--host", help="Host that was asked; * stands for anything."),
-    click.option("--package", help="Package name with its namespace; * stands for anything."),
-    click.option("--user", help="Proxy login, such as a build's name; * stands for anything."),
+    click.option("--remote", help="Remote, such as pypi; * matches any text."),
+    click.option("--host", help="Requested host; * matches any text."),
+    click.option("--package", help="Package name with its namespace; * matches any text."),
+    click.option("--user", help="Proxy login, such as a build's name; * matches any text."),
     click.option("--status", help="404, 4xx, or none: no response."),
     click.option(
         "--error",
         is_flag=False,
         flag_value="any",
         metavar="[TYPE]",
-        help="With an error; with one of this type, such as dns; none: without.",
+        help="Requests with an error. TYPE: with this error, such as dns; none: without an error.",
     ),
     click.option(
-        "--slower", metavar="DURATION", help="That took longer than, such as 500ms or 2s."
+        "--slower",
+        metavar="DURATION",
+        help="Requests that took longer than this, such as 500ms or 2s.",
     ),
     click.option(
-        "--since", metavar="TIME", help="How long ago, such as 10m or 7d, or an ISO time."
+        "--since", metavar="TIME", help="Start: how long ago, such as 10m or 7d, or an ISO time."
     ),
-    click.option("--until", metavar="TIME", help="Likewise; where the time ends."),
+    click.option("--until", metavar="TIME", help="End, in the same form."),
     click.option("--text", help="Part of the host, path, package, purl or user."),
 )
 
 
 def filters(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that say which rows; it takes them as `selection`."""
+    """Add the filter options to a command. They are passed to it as the argument `selection`."""
 
     @functools.wraps(command)
-    def selecting(*args: Any, **options: Any) -> None:
+    def with_selection(*args: Any, **options: Any) -> None:
         texts = {name: options.pop(name) for name in FILTER_NAMES}
         try:
             selection = Selection.parse(texts)
@@ -74,7 +82,11 @@ def filters(command: Callable[..., None]) -> Callable[..., None]:
             raise click.UsageError(str(e)) from None
         command(*args, selection=selection, **options)
 
-    return functools.reduce(lambda it, option: option(it), reversed(_FILTERS), selecting)
+    # Decorators apply from the bottom up; in reverse order, --help lists them as above.
+    decorated: Callable[..., None] = with_selection
+    for option in reversed(_FILTERS):
+        decorated = option(decorated)
+    return decorated
 
 
 @click.command()
@@ -82,33 +94,36 @@ def filters(command: Callable[..., None]) -> Callable[..., None]:
     "-n",
     "--lines",
     type=click.IntRange(0, _MAX_LINES),
-    help="How many rows; by default 20, or with --since all.",
+    help="Number of rows. Default: 20, or all with --since.",
 )
-@click.option("-f", "--follow", "following", is_flag=True, help="Go on with rows as they arrive.")
-@click.option("--json", "as_json", is_flag=True, help="All columns, one JSON object a line.")
+@click.option("-f", "--follow", "following", is_flag=True, help="Keep printing new rows.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print all columns, one JSON object per line."
+)
 @filters
 @click.pass_obj
 def tail(
     settings: Settings, lines: int | None, *, following: bool, as_json: bool, selection: Selection
 ) -> None:
-    """Show the newest rows, those that match all filters.
+    """Show the newest rows that match all filters.
 
-    Without --since they are looked for from the newest row back for half a second or so; what was
-    not searched is said.
+    Without --since, a filtered tail searches backwards for about half a second and reports how far
+    it got.
     """
     if lines is None:
         lines = _DEFAULT_LINES if selection.since is None else _MAX_LINES
     console = Console(highlight=False, soft_wrap=True)
-    say = functools.partial(click.echo, err=True)
-    with errors_in_one_sentence(), contextlib.suppress(KeyboardInterrupt):  # how following ends
+    print_notice = functools.partial(click.echo, err=True)
+    with errors_in_one_sentence(), contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends --follow
         batches = tail_rows(
-            settings, selection, lines, following=following, as_json=as_json, say=say
+            settings, selection, lines, following=following, as_json=as_json, say=print_notice
         )
         for number, rows in enumerate(batches):
-            if not number and not rows and not following:
-                say("No row matches.")
+            is_first = number == 0
+            if is_first and not rows and not following:
+                print_notice("No rows match.")
             width = console.width if console.is_terminal else None
-            if not number and not as_json:
+            if is_first and not as_json:
                 console.print(header(width))
             for row in rows:
                 if as_json:
@@ -118,61 +133,61 @@ def tail(
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object, with ten of each kind.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object, with ten entries per list."
+)
 @click.option(
     "--html",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    help="Write one HTML file that needs nothing else.",
+    help="Write a self-contained HTML file.",
 )
 @filters
 @click.pass_obj
 def report(settings: Settings, *, as_json: bool, html: Path | None, selection: Selection) -> None:
-    """Sum up the last 24 hours, or --since, of the rows that match all filters."""
+    """Summarize the rows of the last 24 hours, or --since, that match all filters."""
     with errors_in_one_sentence():
         with open_database(settings) as connection:
-            found = make_report(connection, selection)
+            summary = make_report(connection, selection)
         if html is not None:
-            from exporter.read.report_html import report_html  # noqa: PLC0415 - a template engine
+            from exporter.read.report_html import report_html  # noqa: PLC0415 - loads a template engine
 
-            html.write_text(report_html(found), encoding="utf-8")
+            html.write_text(report_html(summary), encoding="utf-8")
         if as_json:
-            click.echo(printable_json(msgspec.json.encode(found).decode()))
+            click.echo(printable_json(msgspec.json.encode(summary).decode()))
         elif html is None:
             console = Console(highlight=False)
-            console.print(report_text(found, console.width))
+            console.print(report_text(summary, console.width))
 
 
-@click.command(
-    epilog=f"GoAccess reads it so: artifactapi export goaccess | goaccess {GOACCESS_OPTIONS} -"
-)
-@click.argument("form", type=click.Choice(["csv", "jsonl", "goaccess", "cyclonedx"]))
-@click.option("--raw", is_flag=True, help="CSV with text as it is, even where it is a formula.")
+@click.command(epilog=f"For GoAccess: artifactapi export goaccess | goaccess {GOACCESS_OPTIONS} -")
+@click.argument("format_name", type=click.Choice(["csv", "jsonl", "goaccess", "cyclonedx"]))
+@click.option("--raw", is_flag=True, help="In csv, write formulas as they are.")
 @filters
 @click.pass_obj
-def export(settings: Settings, form: str, *, raw: bool, selection: Selection) -> None:
-    """Write the rows that match all filters to the output.
+def export(settings: Settings, format_name: str, *, raw: bool, selection: Selection) -> None:
+    """Write the rows that match all filters to standard output.
 
-    csv and jsonl have all columns, times in UTC; a cell of csv that a spreadsheet would take for a
-    formula begins with an apostrophe. cyclonedx is an SBOM of what was really fetched.
+    csv and jsonl have all columns, with times in UTC. In csv, an apostrophe precedes text that a
+    spreadsheet would read as a formula. cyclonedx is an SBOM of the artifacts that were fetched.
     """
     with errors_in_one_sentence(), open_database(settings) as connection:
-        if form == "cyclonedx":
+        if format_name == "cyclonedx":
             document = _sbom(connection, selection)
             click.echo(document)
             if '"components"' not in document:
-                click.echo("No artifact was fetched by a request that matches.", err=True)
+                click.echo("No matching request fetched an artifact.", err=True)
             return
-        # Closed before the connection is, or that would wait for it.
-        with contextlib.closing(streamed(connection, selection, form, raw=raw)) as lines:
-            _write(lines, form, lambda: count(connection, selection))
+        # Close the COPY before the connection; closing the connection would wait for it.
+        with contextlib.closing(streamed(connection, selection, format_name, raw=raw)) as lines:
+            _write(lines, format_name, lambda: count(connection, selection))
 
 
 def _sbom(connection: DeadlineConnection, selection: Selection) -> str:
     try:
-        from exporter.read.sbom import TooManyError, sbom  # noqa: PLC0415 - an extra may be missing
+        from exporter.read.sbom import TooManyError, sbom  # noqa: PLC0415 - needs the extra "sbom"
     except ModuleNotFoundError:
         raise click.ClickException(
-            "cyclonedx wants one more package: pip install 'artifactapi[sbom]'."
+            "cyclonedx needs an optional package: pip install 'artifactapi[sbom]'."
         ) from None
     try:
         return sbom(connection, selection)
@@ -180,42 +195,48 @@ def _sbom(connection: DeadlineConnection, selection: Selection) -> str:
         raise click.ClickException(str(e)) from None
 
 
-def _write(lines: Iterator[bytes], form: str, count_rows: Callable[[], int | None]) -> None:
-    """All lines to the output, with a bar where a person waits for them and does not see them."""
+def _write(lines: Iterator[bytes], format_name: str, count_rows: Callable[[], int | None]) -> None:
+    """Write all lines to standard output.
+
+    A progress bar shows if a person waits for the lines without seeing them: standard error is a
+    terminal and standard output is not.
+    """
     out, to_terminal = sys.stdout.buffer, sys.stdout.isatty()
     console = Console(stderr=True)
-    watched = console.is_terminal and not to_terminal
-    total = count_rows() if watched else None
-    if total is not None and form == "csv":
-        total += 1  # the line of names
-    with Progress(*_BAR, console=console, disable=not watched) as progress:
-        task = progress.add_task(form, total=total)
-        for some in itertools.batched(lines, _LINES_AT_ONCE):
-            out.writelines(
-                for_terminal(it, form) for it in some
-            ) if to_terminal else out.writelines(some)
-            progress.advance(task, len(some))
+    show_progress = console.is_terminal and not to_terminal
+    total = count_rows() if show_progress else None
+    if total is not None and format_name == "csv":
+        total += 1  # the header line
+    with Progress(*_PROGRESS_COLUMNS, console=console, disable=not show_progress) as progress:
+        task = progress.add_task(format_name, total=total)
+        for batch in itertools.batched(lines, _LINES_PER_WRITE):
+            if to_terminal:
+                out.writelines(for_terminal(line, format_name) for line in batch)
+            else:
+                out.writelines(batch)
+            progress.advance(task, len(batch))
         out.flush()
 
 
 @contextlib.contextmanager
 def errors_in_one_sentence() -> Iterator[None]:
-    """What goes wrong becomes one sentence; that whoever reads has gone is no error."""
+    """Turn an error into a one-sentence message. A reader that closes the pipe is not an error."""
     try:
         yield
     except SelectionError as e:
         raise click.UsageError(str(e)) from None
     except BrokenPipeError:
-        # Let no flush at exit fail over it.
+        # Without this, the flush at exit would fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except DATABASE_ERRORS as e:
-        if getattr(e, "sqlstate", None) == _TOO_SLOW:
+        sqlstate = getattr(e, "sqlstate", None)
+        if sqlstate == _QUERY_CANCELED:
             raise click.ClickException(
-                "The database took too long over this; narrow it with --since or other filters."
+                "The query took too long; narrow it with --since or other filters."
             ) from None
-        if getattr(e, "sqlstate", None) == _NO_RIGHT:
+        if sqlstate == _INSUFFICIENT_PRIVILEGE:
             raise click.ClickException(
-                "This database role may not read the log; name one that may with --dsn"
+                "This database role cannot read the log; use --dsn with a role that can"
                 " (artifactapi init prints its grants)."
             ) from None
         raise click.ClickException(describe(e)) from None
