@@ -1,4 +1,4 @@
-"""The table of remotes is checked when it is read: each mistake a sentence with file and line."""
+"""Files of remotes: how they extend the shipped one, and the messages for errors in them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> Callable[[str], Path]:
-    """Writes a user's own table."""
+def write_remotes(tmp_path: Path) -> Callable[[str], Path]:
+    """Write a user's file of remotes and return its path."""
 
     def write(text: str) -> Path:
         path = tmp_path / "mine.yaml"
@@ -26,37 +26,42 @@ def table(tmp_path: Path) -> Callable[[str], Path]:
     return write
 
 
-MISTAKES = [
-    ("formats: [", 1, "is no YAML"),
-    ("- formats", 1, "the file is no mapping"),
+# content of the file, line of the error, part of the message
+ERRORS = [
+    ("formats: [", 1, "is not valid YAML"),
+    ("- formats", 1, "the file must be a mapping"),
     ("formats: {}\nformat: {}", 2, "the file has the key format, expected one of formats, remotes"),
-    ("formats: {}\nformats: {}", 2, "the file has formats twice"),
-    ("formats: []", 1, "formats is no mapping"),
-    ("remotes: {}", 1, "remotes is no list"),
-    ("formats:\n  any:\n    - {re: a, kind: api}", 3, "a format can't be called any"),
-    ("formats:\n  mine: {re: a}", 2, "format mine is no list"),
+    ("formats: {}\nformats: {}", 2, "the file has the key formats twice"),
+    ("formats: []", 1, "formats must be a mapping"),
+    ("remotes: {}", 1, "remotes must be a list"),
+    ("formats:\n  any:\n    - {re: a, kind: api}", 3, "the format name any is reserved"),
+    ("formats:\n  mine: {re: a}", 2, "format mine must be a list"),
     ("formats:\n  mine: []", 2, "format mine has no rules"),
-    ("formats:\n  mine: theirs", 2, "format mine is another name of theirs, which is no format"),
-    ("formats:\n  mine: go", 2, "format mine is another name of go, which is no format"),
-    ("formats:\n  mine:\n    - {kind: api}", 3, "rule mine#1 lacks re"),
-    ("formats:\n  mine:\n    - {re: a, kind: api}\n    - re: b", 4, "rule mine#2 lacks kind"),
+    ("formats:\n  mine: theirs", 2, "format mine refers to theirs, expected the name of a format"),
+    ("formats:\n  mine: go", 2, "format mine refers to go, expected the name of a format"),
+    ("formats:\n  mine:\n    - {kind: api}", 3, "rule mine#1 is missing re"),
+    ("formats:\n  mine:\n    - {re: a, kind: api}\n    - re: b", 4, "rule mine#2 is missing kind"),
     ("formats:\n  mine:\n    - {re: a, kind: api, name: b}", 3, "rule mine#1 has the key name"),
     ("formats:\n  mine:\n    - {re: a, kind: files}", 3, "rule mine#1 has the kind files"),
     ("formats:\n  mine:\n    - {re: a, kind: api, any: maybe}", 3, "rule mine#1 has any: maybe"),
-    ("formats:\n  mine:\n    - {re: [a], kind: api}", 3, "re of rule mine#1 is no text"),
+    (
+        "formats:\n  mine:\n    - {re: [a], kind: api}",
+        3,
+        "re of rule mine#1 must be a non-empty string",
+    ),
     ("formats:\n  mine:\n    - {re: '(a', kind: api}", 3, "missing ): (a"),
     ("formats:\n  mine:\n    - {re: '(?=a)', kind: api}", 3, "invalid perl operator"),
     ("formats:\n  mine:\n    - {re: '(?P<a>b)(?P=a)', kind: api}", 3, "invalid perl operator"),
-    ("formats:\n  mine:\n    - {re: '(((a{99}){99}){99})', kind: api}", 3, "can't be used"),
+    ("formats:\n  mine:\n    - {re: '(((a{99}){99}){99})', kind: api}", 3, "invalid pattern"),
     (
         "formats:\n  mine:\n    - {re: '(?P<name>a)', kind: index, purl: 'pkg:npm/{nam}'}",
         3,
-        "purl of rule mine#1 uses {nam}, which is no group of its pattern",
+        "purl of rule mine#1 uses {nam}, which is not a group of its pattern",
     ),
     (
         "formats:\n  mine:\n    - {re: '(?P<name>a)', kind: index, purl: 'npm/{name}'}",
         3,
-        "rule mine#1 has a purl that can't be filled: it does not start with pkg:",
+        "purl of rule mine#1 is not valid: it does not start with pkg:",
     ),
     ("formats:\n  mine:\n    - {re: a, kind: index, purl: 'pkg:npm'}", 3, "it has no name"),
     (
@@ -75,20 +80,28 @@ MISTAKES = [
     (
         "formats:\n  mine:\n    - {re: '(?P<a>b)', kind: api, then: {group: b, re: c}}",
         3,
-        "then of rule mine#1 uses {b}, which is no group of its pattern (a)",
+        "then of rule mine#1 uses {b}, which is not a group of its pattern (a)",
     ),
     (
         "formats:\n  it:\n    - {re: '(?P<a>b)', kind: api, then: {group: a, after: '{c}', re: d}}",
         3,
         "then of rule it#1 uses {c}",
     ),
-    ("formats:\n  mine:\n    - {re: a, kind: api, then: {re: c}}", 3, "then of rule mine#1 lacks"),
+    (
+        "formats:\n  mine:\n    - {re: a, kind: api, then: {re: c}}",
+        3,
+        "then of rule mine#1 is missing",
+    ),
     ("formats:\n  mine:\n    - {re: '(?P<a>b)', kind: api, then: {group: a, re: '['}}", 3, "then"),
-    ("remotes:\n  - {name: a}", 2, "a remote lacks host"),
+    ("remotes:\n  - {name: a}", 2, "a remote is missing host"),
     ("remotes:\n  - {name: a, host: b, url: c}", 2, "a remote has the key url"),
-    ("remotes:\n  - {name: a, host: b}\n  - {name: a, host: c}", 3, "remote a is there twice"),
+    ("remotes:\n  - {name: a, host: b}\n  - {name: a, host: c}", 3, "remote a is defined twice"),
     ("remotes:\n  - {name: a, host: b, format: c}", 2, "remote a has the format c, expected one"),
-    ("remotes:\n  - {name: a, host: b/c}", 2, "remote a has the host 'b/c', expected a name"),
+    (
+        "remotes:\n  - {name: a, host: b/c}",
+        2,
+        "remote a has the host 'b/c', expected a lower-case name",
+    ),
     ("remotes:\n  - {name: a, host: ['b', 'c d']}", 2, "remote a has the host 'c d'"),
     ("remotes:\n  - {name: a, host: b, path: '/(c'}", 2, "missing ): /(c"),
     ("remotes:\n  - {name: '{repo}', host: b}", 2, "name of remote {repo} uses {repo}"),
@@ -96,17 +109,17 @@ MISTAKES = [
     (
         "remotes:\n  - {name: a, host: b, format: deb}",
         2,
-        "remote a has no vendor, which purls of its format need",
+        "remote a has no vendor, which purls of its format require",
     ),
     ("remotes:\n  - {name: a, host: b, format: apt}", 2, "remote a has no vendor"),
 ]
 
 
-@pytest.mark.parametrize(("text", "line", "sentence"), MISTAKES)
-def test_a_mistake_is_one_sentence_with_file_and_line(
-    table: Callable[[str], Path], text: str, line: int, sentence: str
+@pytest.mark.parametrize(("text", "line", "sentence"), ERRORS)
+def test_error_is_one_sentence_with_file_and_line(
+    write_remotes: Callable[[str], Path], text: str, line: int, sentence: str
 ) -> None:
-    path = table(text)
+    path = write_remotes(text)
 
     with pytest.raises(RemotesError) as caught:
         Remotes.load(path)
@@ -118,8 +131,10 @@ def test_a_mistake_is_one_sentence_with_file_and_line(
     assert lines[0].endswith(".")
 
 
-def test_all_mistakes_are_named_at_once(table: Callable[[str], Path]) -> None:
-    path = table("formats:\n  a: b\nremotes:\n  - {name: x}\n  - {name: y, host: z, format: q}\n")
+def test_all_errors_are_reported_together(write_remotes: Callable[[str], Path]) -> None:
+    path = write_remotes(
+        "formats:\n  a: b\nremotes:\n  - {name: x}\n  - {name: y, host: z, format: q}\n"
+    )
 
     with pytest.raises(RemotesError) as caught:
         Remotes.load(path)
@@ -127,20 +142,24 @@ def test_all_mistakes_are_named_at_once(table: Callable[[str], Path]) -> None:
     assert re.findall(r", line (\d+): ", str(caught.value)) == ["4", "2", "5"]
 
 
-def test_patterns_too_large_together_are_refused(table: Callable[[str], Path]) -> None:
+def test_patterns_that_need_too_much_memory_are_rejected(
+    write_remotes: Callable[[str], Path],
+) -> None:
     rule = "    - {re: 'x%d(?:[a-z]{0,60}y){0,10}', kind: api}\n"
-    path = table("formats:\n  mine:\n" + "".join(rule % number for number in range(500)))
+    path = write_remotes("formats:\n  mine:\n" + "".join(rule % number for number in range(500)))
 
-    with pytest.raises(RemotesError, match=r"mine\.yaml, line 1: its patterns are too large"):
+    with pytest.raises(
+        RemotesError, match=r"mine\.yaml, line 1: the patterns together are too large"
+    ):
         Remotes.load(path)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RemotesError, match=r"nowhere\.yaml: can't be read \(No such file"):
         Remotes.load(tmp_path / "nowhere.yaml")
 
 
-def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+def test_file_that_is_not_utf_8_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_bytes(b"\xff\xfe\x00")
 
@@ -148,36 +167,38 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
         Remotes.load(path)
 
 
-def test_control_characters_are_no_yaml(table: Callable[[str], Path]) -> None:
-    with pytest.raises(RemotesError, match="is no YAML"):
-        Remotes.load(table("a: \x01"))
+def test_control_characters_are_not_valid_yaml(write_remotes: Callable[[str], Path]) -> None:
+    with pytest.raises(RemotesError, match="is not valid YAML"):
+        Remotes.load(write_remotes("a: \x01"))
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "{}", "formats: {}\nremotes: []"])
-def test_an_empty_file_adds_nothing(table: Callable[[str], Path], text: str) -> None:
-    identity = Remotes.load(table(text)).identify("pypi.example", "/simple/attrs/")
+def test_empty_file_adds_nothing(write_remotes: Callable[[str], Path], text: str) -> None:
+    identity = Remotes.load(write_remotes(text)).identify("pypi.example", "/simple/attrs/")
 
     assert identity.purl == "pkg:pypi/attrs"
 
 
-def test_a_users_remotes_are_tried_first(table: Callable[[str], Path]) -> None:
-    mine = table("remotes:\n  - {name: ours, host: pypi.example, path: /team, format: pypi}")
+def test_user_remotes_are_tried_first(write_remotes: Callable[[str], Path]) -> None:
+    mine = write_remotes(
+        "remotes:\n  - {name: ours, host: pypi.example, path: /team, format: pypi}"
+    )
     remotes = Remotes.load(mine)
 
     assert remotes.identify("pypi.example", "/team/simple/attrs/").remote == "ours"
     assert remotes.identify("pypi.example", "/simple/attrs/").remote == "pypi"
 
 
-def test_a_user_may_use_a_shipped_name_again(table: Callable[[str], Path]) -> None:
-    mine = table("remotes:\n  - {name: pypi, host: wheels.corp.example, format: pypi}")
+def test_user_remote_may_have_a_shipped_name(write_remotes: Callable[[str], Path]) -> None:
+    mine = write_remotes("remotes:\n  - {name: pypi, host: wheels.corp.example, format: pypi}")
 
     identity = Remotes.load(mine).identify("wheels.corp.example", "/simple/attrs/")
 
     assert identity[:2] == ("pypi", "index")
 
 
-def test_a_users_format_is_added(table: Callable[[str], Path]) -> None:
-    mine = table(
+def test_user_format_is_added(write_remotes: Callable[[str], Path]) -> None:
+    mine = write_remotes(
         r"""
         formats:
           wheelhouse:
@@ -202,8 +223,10 @@ def test_a_users_format_is_added(table: Callable[[str], Path]) -> None:
     assert remotes.identify("nexus.example", "/repository/zzz/tool/1.2.bin").ecosystem == "generic"
 
 
-def test_a_users_format_replaces_the_shipped_one_of_its_name(table: Callable[[str], Path]) -> None:
-    mine = table("formats:\n  pypi:\n    - {re: '^/only-this$', kind: api}")
+def test_user_format_replaces_the_shipped_one_with_its_name(
+    write_remotes: Callable[[str], Path],
+) -> None:
+    mine = write_remotes("formats:\n  pypi:\n    - {re: '^/only-this$', kind: api}")
     remotes = Remotes.load(mine)
 
     assert remotes.identify("pypi.example", "/simple/attrs/") == remotes.identify(
@@ -212,8 +235,8 @@ def test_a_users_format_replaces_the_shipped_one_of_its_name(table: Callable[[st
     assert remotes.identify("pypi.example", "/only-this").rule == "pypi#1"
 
 
-def test_two_tables_do_not_share_what_they_remember(table: Callable[[str], Path]) -> None:
-    mine = Remotes.load(table("remotes:\n  - {name: ours, host: pypi.example}"))
+def test_two_instances_share_no_cache(write_remotes: Callable[[str], Path]) -> None:
+    mine = Remotes.load(write_remotes("remotes:\n  - {name: ours, host: pypi.example}"))
 
     assert Remotes.load().identify("pypi.example", "/simple/attrs/").remote == "pypi"
     assert mine.identify("pypi.example", "/simple/attrs/").remote == "ours"
@@ -240,16 +263,16 @@ def test_two_tables_do_not_share_what_they_remember(table: Callable[[str], Path]
         ("::1", "::1", True),
     ],
 )
-def test_a_star_in_a_host_is_one_label_and_two_are_one_or_more(
-    table: Callable[[str], Path], glob: str, host: str, *, matches: bool
+def test_one_star_matches_one_label_and_two_match_one_or_more(
+    write_remotes: Callable[[str], Path], glob: str, host: str, *, matches: bool
 ) -> None:
-    remotes = Remotes.load(table(f"remotes:\n  - {{name: ours, host: '{glob}'}}"))
+    remotes = Remotes.load(write_remotes(f"remotes:\n  - {{name: ours, host: '{glob}'}}"))
 
     assert (remotes.identify(host, "/").remote == "ours") is matches
 
 
 @pytest.mark.parametrize(
-    ("path", "asked", "remote"),
+    ("folder", "path", "remote"),
     [
         ("/team", "/team/x", "ours"),
         ("/team", "/team", "ours"),
@@ -262,16 +285,16 @@ def test_a_star_in_a_host_is_one_label_and_two_are_one_or_more(
         ("/a b", "/a%20b/x", "ours"),
     ],
 )
-def test_a_path_ends_where_a_segment_ends(
-    table: Callable[[str], Path], path: str, asked: str, remote: str | None
+def test_folder_matches_whole_segments_only(
+    write_remotes: Callable[[str], Path], folder: str, path: str, remote: str | None
 ) -> None:
-    remotes = Remotes.load(table(f"remotes:\n  - {{name: ours, host: h.example, path: '{path}'}}"))
+    file = write_remotes(f"remotes:\n  - {{name: ours, host: h.example, path: '{folder}'}}")
 
-    assert remotes.identify("h.example", asked).remote == remote
+    assert Remotes.load(file).identify("h.example", path).remote == remote
 
 
-def test_the_shipped_table_names_no_top_level_domain() -> None:
-    """Who runs a registry of the same shape under another domain is served as well."""
+def test_shipped_remotes_match_any_top_level_domain() -> None:
+    """So they also work for copies of a registry under another domain."""
     hosts = re.findall(r"host: ('[^']+'|\[[^\]]+\])", SHIPPED.read_text(encoding="utf-8"))
 
     names = [name for entry in hosts for name in re.findall(r"'([^']+)'", entry)]
@@ -279,7 +302,7 @@ def test_the_shipped_table_names_no_top_level_domain() -> None:
     assert [name for name in names if not name.endswith("*")] == []
 
 
-def test_the_shipped_table_has_the_promised_remotes() -> None:
+def test_there_are_at_least_31_shipped_remotes() -> None:
     text = SHIPPED.read_text(encoding="utf-8")
 
     assert len(re.findall(r"^  - \{?name: ", text, re.MULTILINE)) >= 31

@@ -1,1 +1,1 @@
-"""Which remote and which package a URL belongs to."""
+"""Identify the remote and the package that a URL belongs to."""

@@ -1,11 +1,11 @@
-"""Say which remote and which package a URL belongs to; asks the network nothing and stores nothing.
+"""Identify the remote and the package that a URL belongs to. No network access, no storage.
 
-A host and a folder of it name the remote (`configs/remotes.yaml`), the remote's format reads the
-rest of the path. Better no identity than a wrong one: a path no rule knows is its remote's and
-nothing more.
+The host and the start of the path determine the remote (`configs/remotes.yaml`). The rules of its
+format determine the package from the rest of the path. No identity is better than a wrong one: if
+no rule matches, only the remote is known.
 
-Only the path is read, never a query, a fragment or the name and password before a host, so that
-nothing of these can get into a Package URL.
+Queries, fragments and user names or passwords in URLs are never used, so they can't get into a
+Package URL.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ __all__ = ["Identity", "Remotes", "RemotesError"]
 
 SHIPPED = Path(__file__).resolve().parents[3] / "configs" / "remotes.yaml"
 
-PATH_MAX = 2048  # characters; a longer path has a remote, but no package
+PATH_MAX = 2048  # characters; no package is identified in longer paths
 _HOST_MAX = 255  # RFC 1035 2.3.4
-# Characters of a Package URL. No registry has such names, and a B-tree takes no more than 2704 bytes
-# (PostgreSQL docs, "B-Tree Indexes"): the row would be refused.
+# Characters. Real purls are shorter, and PostgreSQL rejects a row with a longer indexed value: a
+# B-tree entry holds at most 2704 bytes (PostgreSQL docs, "B-Tree Indexes").
 _PURL_MAX = 1024
-_REMEMBERED_HOSTS = 1024
+_MAX_CACHED_HOSTS = 1024
 
 _REDACTED = REDACTED.encode()
 
@@ -41,14 +41,14 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{1
 
 
 class Identity(NamedTuple):
-    """Which artifact a URL is. None: not known."""
+    """The artifact that a URL stands for. None: unknown."""
 
     remote: str | None = None
     artifact_kind: str | None = None  # artifact, index, sidecar, blob, api
     ecosystem: str | None = None  # the purl's type
-    package: str | None = None  # namespace/name, as normalised in the purl
-    version: str | None = None  # as in the purl; what a file name leaves out, like an epoch, lacks
-    filename: str | None = None  # as asked for, decoded; a sidecar's is its own
+    package: str | None = None  # namespace/name, normalized as in the purl
+    version: str | None = None  # as in the purl; without parts that the file name omits (epoch)
+    filename: str | None = None  # decoded; for a sidecar, the name of the sidecar
     purl: str | None = None
     rule: str | None = None  # format#number of the rule that matched, counted from 1
 
@@ -57,64 +57,65 @@ UNKNOWN = Identity()
 
 
 class Remotes:
-    """The table of remotes, and what it says of URLs. Safe in any thread; remembers nothing but hosts."""
+    """The known remotes. Identifies URLs. Thread-safe; caches the remotes of each host."""
 
     def __init__(self, remotes: tuple[Remote, ...]) -> None:
         self._remotes = remotes
         self._hosts = PatternSet(remote.host for remote in remotes)
-        self._remotes_of = lru_cache(maxsize=_REMEMBERED_HOSTS)(self._find_remotes)
+        self._remotes_of_host = lru_cache(maxsize=_MAX_CACHED_HOSTS)(self._find_remotes)
 
     @classmethod
     def load(cls, extra: Path | None = None) -> Remotes:
-        """The shipped table, and on top of it a user's own.
+        """Load the shipped remotes and, before them, those in the user's file `extra`.
 
         Raises:
-            RemotesError: a file can't be read or is wrong; the text names each file and line.
+            RemotesError: a file can't be read or is not valid; the message lists every error with
+                its file and line.
         """
         paths = [SHIPPED] if extra is None else [SHIPPED, extra]
         try:
             return cls(read_remotes(paths))
         except TooLargeError as e:
             raise RemotesError(
-                f"{paths[-1]}, line 1: its patterns are too large together, expected fewer or "
+                f"{paths[-1]}, line 1: the patterns together are too large, expected fewer or "
                 f"simpler ones ({e})."
             ) from e
 
     def identify(
         self, host: str, path: str, *, upstream: str | None = None, digest: str | None = None
     ) -> Identity:
-        """What a request was for. Never raises.
+        """Identify what was requested. Never raises.
 
         Args:
             host: name or address, without port.
-            path: as on the wire, percent-encoded, without query.
-            upstream: host a reverse proxy passes requests on to; it names the remote if `host`
-                is none.
-            digest: `Docker-Content-Digest` of the response: what a tag stood for.
+            path: as received, percent-encoded, without query.
+            upstream: the host that a reverse proxy forwards to. It is used if `host` is not a
+                known remote.
+            digest: `Docker-Content-Digest` of the response, which is the version of a tag.
         """
         text = _decoded(path)
         for name in (host, upstream):
             if name is None or len(name) > _HOST_MAX:
                 continue
             name = name.rpartition("@")[2].rstrip(".").lower()  # noqa: PLW2901
-            for remote in self._remotes_of(name):
+            for remote in self._remotes_of_host(name):
                 match = remote.match("" if text is None else text)
                 if match is not None:
-                    return _of_match(name, match, digest)
+                    return _identify_match(name, match, digest)
         return UNKNOWN
 
     def _find_remotes(self, host: str) -> tuple[Remote, ...]:
         try:
             encoded = host.encode()
-        except UnicodeEncodeError:  # no host of the table holds a lone surrogate
+        except UnicodeEncodeError:  # a lone surrogate: not a valid host
             return ()
-        return tuple(self._remotes[place] for place in self._hosts.matching(encoded))
+        return tuple(self._remotes[index] for index in self._hosts.matching(encoded))
 
 
-def _of_match(host: str, match: RemoteMatch, digest: str | None) -> Identity:
+def _identify_match(host: str, match: RemoteMatch, digest: str | None) -> Identity:
     if match.rules is None:
         return Identity(match.name)
-    given = {
+    context = {
         "host": host,
         "base": host + match.prefix,
         "vendor": match.vendor,
@@ -122,16 +123,18 @@ def _of_match(host: str, match: RemoteMatch, digest: str | None) -> Identity:
     }
     path = match.path.encode()
     for rule in match.rules.candidates(path):
-        if rule.wants and any(given[name] is None for name in rule.wants):
+        if any(context[name] is None for name in rule.required_context):
             continue
-        identity = _of_rule(match.name, rule, path, given)
+        identity = _apply_rule(match.name, rule, path, context)
         if identity is not None:
             return identity
     return Identity(match.name)
 
 
-def _of_rule(remote: str, rule: Rule, path: bytes, given: dict[str, str | None]) -> Identity | None:
-    """None if the rule doesn't apply, or lacks a value for its purl: then the next is tried."""
+def _apply_rule(
+    remote: str, rule: Rule, path: bytes, context: dict[str, str | None]
+) -> Identity | None:
+    """Return None if the rule does not match or a value for its purl is missing."""
     values = rule.match(path)
     if values is None:
         return None
@@ -140,8 +143,9 @@ def _of_rule(remote: str, rule: Rule, path: bytes, given: dict[str, str | None])
     if rule.purl is None:
         return Identity(remote, kind, filename=filename, rule=rule.label)
     if _REDACTED in path and any(REDACTED in (values.get(name) or "") for name in rule.purl.names):
-        return Identity(remote, kind, rule=rule.label)  # what is left of a name is another's
-    package = rule.purl.fill(given | values)
+        # The rest of a partly redacted name could be the name of another package.
+        return Identity(remote, kind, rule=rule.label)
+    package = rule.purl.fill(context | values)
     if package is None:
         return None
     if len(package.purl) > _PURL_MAX:
@@ -159,9 +163,9 @@ def _of_rule(remote: str, rule: Rule, path: bytes, given: dict[str, str | None])
 
 
 def _decoded(path: str) -> str | None:
-    """The path without percent-encoding (RFC 3986 2.1); None if that is too long or no plain text.
+    """Percent-decode a path (RFC 3986 2.1); None if it is too long or not printable UTF-8.
 
-    Registries name files in printable UTF-8. What holds anything else is no artifact of theirs.
+    Registries use only printable UTF-8 in file names, so other paths are not artifacts.
     """
     if len(path) > PATH_MAX:
         return None

@@ -144,10 +144,10 @@ class PurlTemplate:
         if not name.strip():
             return None
         # Same result as PackageURL(...).to_string() in half the time.
-        _, namespace, name, version, query, subpath = normalize(
+        _, quoted_namespace, quoted_name, version, query, subpath = normalize(
             self._type, namespace, name, version, qualifiers, subpath, encode=True
         )
-        package = f"{namespace}/{name}" if namespace else name
+        package = f"{quoted_namespace}/{quoted_name}" if quoted_namespace else quoted_name
         purl = f"{self._prefix}{package}"
         if version:
             purl += f"@{version}"

@@ -1,9 +1,9 @@
-"""Read the table of remotes from YAML and check it; asks nothing of any path.
+"""Read and check YAML files of remotes. Matches no paths.
 
-A file has two parts. `formats` says, for each kind of registry, which shapes of path name a
-package. `remotes` says which hosts, and which folders of them, are a registry of which format. A
-user's own file goes on top: its remotes are tried first, its formats are added, or replace the
-shipped one of the same name. `configs/remotes.yaml` explains each key.
+A file has two parts. `formats` defines, for each kind of registry, how paths name packages.
+`remotes` defines which hosts, and which folders on them, are registries of which format. The remotes
+of a user's file are tried before the shipped ones. A format in a user's file replaces the shipped
+one with the same name. `configs/remotes.yaml` explains each key.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import yaml
 
 from .purl_template import PurlTemplate
 from .rules import (
-    GIVEN,
+    CONTEXT_NAMES,
     KINDS,
-    LARGE_SET_MEMORY,
+    LARGE_SET_BYTES,
     Folder,
     Pattern,
     Refinement,
@@ -24,116 +24,129 @@ from .rules import (
     Rule,
     RuleSet,
     Template,
-    folder,
     host_pattern,
+    parse_folder,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-ANY = "any"  # the format of a mirror of unknown kind: the rules of all formats, where `any` allows
+ANY = "any"  # the format of a mirror of unknown kind: the rules of all formats that allow it
 
 
 class RemotesError(Exception):
-    """A table of remotes is wrong: a sentence a line, each with file, line and what is wrong."""
+    """Files of remotes are not valid. The message has one line per error, with file and line."""
 
 
 def read_remotes(paths: Sequence[Path]) -> tuple[Remote, ...]:
-    """The remotes of these files, in the order they are tried: a later file's before an earlier's.
+    """Return the remotes of these files in the order to try them, starting with the last file.
 
     Raises:
-        RemotesError: a file can't be read, or is wrong somewhere; every place is named.
+        RemotesError: a file can't be read or is not valid. The message lists all errors.
     """
-    problems: list[str] = []
+    errors: list[str] = []
     formats: dict[str, _Format] = {}
     remotes: list[_RemoteDefinition] = []
     for path in paths:
-        root = _root(path, problems)
+        root = _read_file(path, errors)
         if root is not None:
             fields = root.fields("the file", optional=("formats", "remotes"))
-            own = _formats(fields.get("formats"))
-            formats = own | {name: f for name, f in formats.items() if name not in own}
-            remotes = [*_remotes(fields.get("remotes")), *remotes]
+            own_formats = _parse_formats(fields.get("formats"))
+            # The file's own formats come first, because their rules are also tried first under `any`.
+            formats = own_formats | {n: f for n, f in formats.items() if n not in own_formats}
+            remotes = [*_parse_remotes(fields.get("remotes")), *remotes]
     _check_references(formats, remotes)
-    if problems:
-        raise RemotesError("\n".join(problems))
-    rules = _rule_sets(formats)
+    if errors:
+        raise RemotesError("\n".join(errors))
+    rule_sets = _rule_sets(formats)
     return tuple(
-        Remote(r.name, r.host, r.paths, rules[r.format] if r.format else None, rules, r.vendor)
-        for r in remotes
+        Remote(
+            remote.name,
+            remote.host,
+            remote.folders,
+            rule_sets[remote.format] if remote.format else None,
+            rule_sets,
+            remote.vendor,
+        )
+        for remote in remotes
     )
 
 
-class _Place(NamedTuple):
-    """A node of a file, and how to say what is wrong with it."""
+class _Node(NamedTuple):
+    """A YAML node that reports errors with its file and line.
+
+    The argument `label` of the methods is the name of the node in error messages.
+    """
 
     path: Path
-    problems: list[str]
-    node: yaml.Node
+    errors: list[str]
+    yaml_node: yaml.Node
 
-    def at(self, node: yaml.Node) -> _Place:
-        return self._replace(node=node)
+    def at(self, node: yaml.Node) -> _Node:
+        """Return another node of the same file."""
+        return self._replace(yaml_node=node)
 
-    def wrong(self, sentence: str) -> None:
-        self.problems.append(f"{self.path}, line {self.node.start_mark.line + 1}: {sentence}.")
+    def report(self, sentence: str) -> None:
+        """Add an error."""
+        self.errors.append(f"{self.path}, line {self.yaml_node.start_mark.line + 1}: {sentence}.")
 
-    def pairs(self, what: str) -> Iterator[tuple[str, _Place]]:
-        """The keys and values of a mapping; a key given twice is refused."""
-        if not isinstance(self.node, yaml.MappingNode):
-            self.wrong(f"{what} is no mapping")
+    def pairs(self, label: str) -> Iterator[tuple[str, _Node]]:
+        """Yield the keys and values of a mapping; report duplicate keys."""
+        if not isinstance(self.yaml_node, yaml.MappingNode):
+            self.report(f"{label} must be a mapping")
             return
         seen: set[str] = set()
-        for key_node, value in self.node.value:
+        for key_node, value_node in self.yaml_node.value:
             key = str(key_node.value)
             if key in seen:
-                self.at(key_node).wrong(f"{what} has {key} twice")
+                self.at(key_node).report(f"{label} has the key {key} twice")
             else:
                 seen.add(key)
-                yield key, self.at(value)
+                yield key, self.at(value_node)
 
     def fields(
-        self, what: str, required: Sequence[str] = (), optional: Sequence[str] = ()
-    ) -> dict[str, _Place]:
-        """A mapping of known keys; unknown ones are refused, missing ones named."""
-        found: dict[str, _Place] = {}
+        self, label: str, required: Sequence[str] = (), optional: Sequence[str] = ()
+    ) -> dict[str, _Node]:
+        """Return the values of the known keys of a mapping; report unknown and missing keys."""
+        fields: dict[str, _Node] = {}
         known = (*required, *optional)
-        for key, place in self.pairs(what):
+        for key, node in self.pairs(label):
             if key in known:
-                found[key] = place
+                fields[key] = node
             else:
-                place.wrong(f"{what} has the key {key}, expected one of {', '.join(known)}")
-        missing = [key for key in required if key not in found]
-        if missing and isinstance(self.node, yaml.MappingNode):
-            self.wrong(f"{what} lacks {', '.join(missing)}")
-        return found
+                node.report(f"{label} has the key {key}, expected one of {', '.join(known)}")
+        missing = [key for key in required if key not in fields]
+        if missing and isinstance(self.yaml_node, yaml.MappingNode):
+            self.report(f"{label} is missing {', '.join(missing)}")
+        return fields
 
-    def items(self, what: str) -> list[_Place]:
-        """The members of a list."""
-        if isinstance(self.node, yaml.SequenceNode):
-            return [self.at(node) for node in self.node.value]
-        self.wrong(f"{what} is no list")
+    def items(self, label: str) -> list[_Node]:
+        """Return the items of a list."""
+        if isinstance(self.yaml_node, yaml.SequenceNode):
+            return [self.at(node) for node in self.yaml_node.value]
+        self.report(f"{label} must be a list")
         return []
 
-    def text(self, what: str) -> str:
-        """A plain value; empty if it is none, which is then named."""
-        if isinstance(self.node, yaml.ScalarNode) and self.node.value:
-            return str(self.node.value)
-        self.wrong(f"{what} is no text")
+    def text(self, label: str) -> str:
+        """Return a scalar as text, or report an error and return an empty text."""
+        if isinstance(self.yaml_node, yaml.ScalarNode) and self.yaml_node.value:
+            return str(self.yaml_node.value)
+        self.report(f"{label} must be a non-empty string")
         return ""
 
-    def texts(self, what: str) -> list[str]:
-        """One plain value, or a list of them."""
-        if isinstance(self.node, yaml.SequenceNode):
-            return [place.text(what) for place in self.items(what)]
-        return [self.text(what)]
+    def texts(self, label: str) -> list[str]:
+        """Return one scalar, or a list of scalars, as texts."""
+        if isinstance(self.yaml_node, yaml.SequenceNode):
+            return [node.text(label) for node in self.items(label)]
+        return [self.text(label)]
 
 
 class _Format(NamedTuple):
     rules: tuple[Rule, ...]
-    for_any: tuple[Rule, ...]  # those also tried under `any`
-    other_name_of: str | None
-    place: _Place
+    rules_for_any: tuple[Rule, ...]  # those that are also tried for remotes of format `any`
+    alias_of: str | None  # then it has no rules
+    node: _Node
 
 
 class _RemoteDefinition(NamedTuple):
@@ -142,206 +155,213 @@ class _RemoteDefinition(NamedTuple):
     name: Template
     label: str  # the name as written
     host: str
-    paths: tuple[Folder, ...]
+    folders: tuple[Folder, ...]
     format: str | None
     vendor: str | None
-    place: _Place
+    node: _Node
 
     @property
-    def knows_vendor(self) -> bool:
-        return self.vendor is not None or any("vendor" in _groups(path) for path in self.paths)
+    def has_vendor(self) -> bool:
+        return self.vendor is not None or any("vendor" in _groups(f) for f in self.folders)
 
 
-def _root(path: Path, problems: list[str]) -> _Place | None:
+def _read_file(path: Path, errors: list[str]) -> _Node | None:
+    """Return the root node, or None if the file is empty or not valid."""
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except OSError as e:
-        problems.append(f"{path}: can't be read ({e.strerror}).")
+        errors.append(f"{path}: can't be read ({e.strerror}).")
     except UnicodeDecodeError:
-        problems.append(f"{path}: is not UTF-8 text.")
+        errors.append(f"{path}: is not UTF-8 text.")
     except yaml.MarkedYAMLError as e:
         line = e.problem_mark.line + 1 if e.problem_mark else 1
-        problems.append(f"{path}, line {line}: is no YAML: {e.problem}.")
+        errors.append(f"{path}, line {line}: is not valid YAML: {e.problem}.")
     except yaml.YAMLError as e:
-        problems.append(f"{path}: is no YAML: {' '.join(str(e).split())}.")
+        errors.append(f"{path}: is not valid YAML: {' '.join(str(e).split())}.")
     else:
-        return None if node is None else _Place(path, problems, node)  # an empty file adds nothing
+        return None if root is None else _Node(path, errors, root)
     return None
 
 
-def _formats(place: _Place | None) -> dict[str, _Format]:
+def _parse_formats(node: _Node | None) -> dict[str, _Format]:
     formats: dict[str, _Format] = {}
-    for name, format_place in place.pairs("formats") if place else ():
+    for name, format_node in node.pairs("formats") if node else ():
         if name == ANY:
-            format_place.wrong(f"a format can't be called {ANY}")
-        elif isinstance(format_place.node, yaml.ScalarNode):
-            other = format_place.text(f"format {name}")
-            formats[name] = _Format((), (), other, format_place)
+            format_node.report(f"the format name {ANY} is reserved, expected another name")
+        elif isinstance(format_node.yaml_node, yaml.ScalarNode):
+            alias_of = format_node.text(f"format {name}")
+            formats[name] = _Format((), (), alias_of, format_node)
         else:
-            formats[name] = _rules(name, format_place)
+            formats[name] = _parse_format(name, format_node)
     return formats
 
 
-def _rules(name: str, place: _Place) -> _Format:
+def _parse_format(name: str, node: _Node) -> _Format:
     rules: list[Rule] = []
-    for_any: list[Rule] = []
-    if isinstance(place.node, yaml.SequenceNode) and not place.node.value:
-        place.wrong(f"format {name} has no rules")
-    for number, rule_place in enumerate(place.items(f"format {name}"), start=1):
+    rules_for_any: list[Rule] = []
+    if isinstance(node.yaml_node, yaml.SequenceNode) and not node.yaml_node.value:
+        node.report(f"format {name} has no rules")
+    for number, rule_node in enumerate(node.items(f"format {name}"), start=1):
         label = f"{name}#{number}"
-        keys = ("then", "purl", "any")
-        fields = rule_place.fields(f"rule {label}", required=("re", "kind"), optional=keys)
-        rule = _rule(label, fields)
+        fields = rule_node.fields(
+            f"rule {label}", required=("re", "kind"), optional=("then", "purl", "any")
+        )
+        rule = _parse_rule(label, fields)
         if rule is not None:
             rules.append(rule)
-            if _tried_under_any(label, fields.get("any")):
-                for_any.append(rule)
-    return _Format(tuple(rules), tuple(for_any), None, place)
+            if _allows_any(label, fields.get("any")):
+                rules_for_any.append(rule)
+    return _Format(tuple(rules), tuple(rules_for_any), None, node)
 
 
-def _rule(label: str, fields: Mapping[str, _Place]) -> Rule | None:
+def _parse_rule(label: str, fields: Mapping[str, _Node]) -> Rule | None:
     if "re" not in fields or "kind" not in fields:
         return None
     kind = fields["kind"].text(f"kind of rule {label}")
     if kind and kind not in KINDS:
-        fields["kind"].wrong(
+        fields["kind"].report(
             f"rule {label} has the kind {kind}, expected one of {', '.join(KINDS)}"
         )
     source = fields["re"].text(f"re of rule {label}")
-    pattern = _pattern(f"rule {label}", source, fields["re"])
+    pattern = _parse_pattern(f"rule {label}", source, fields["re"])
     if pattern is None:
         return None
-    then = _then(label, fields["then"], pattern) if "then" in fields else None
-    groups = {*pattern.groups, *(then.pattern.groups if then else ())}
-    purl = _purl(label, fields["purl"], groups) if "purl" in fields else None
-    wants = purl.required - groups if purl else frozenset()
-    return Rule(label, source, pattern, then, kind, purl, wants)
+    refinement = _parse_refinement(label, fields["then"], pattern) if "then" in fields else None
+    groups = {*pattern.groups, *(refinement.pattern.groups if refinement else ())}
+    purl = _parse_purl(label, fields["purl"], groups) if "purl" in fields else None
+    required_context = purl.required - groups if purl else frozenset()
+    return Rule(label, source, pattern, refinement, kind, purl, required_context)
 
 
-def _tried_under_any(label: str, place: _Place | None) -> bool:
-    if place is None:
+def _allows_any(label: str, node: _Node | None) -> bool:
+    if node is None:
         return True
-    text = place.text(f"any of rule {label}")
+    text = node.text(f"any of rule {label}")
     if text not in {"true", "false"}:
-        place.wrong(f"rule {label} has any: {text}, expected true or false")
+        node.report(f"rule {label} has any: {text}, expected true or false")
     return text == "true"
 
 
-def _pattern(what: str, text: str, place: _Place) -> Pattern | None:
+def _parse_pattern(label: str, text: str, node: _Node) -> Pattern | None:
     try:
         return Pattern(text)
     except ValueError as e:
-        place.wrong(f"{what} has a pattern that can't be used ({e})")
+        node.report(f"{label} has an invalid pattern ({e})")
         return None
 
 
-def _then(label: str, place: _Place, pattern: Pattern) -> Refinement | None:
-    fields = place.fields(f"then of rule {label}", required=("group", "re"), optional=("after",))
+def _parse_refinement(rule_label: str, node: _Node, rule_pattern: Pattern) -> Refinement | None:
+    label = f"then of rule {rule_label}"
+    fields = node.fields(label, required=("group", "re"), optional=("after",))
     if "group" not in fields or "re" not in fields:
         return None
-    group = fields["group"].text(f"group of rule {label}")
-    after = Template(fields["after"].text(f"after of rule {label}") if "after" in fields else "")
-    source = fields["re"].text(f"then of rule {label}")
-    second = _pattern(f"then of rule {label}", source, fields["re"])
-    _check_groups(f"then of rule {label}", {group, *after.names}, set(pattern.groups), place)
-    return None if second is None else Refinement(group, after, second)
+    group = fields["group"].text(f"group in {label}")
+    after = Template(fields["after"].text(f"after in {label}") if "after" in fields else "")
+    pattern = _parse_pattern(label, fields["re"].text(f"re in {label}"), fields["re"])
+    _check_names(label, {group, *after.names}, set(rule_pattern.groups), node)
+    return None if pattern is None else Refinement(group, after, pattern)
 
 
-def _purl(label: str, place: _Place, groups: set[str]) -> PurlTemplate | None:
+def _parse_purl(rule_label: str, node: _Node, groups: set[str]) -> PurlTemplate | None:
+    label = f"purl of rule {rule_label}"
     try:
-        purl = PurlTemplate(place.text(f"purl of rule {label}"))
+        purl = PurlTemplate(node.text(label))
     except ValueError as e:
-        place.wrong(f"rule {label} has a purl that can't be filled: it {e}")
+        node.report(f"{label} is not valid: it {e}")
         return None
-    _check_groups(f"purl of rule {label}", purl.names, groups | GIVEN, place)
+    _check_names(label, purl.names, groups | CONTEXT_NAMES, node)
     return purl
 
 
-def _check_groups(what: str, wanted: Iterable[str], there: set[str], place: _Place) -> None:
-    for name in sorted(wanted):
-        if name and name not in there:
-            groups = ", ".join(sorted(there)) or "none"
-            place.wrong(f"{what} uses {{{name}}}, which is no group of its pattern ({groups})")
+def _check_names(label: str, names: Iterable[str], groups: set[str], node: _Node) -> None:
+    for name in sorted(names):
+        if name and name not in groups:
+            known = ", ".join(sorted(groups)) or "none"
+            node.report(f"{label} uses {{{name}}}, which is not a group of its pattern ({known})")
 
 
-def _remotes(place: _Place | None) -> list[_RemoteDefinition]:
-    remotes: list[_RemoteDefinition] = []
-    names: set[str] = set()
-    for remote_place in place.items("remotes") if place else ():
-        keys = ("path", "format", "vendor")
-        fields = remote_place.fields("a remote", required=("name", "host"), optional=keys)
-        remote = _remote(remote_place, fields)
-        if remote is not None and remote.label in names:
-            fields["name"].wrong(f"remote {remote.label} is there twice")
-        elif remote is not None:
-            names.add(remote.label)
-            remotes.append(remote)
-    return remotes
+def _parse_remotes(node: _Node | None) -> list[_RemoteDefinition]:
+    remotes: dict[str, _RemoteDefinition] = {}
+    for remote_node in node.items("remotes") if node else ():
+        fields = remote_node.fields(
+            "a remote", required=("name", "host"), optional=("path", "format", "vendor")
+        )
+        remote = _parse_remote(remote_node, fields)
+        if remote is None:
+            continue
+        if remote.label in remotes:
+            fields["name"].report(f"remote {remote.label} is defined twice")
+        else:
+            remotes[remote.label] = remote
+    return list(remotes.values())
 
 
-def _remote(place: _Place, fields: Mapping[str, _Place]) -> _RemoteDefinition | None:
+def _parse_remote(node: _Node, fields: Mapping[str, _Node]) -> _RemoteDefinition | None:
     if "name" not in fields or "host" not in fields:
         return None
-    label = fields["name"].text("name of a remote")
-    what = f"remote {label}"
-    name = Template(label)
-    paths = _paths(what, fields["path"]) if "path" in fields else ("",)
-    for path in paths:
-        _check_groups(f"name of {what}", name.names, _groups(path), fields["name"])
+    name = fields["name"].text("name of a remote")
+    label = f"remote {name}"
+    template = Template(name)
+    folders = _parse_folders(label, fields["path"]) if "path" in fields else ("",)
+    for folder in folders:
+        _check_names(f"name of {label}", template.names, _groups(folder), fields["name"])
     try:
-        host = host_pattern(fields["host"].texts(f"host of {what}"))
+        host = host_pattern(fields["host"].texts(f"host of {label}"))
     except ValueError as e:
-        fields["host"].wrong(f"{what} {e}")
+        fields["host"].report(f"{label} {e}")
         return None
-    chosen = fields["format"].text(f"format of {what}") if "format" in fields else None
-    vendor = fields["vendor"].text(f"vendor of {what}") if "vendor" in fields else None
-    return _RemoteDefinition(name, label, host, paths, chosen, vendor, place)
+    format_name = fields["format"].text(f"format of {label}") if "format" in fields else None
+    vendor = fields["vendor"].text(f"vendor of {label}") if "vendor" in fields else None
+    return _RemoteDefinition(template, name, host, folders, format_name, vendor, node)
 
 
-def _paths(what: str, place: _Place) -> tuple[Folder, ...]:
-    patterns: list[Folder] = []
-    for text in place.texts(f"path of {what}"):
+def _parse_folders(label: str, node: _Node) -> tuple[Folder, ...]:
+    folders: list[Folder] = []
+    for text in node.texts(f"path of {label}"):
         try:
-            patterns.append(folder(text))
+            folders.append(parse_folder(text))
         except ValueError as e:
-            place.wrong(f"{what} has a path that can't be used ({e})")
-    return tuple(patterns)
+            node.report(f"{label} has an invalid path ({e})")
+    return tuple(folders)
 
 
-def _groups(path: Folder) -> set[str]:
-    return set() if isinstance(path, str) else {*path.groups}
+def _groups(folder: Folder) -> set[str]:
+    return set() if isinstance(folder, str) else set(folder.groups)
 
 
 def _check_references(formats: Mapping[str, _Format], remotes: Sequence[_RemoteDefinition]) -> None:
-    """What only the whole table can say: does each format exist, does a rule get its vendor."""
+    """Check what depends on all files: formats must exist, and vendors must be set where needed."""
     for name, each in formats.items():
-        other = each.other_name_of
-        if other is not None and (other not in formats or formats[other].other_name_of is not None):
-            each.place.wrong(f"format {name} is another name of {other}, which is no format")
+        target = each.alias_of
+        if target is not None and (target not in formats or formats[target].alias_of is not None):
+            each.node.report(
+                f"format {name} refers to {target}, expected the name of a format with rules"
+            )
     for remote in remotes:
         if remote.format is None or remote.format == ANY:
             continue
         if remote.format not in formats:
             known = ", ".join(sorted({ANY, *formats}))
-            remote.place.wrong(
+            remote.node.report(
                 f"remote {remote.label} has the format {remote.format}, expected one of {known}"
             )
-        elif _wants_vendor(formats, remote.format) and not remote.knows_vendor:
-            remote.place.wrong(
-                f"remote {remote.label} has no vendor, which purls of its format need"
+        elif _requires_vendor(formats, remote.format) and not remote.has_vendor:
+            remote.node.report(
+                f"remote {remote.label} has no vendor, which purls of its format require"
             )
 
 
-def _wants_vendor(formats: Mapping[str, _Format], name: str) -> bool:
-    rules = (formats.get(formats[name].other_name_of or name) or formats[name]).rules
-    return any("vendor" in rule.wants for rule in rules)
+def _requires_vendor(formats: Mapping[str, _Format], name: str) -> bool:
+    target = formats.get(formats[name].alias_of or name)  # None: an alias of an unknown format
+    return target is not None and any("vendor" in rule.required_context for rule in target.rules)
 
 
 def _rule_sets(formats: Mapping[str, _Format]) -> dict[str, RuleSet]:
-    sets = {n: RuleSet(each.rules) for n, each in formats.items() if each.other_name_of is None}
+    """Compile the rules of each format, of its aliases and of `any`."""
+    sets = {name: RuleSet(each.rules) for name, each in formats.items() if each.alias_of is None}
     for name, each in formats.items():
-        if each.other_name_of is not None:
-            sets[name] = sets[each.other_name_of]
-    every = [rule for each in formats.values() for rule in each.for_any]
-    sets[ANY] = RuleSet(every, LARGE_SET_MEMORY)
+        if each.alias_of is not None:
+            sets[name] = sets[each.alias_of]
+    rules_for_any = [rule for each in formats.values() for rule in each.rules_for_any]
+    sets[ANY] = RuleSet(rules_for_any, LARGE_SET_BYTES)
     return sets

@@ -1,10 +1,8 @@
-"""Match one path against the rules of a format and name the package; reads no file.
+"""Define remotes and the rules of their formats, and match paths against them. Reads no files.
 
-Patterns are RE2's, not Python's: matching takes time linear in the path whatever the pattern and
-whatever the path, so that neither a client nor a careless rule can hold up who asks. What RE2 can't
-do in linear time (back-references, look-around) it refuses when a pattern is compiled.
-
-The syntax is described in RE2's own doc/syntax.txt.
+Patterns use RE2 instead of Python's `re`: matching takes time linear in the length of the path, so
+neither a client nor an inefficient rule can block the caller. RE2 rejects what it can't match in
+linear time (back-references, look-around). RE2's doc/syntax.txt describes the syntax.
 """
 
 from __future__ import annotations
@@ -21,103 +19,106 @@ if TYPE_CHECKING:
 
 KINDS = ("artifact", "index", "sidecar", "blob", "api")
 
-# Values a rule's purl may use beside the groups of its own pattern.
-GIVEN = frozenset({"host", "base", "vendor", "digest"})
+# Values that a rule's purl can use in addition to the groups of its pattern.
+CONTEXT_NAMES = frozenset({"host", "base", "vendor", "digest"})
 
-# Bounds the program of one pattern, and with it the time a byte of path may take.
-_PATTERN_MEMORY = 512 * 1024
-_SET_MEMORY = 4 * 1024 * 1024
-# Of a set of all formats' rules. With less, RE2 throws away what it has learnt and begins again,
-# all the time: ten times slower on a mirror's paths.
-LARGE_SET_MEMORY = 16 * 1024 * 1024
+# Limits the size of one compiled pattern, and so the time per byte of path.
+_PATTERN_BYTES = 512 * 1024
+_SET_BYTES = 4 * 1024 * 1024
+# For the rules of all formats together. With less, RE2 keeps discarding its cached states, which
+# makes the paths of mirrors ten times slower.
+LARGE_SET_BYTES = 16 * 1024 * 1024
 
 
-def _options(memory: int) -> Any:
+def _options(max_bytes: int) -> Any:
     options = re2.Options()
-    options.log_errors = False  # they are raised, and raised is enough
-    options.max_mem = memory
+    options.log_errors = False  # errors are raised as exceptions
+    options.max_mem = max_bytes
     return options
 
 
 class Pattern:
-    """One RE2 pattern over bytes. Immutable; safe in any thread."""
+    """One RE2 pattern. Immutable and thread-safe.
+
+    The methods take UTF-8 and return the values of the named groups, or None without a match.
+    """
 
     def __init__(self, text: str) -> None:
-        """Compile.
+        """Compile a pattern.
 
         Raises:
-            ValueError: RE2 refuses the pattern; the text says why.
+            ValueError: RE2 rejects the pattern; the message says why.
         """
         try:
-            self._compiled = re2.compile(text.encode(), _options(_PATTERN_MEMORY))
+            self._compiled = re2.compile(text.encode(), _options(_PATTERN_BYTES))
         except re2.error as e:
-            raise ValueError(_text(e)) from e
+            raise ValueError(_decode(e)) from e
         groups = self._compiled.groupindex.items()
-        self._numbers = [(_text(name), number) for name, number in groups]
-        self.groups = tuple(sorted(name for name, _ in self._numbers))
+        self._group_numbers = [(_decode(name), number) for name, number in groups]
+        self.groups = tuple(sorted(name for name, _ in self._group_numbers))
 
     def search(self, text: bytes) -> dict[str, str | None] | None:
-        """The named groups of the first match anywhere in `text`, which must be UTF-8."""
-        return self._named(self._compiled.search(text))
+        """Find the first match anywhere in `text`."""
+        return self._group_values(self._compiled.search(text))
 
     def match(self, text: bytes) -> dict[str, str | None] | None:
-        """The named groups if `text`, which must be UTF-8, begins with a match."""
-        return self._named(self._compiled.match(text))
+        """Match at the start of `text`."""
+        return self._group_values(self._compiled.match(text))
 
     def fullmatch(self, text: bytes) -> dict[str, str | None] | None:
-        """The named groups if all of `text`, which must be UTF-8, matches."""
-        return self._named(self._compiled.fullmatch(text))
+        """Match the whole `text`."""
+        return self._group_values(self._compiled.fullmatch(text))
 
-    def _named(self, found: Any) -> dict[str, str | None] | None:
-        if found is None:
+    def _group_values(self, match: Any) -> dict[str, str | None] | None:
+        if match is None:
             return None
-        text = found.string
+        text = match.string
         values: dict[str, str | None] = {}
-        for name, number in self._numbers:
-            start, end = found.span(number)
+        for name, number in self._group_numbers:
+            start, end = match.span(number)
             values[name] = None if start < 0 else text[start:end].decode()
         return values
 
 
 class TooLargeError(Exception):
-    """Patterns that are fine one by one are too large together."""
+    """A set of patterns, each valid by itself, needs too much memory."""
 
 
 class PatternSet:
-    """Several patterns, asked in one pass which of them match. Immutable; safe in any thread."""
+    """Patterns that are matched together in one pass. Immutable and thread-safe."""
 
-    def __init__(self, patterns: Iterable[str], memory: int = _SET_MEMORY) -> None:
-        """Compile patterns each of which `Pattern` takes.
+    def __init__(self, patterns: Iterable[str], max_bytes: int = _SET_BYTES) -> None:
+        """Compile the patterns.
 
         Args:
-            patterns: RE2 patterns.
-            memory: most that the set may use, now or while it is asked, bytes.
+            patterns: RE2 patterns that `Pattern` accepts.
+            max_bytes: limit for the memory of the set, also while it matches.
 
         Raises:
-            TooLargeError: together they need more memory than a set may have.
+            TooLargeError: the set needs more than `max_bytes`.
         """
-        self._set = re2.Set.SearchSet(_options(memory))
+        self._set = re2.Set.SearchSet(_options(max_bytes))
         try:
             for pattern in patterns:
                 self._set.Add(pattern.encode())
             self._set.Compile()
         except re2.error as e:
-            raise TooLargeError(_text(e)) from e
+            raise TooLargeError(_decode(e)) from e
 
     def matching(self, text: bytes) -> list[int]:
-        """The places of the patterns that match somewhere in `text`, in ascending order."""
-        return sorted(self._set.Match(text) or ())  # None for a set of nothing
+        """Return the indexes of the patterns that match anywhere in `text`, in ascending order."""
+        return sorted(self._set.Match(text) or ())  # an empty set returns None
 
 
 class Template:
-    """Template with `{group}` placeholders. Immutable; safe in any thread."""
+    """Text with `{group}` placeholders. Immutable and thread-safe."""
 
     def __init__(self, template: str) -> None:
         self._pieces = re.split(r"\{([a-z_][a-z0-9_]*)\}", template)
         self.names = frozenset(self._pieces[1::2])
 
     def fill(self, values: Mapping[str, str | None]) -> str:
-        """The text; a placeholder without a value is empty."""
+        """Return the text with each placeholder replaced by its value, or by nothing."""
         if not self.names:
             return self._pieces[0]
         return "".join(
@@ -127,75 +128,76 @@ class Template:
 
 
 class Refinement(NamedTuple):
-    """A second look at one group: it must begin with `after`, and what follows must match."""
+    """A second match, on the value of one group: the key `then` of a rule."""
 
     group: str
-    after: Template
-    pattern: Pattern
+    after: Template  # what the value must start with
+    pattern: Pattern  # what all of the rest must match
 
 
 class Rule(NamedTuple):
-    """How one shape of path names a package."""
+    """How to get a package from paths of one form."""
 
     label: str  # format#number, counted from 1
-    source: str  # the pattern as written
+    source: str  # the text of `pattern`
     pattern: Pattern
-    then: Refinement | None
+    refinement: Refinement | None
     kind: str
     purl: PurlTemplate | None
-    wants: frozenset[str]  # of GIVEN, what the purl can't do without
+    required_context: frozenset[str]  # members of CONTEXT_NAMES that the purl requires
 
     def match(self, path: bytes) -> dict[str, str | None] | None:
-        """The values of all groups, or None if the path has another shape."""
+        """Return the values of all groups, or None if the path does not match."""
         values = self.pattern.search(path)
-        if values is None or self.then is None:
+        if values is None or self.refinement is None:
             return values
-        whole, start = values[self.then.group] or "", self.then.after.fill(values)
-        if not whole.startswith(start):
+        value, start = values[self.refinement.group] or "", self.refinement.after.fill(values)
+        if not value.startswith(start):
             return None
-        more = self.then.pattern.fullmatch(whole[len(start) :].encode())
-        return None if more is None else values | more
+        refined = self.refinement.pattern.fullmatch(value.removeprefix(start).encode())
+        return None if refined is None else values | refined
 
 
 class RuleSet:
-    """The rules of a format, in order. Immutable; safe in any thread."""
+    """The rules of a format, in order. Immutable and thread-safe."""
 
-    def __init__(self, rules: Sequence[Rule], memory: int = _SET_MEMORY) -> None:
+    def __init__(self, rules: Sequence[Rule], max_bytes: int = _SET_BYTES) -> None:
         self.rules = tuple(rules)
-        self._patterns = PatternSet((rule.source for rule in rules), memory)
+        self._patterns = PatternSet((rule.source for rule in rules), max_bytes)
 
     def candidates(self, path: bytes) -> list[Rule]:
-        """The rules whose pattern matches, in order."""
-        return [self.rules[place] for place in self._patterns.matching(path)]
+        """Return the rules whose pattern matches the path, in order."""
+        return [self.rules[index] for index in self._patterns.matching(path)]
 
 
-# Plain text, or a pattern with a group `folder`, to be matched at a path's begin.
+# Where on its host a remote begins: plain text, or a pattern with a group `folder` that is matched
+# at the start of the path.
 Folder = str | Pattern
 
 
 class RemoteMatch(NamedTuple):
-    """Where in a host a remote was found."""
+    """A path that belongs to a remote, split into the remote's folder and the rest."""
 
     name: str
-    rules: RuleSet | None  # None: paths of this remote say nothing
-    prefix: str  # what of the path stands before the registry's own
-    path: str  # the registry's own path
+    rules: RuleSet | None  # None: paths of this remote are not identified
+    prefix: str  # the folder where the remote begins
+    path: str  # the rest of the path
     vendor: str | None
 
 
 class Remote(NamedTuple):
-    """One remote of the table."""
+    """One remote."""
 
     name: Template
     host: str  # RE2 pattern, anchored
-    paths: tuple[Folder, ...]
+    folders: tuple[Folder, ...]
     rules: RuleSet | None
-    by_name: Mapping[str, RuleSet]  # which rules a group `format` of the path may choose
+    rules_by_format: Mapping[str, RuleSet]  # for a group `format` in the folder
     vendor: str | None
 
     def match(self, path: str) -> RemoteMatch | None:
-        """This remote, if the path is one of its paths."""
-        for folder in self.paths:
+        """Match a path against the folders of this remote; the first one that matches wins."""
+        for folder in self.folders:
             if isinstance(folder, str):
                 rest = path.removeprefix(folder)
                 if not folder or (rest != path and rest[:1] in {"", "/"}):
@@ -206,7 +208,7 @@ class Remote(NamedTuple):
                 prefix = values["folder"] or ""
                 return RemoteMatch(
                     self.name.fill(values),
-                    self.by_name.get(values.get("format") or "", self.rules),
+                    self.rules_by_format.get(values.get("format") or "", self.rules),
                     prefix,
                     path.removeprefix(prefix),
                     values.get("vendor") or self.vendor,
@@ -214,39 +216,44 @@ class Remote(NamedTuple):
         return None
 
 
-def folder(text: str) -> Folder:
-    """Where on a host a remote begins, from a pattern for it; a / is the whole host.
+def parse_folder(text: str) -> Folder:
+    """Parse the key `path` of a remote; "/" means the whole host.
 
-    It ends where a segment of the path ends.
+    A folder matches only whole segments of a path.
 
     Raises:
-        ValueError: RE2 refuses the pattern; the text says why.
+        ValueError: RE2 rejects the pattern; the message says why.
     """
     if re.fullmatch(r"[\w/-]*", text):
         return text.rstrip("/")
-    Pattern(text)  # so that a wrong one is reported as it was written
+    Pattern(text)  # checked alone first, so that the message quotes the user's text
     return Pattern(f"(?P<folder>{text})(?:/|$)")
 
 
 def host_pattern(globs: Sequence[str]) -> str:
-    """An RE2 pattern for host names: * is one label or part of one, ** one label or more.
+    """Turn globs for host names into an RE2 pattern.
+
+    In a glob, * matches one label or part of one, and ** matches one or more labels.
 
     Raises:
-        ValueError: a glob holds what no host name holds; the text says which.
+        ValueError: a glob is not valid. The message is the end of a sentence.
     """
     alternatives = []
     for glob in globs:
         if not re.fullmatch(r"[a-z0-9._:*-]+", glob):
-            raise ValueError(f"has the host {glob!r}, expected a name in lower case, * and **")
+            raise ValueError(
+                f"has the host {glob!r}, expected a lower-case name that may contain * and **"
+            )
         pieces = re.split(r"(\*\*|\*)", glob)
-        alternatives.append("".join(_GLOBS.get(piece) or re.escape(piece) for piece in pieces))
+        alternatives.append("".join(_WILDCARDS.get(piece) or re.escape(piece) for piece in pieces))
     return f"^(?:{'|'.join(alternatives)})$"
 
 
-_GLOBS = {"*": "[^.]+", "**": "[^.]+(?:[.][^.]+)*"}
+_WILDCARDS = {"*": "[^.]+", "**": "[^.]+(?:[.][^.]+)*"}
 
 
-def _text(message: object) -> str:
-    if isinstance(message, re2.error):
-        message = message.args[0]
-    return message.decode(errors="replace") if isinstance(message, bytes) else str(message)
+def _decode(text: object) -> str:
+    """Return a name or an error of re2, which uses bytes, as text."""
+    if isinstance(text, re2.error):
+        text = text.args[0]
+    return text.decode(errors="replace") if isinstance(text, bytes) else str(text)
