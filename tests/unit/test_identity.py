@@ -1,4 +1,4 @@
-"""URLs of real shape against what their registries say they are; nothing is fetched."""
+"""Identify realistic URLs and compare with the known truth. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -30,14 +30,13 @@ def identify(url: str) -> Identity:
     return REMOTES.identify(parts.hostname or "", parts.path)
 
 
-# --- URLs of every ecosystem, written down with their truth -------------------------------------
-
+# --- URLs of every ecosystem with their expected identity ---------------------------------------
 
 URLS = [*rows("urls.tsv"), *rows("edges.tsv")]
 
 
 @pytest.mark.parametrize(("url", "kind", "purl"), URLS)
-def test_urls_are_what_they_are(url: str, kind: str, purl: str) -> None:
+def test_urls_have_the_expected_identity(url: str, kind: str, purl: str) -> None:
     identity = identify(url)
 
     assert (identity.artifact_kind or "-", identity.purl or "-") == (kind, purl)
@@ -58,14 +57,14 @@ HOSTS = {
 
 
 @pytest.mark.parametrize("ecosystem", sorted(HOSTS))
-def test_packages_of_lock_files_and_lists(ecosystem: str) -> None:
+def test_names_and_versions_of_lock_files_and_lists(ecosystem: str) -> None:
     packages = [row[1:] for row in rows("packages.tsv") if row[0] == ecosystem]
     assert len(packages) >= 40
 
     for path, package, version in packages:
         identity = REMOTES.identify(HOSTS[ecosystem], path)
-        known = package.lower() if ecosystem == "npm" else package  # purl-spec, npm
-        assert identity[2:5] == (ecosystem, known, version), path
+        expected = package.lower() if ecosystem == "npm" else package  # purl-spec, npm
+        assert identity[2:5] == (ecosystem, expected, version), path
 
 
 @pytest.mark.parametrize(
@@ -78,14 +77,14 @@ def test_packages_of_lock_files_and_lists(ecosystem: str) -> None:
         "artifacts.corp.example/api/v1/remote/unnamed",
     ],
 )
-def test_a_mirror_says_what_the_registry_says(prefix: str) -> None:
+def test_mirror_gives_the_same_identity_as_the_registry(prefix: str) -> None:
     for ecosystem, path, _, _ in rows("packages.tsv"):
         name = "debian" if ecosystem == "deb" else ecosystem
         host, _, folder = prefix.format(ecosystem=name).partition("/")
         mirrored = REMOTES.identify(host, f"/{folder}{path.removeprefix('/maven2')}")
         direct = REMOTES.identify(HOSTS[ecosystem], path)
 
-        if ecosystem == "deb" and "unnamed" in prefix:  # whose package it is, no one said
+        if ecosystem == "deb" and "unnamed" in prefix:  # the vendor is unknown
             assert mirrored[1:7] == ("artifact", None, None, None, direct.filename, None)
         else:
             assert mirrored[1:7] == direct[1:7], path
@@ -96,7 +95,7 @@ def test_every_purl_is_canonical() -> None:
         assert PackageURL.from_string(purl).to_string() == purl
 
 
-def test_columns_say_what_the_purl_says() -> None:
+def test_columns_agree_with_the_purl() -> None:
     for url, _, purl in URLS:
         if purl != "-":
             parsed, identity = PackageURL.from_string(purl), identify(url)
@@ -104,13 +103,13 @@ def test_columns_say_what_the_purl_says() -> None:
             assert identity[2:5] == (parsed.type, name, parsed.version)
 
 
-# --- what only a response or the proxy's mode can say -------------------------------------------
+# --- digests from responses, and upstreams of reverse proxies -----------------------------------
 
 TAG = ("registry-1.docker.example", "/v2/library/alpine/manifests/3.18")
 DIGEST = "sha256:" + "a1" * 32
 
 
-def test_a_tag_is_an_artifact_once_its_digest_is_known() -> None:
+def test_tag_with_a_digest_is_an_artifact() -> None:
     identity = REMOTES.identify(*TAG, digest=DIGEST)
 
     assert identity.artifact_kind == "artifact"
@@ -123,51 +122,51 @@ def test_a_tag_is_an_artifact_once_its_digest_is_known() -> None:
 @pytest.mark.parametrize(
     "digest", ["", "sha256:", "md5:" + "a" * 32, DIGEST + "?token=x", "x" * 999]
 )
-def test_what_is_no_digest_is_ignored(digest: str) -> None:
+def test_invalid_digest_is_ignored(digest: str) -> None:
     assert REMOTES.identify(*TAG, digest=digest) == REMOTES.identify(*TAG)
 
 
-def test_a_reverse_proxys_upstream_names_the_remote() -> None:
+def test_upstream_of_a_reverse_proxy_gives_the_remote() -> None:
     identity = REMOTES.identify("localhost", "/simple/attrs/", upstream="pypi.example")
 
     assert identity[:2] == ("pypi", "index")
     assert identity.purl == "pkg:pypi/attrs"
 
 
-def test_a_known_host_comes_before_the_upstream() -> None:
+def test_known_host_wins_over_the_upstream() -> None:
     identity = REMOTES.identify("registry.npmjs.example", "/attrs", upstream="pypi.example")
 
     assert identity.remote == "npm"
 
 
-def test_the_upstream_is_where_an_image_came_from() -> None:
+def test_repository_url_of_an_image_is_the_upstream() -> None:
     identity = REMOTES.identify("localhost", TAG[1], upstream=TAG[0])
 
     assert identity.purl == REMOTES.identify(*TAG).purl
 
 
-# --- nothing that isn't known, nothing that is secret -------------------------------------------
+# --- unknown input, and secrets -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "path", ["", "/", "*", "/%", "/%zz", "/%00", "/%0a", "/\x00", "/\udcff", "/%ff", "/a\nb", "//"]
 )
-def test_an_odd_path_has_a_remote_and_no_package(path: str) -> None:
+def test_malformed_path_has_a_remote_and_no_package(path: str) -> None:
     assert REMOTES.identify("files.pythonhosted.example", path) == Identity("pypi")
 
 
-def test_an_over_long_path_has_a_remote_and_no_package() -> None:
+def test_too_long_path_has_a_remote_and_no_package() -> None:
     path = "/a" * PATH_MAX + "/foo-1.0.tar.gz"
 
     assert REMOTES.identify("pypi.example", path) == Identity("pypi")
 
 
 @pytest.mark.parametrize("host", ["", "localhost", "10.0.0.1", "::1", "\udcff.example", "a" * 999])
-def test_an_unknown_host_is_nothing(host: str) -> None:
+def test_unknown_host_has_no_identity(host: str) -> None:
     assert REMOTES.identify(host, "/simple/attrs/") == UNKNOWN
 
 
-def test_a_password_before_the_host_reaches_no_column() -> None:
+def test_password_before_the_host_is_not_in_any_column() -> None:
     identity = REMOTES.identify("user:CANARY@ghcr.example", "/v2/a/manifests/1")
 
     assert identity.remote == "ghcr"
@@ -175,7 +174,7 @@ def test_a_password_before_the_host_reaches_no_column() -> None:
 
 
 @given(st.sampled_from([*HOSTS.values(), "ghcr.example", "nexus.example"]), st.text(max_size=80))
-def test_whatever_the_path_is_the_answer_is_of_the_closed_list(host: str, path: str) -> None:
+def test_any_path_gives_a_known_kind_and_a_valid_purl(host: str, path: str) -> None:
     identity = REMOTES.identify(host, f"/{path}")
 
     assert identity.artifact_kind in {*KINDS, None}
@@ -183,7 +182,7 @@ def test_whatever_the_path_is_the_answer_is_of_the_closed_list(host: str, path: 
     assert (identity.package is None) == (identity.purl is None)
 
 
-# --- the cost -----------------------------------------------------------------------------------
+# --- time ---------------------------------------------------------------------------------------
 
 PIECES = ["/", "-", ".", "_", "@", "!", "+", "1", "1.0", "a", "A", "-1", "a-", "a-1", "/a-1.0"]
 PIECES += ["/-/", "//", "/v2", "/@v/v1", "/simple", "/manifests/", "/packages/", "%2f", "%C3%A9"]
@@ -191,19 +190,19 @@ ENDS = ["", ".whl", ".tar.gz", "-1.0.tgz", ".jar.sha1", "_1_a.deb", "-1-1.x.rpm"
 
 
 def hostile_paths(count: int) -> list[str]:
-    """Repetitions that many patterns almost match, as long as a path may be."""
-    chance = random.Random(1)
+    """Return repetitions that many patterns almost match, up to about the longest path."""
+    rng = random.Random(1)
     paths = []
     for _ in range(count):
-        unit = "".join(chance.choices(PIECES, k=chance.choice([1, 2, 3, 7, 40])))
-        length = chance.choice([200, 500, 1000, 2000])
+        unit = "".join(rng.choices(PIECES, k=rng.choice([1, 2, 3, 7, 40])))
+        length = rng.choice([200, 500, 1000, 2000])
         path = f"/{unit * (length // len(unit))}"
-        paths.append(path[:length] + chance.choice(ENDS))
+        paths.append(path[:length] + rng.choice(ENDS))
     return paths
 
 
 def test_hostile_paths_take_bounded_time() -> None:
-    """100,000 of them; a pattern that backtracks may take minutes for one."""
+    """With backtracking, a single one of the 100,000 paths could take minutes."""
     hosts = [*HOSTS.values(), "charts.example", "github.example", "ghcr.example", "nexus.example"]
     prefixes = {"nexus.example": "/repository/zzz"}
     worst = total = 0.0
@@ -211,23 +210,23 @@ def test_hostile_paths_take_bounded_time() -> None:
         host = hosts[number % len(hosts)]
         started = time.thread_time()
         REMOTES.identify(host, prefixes.get(host, "") + path)
-        took = time.thread_time() - started
-        worst, total = max(worst, took), total + took
+        seconds = time.thread_time() - started
+        worst, total = max(worst, seconds), total + seconds
 
     assert worst < 0.25
     assert total < 60
 
 
-def test_a_pattern_that_would_backtrack_for_ever_does_not(tmp_path: Path) -> None:
-    mine = tmp_path / "mine.yaml"
-    mine.write_text(
+def test_user_pattern_cannot_backtrack(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
         r"""
         formats:
           slow: [{re: '^(?P<name>(?:/?(?:a+)+)+)+$', kind: index, purl: 'pkg:generic/{name}'}]
         remotes: [{name: slow, host: slow.example, format: slow}]
         """
     )
-    remotes = Remotes.load(mine)
+    remotes = Remotes.load(path)
     started = time.thread_time()
 
     for length in range(1000, 2000, 10):
@@ -236,7 +235,7 @@ def test_a_pattern_that_would_backtrack_for_ever_does_not(tmp_path: Path) -> Non
     assert time.thread_time() - started < 5
 
 
-def test_the_same_in_any_order_and_on_a_second_asking() -> None:
+def test_result_depends_neither_on_order_nor_on_the_cache() -> None:
     urls = [url for url, _, _ in URLS]
     first = [identify(url) for url in urls]
     fresh = Remotes.load()
@@ -256,13 +255,13 @@ def test_the_same_in_any_order_and_on_a_second_asking() -> None:
         ("registry.npmjs.example", "/@scope/flaREDACTED/-/flaREDACTED-1.0.0.tgz"),
     ],
 )
-def test_a_name_that_lost_a_part_to_redaction_names_no_package(host: str, path: str) -> None:
+def test_partly_redacted_name_gives_no_package(host: str, path: str) -> None:
     found = Remotes.load().identify(host, path)
     assert found.remote is not None
     assert found.artifact_kind in {"artifact", "index"}
     assert found[2:7] == (None, None, None, None, None)
 
 
-def test_what_is_redacted_before_the_registry_begins_leaves_the_package_known() -> None:
+def test_redacted_folder_of_the_remote_does_not_matter() -> None:
     path = "/repository/REDACTED-pypi/simple/demo/"
     assert Remotes.load().identify("nexus.example", path).purl == "pkg:pypi/demo"
