@@ -1,7 +1,7 @@
-"""What lock files say a file is, against what its URL is taken for; nothing is fetched.
+"""Identify the files that lock files list. Nothing is downloaded.
 
-The truth is the lock file's: `tests/support/lockfiles.py` makes paths and Package URLs of it by the
-documentation of each registry, and knows nothing of our rules.
+`tests/support/lockfiles.py` derives the paths and the expected Package URLs from lock files and the
+documentation of each registry, independently of our rules.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ UNNAMED = [
     "corp.jfrog.example/artifactory/unnamed",
     "artifacts.corp.example/api/v1/remote/unnamed",
 ]
-# Of these a repository of unknown kind gives no package: paths of that shape are others' as well,
-# or don't say whose distribution it is.
+# In a repository of unknown kind these give no package, because other registries have paths of the
+# same form, or because the path does not contain the distribution.
 UNCERTAIN = {"apk", "composer-dist", "deb", "helm", "rpm", "terraform-release"}
-UNCERTAIN_TYPES = (".exe", ".gz", ".xml", ".zip")  # Maven has artifacts of any type
+UNCERTAIN_TYPES = (".exe", ".gz", ".xml", ".zip")  # Maven artifacts can have any type
 
-both = pytest.mark.parametrize("name", sorted(REGISTRIES))
+each_registry = pytest.mark.parametrize("name", sorted(REGISTRIES))
 
 
 @cache
@@ -48,64 +48,64 @@ def identify(base: str, path: str) -> Identity:
     return REMOTES.identify(host, slash + folder + path)
 
 
-def wrong(name: str, base: str) -> list[tuple[Locked, Identity]]:
-    """What isn't exactly what the lock file says."""
-    found = [(each, identify(base, each.path)) for each in locked(name, base)]
+def mismatches(name: str, base: str) -> list[tuple[Locked, Identity]]:
+    """Return the files whose identity differs from the lock file."""
+    identities = [(each, identify(base, each.path)) for each in locked(name, base)]
     return [
         (each, identity)
-        for each, identity in found
+        for each, identity in identities
         if (identity.artifact_kind, identity.purl) != ("artifact", each.purl)
     ]
 
 
-@both
-def test_what_a_lock_file_names_is_what_its_url_is_taken_for(name: str) -> None:
+@each_registry
+def test_url_gives_the_package_of_the_lock_file(name: str) -> None:
     base = REGISTRIES[name].base
 
     assert len(locked(name, base)) >= 15
-    assert wrong(name, base) == []
+    assert mismatches(name, base) == []
 
 
-def test_each_ecosystem_has_forty() -> None:
-    """Those with fewer here have the rest in `packages.tsv`."""
+def test_each_ecosystem_has_at_least_40_files() -> None:
+    """The two with fewer have more in `packages.tsv`."""
     few = {name for name, each in REGISTRIES.items() if len(locked(name, each.base)) < 40}
 
     assert few <= {"deb", "stack"}
 
 
-@both
+@each_registry
 @pytest.mark.parametrize("mirror", sorted(MIRRORS))
-def test_a_mirror_that_names_the_kind_says_the_same(name: str, mirror: str) -> None:
-    assert wrong(name, MIRRORS[mirror].format(REGISTRIES[name].mirror)) == []
+def test_mirror_of_known_kind_gives_the_same_package(name: str, mirror: str) -> None:
+    assert mismatches(name, MIRRORS[mirror].format(REGISTRIES[name].mirror)) == []
 
 
-@both
+@each_registry
 @pytest.mark.parametrize("base", UNNAMED)
-def test_a_mirror_of_unknown_kind_says_the_same_or_nothing(name: str, base: str) -> None:
-    others = wrong(name, base)
+def test_mirror_of_unknown_kind_gives_the_same_package_or_none(name: str, base: str) -> None:
+    different = mismatches(name, base)
 
-    assert [identity.purl for _, identity in others if identity.purl] == []
+    assert [identity.purl for _, identity in different if identity.purl] == []
     if name not in UNCERTAIN:
-        paths = [each.path for each, _ in others]
+        paths = [each.path for each, _ in different]
         assert [path for path in paths if not path.endswith(UNCERTAIN_TYPES)] == []
 
 
-@both
-def test_percent_encoding_says_the_same(name: str) -> None:
+@each_registry
+def test_percent_encoding_does_not_matter(name: str) -> None:
     base = REGISTRIES[name].base
     for each in locked(name, base):
         assert identify(base, quote(each.path, safe="/%")) == identify(base, each.path)
 
 
-def test_a_mirror_of_unknown_kind_is_not_much_slower() -> None:
-    """With too little memory for the rules of all formats it takes five times as long."""
+def test_mirror_of_unknown_kind_is_not_much_slower() -> None:
+    """With too little memory for the rules of all formats it would take five times as long."""
 
-    def seconds(questions: list[tuple[str, str]]) -> float:
-        """Of the best of some rounds."""
+    def seconds(urls: list[tuple[str, str]]) -> float:
+        """Return the time of the fastest of five rounds."""
         best = float("inf")
         for _ in range(5):
             started = time.thread_time()
-            for host, path in questions:
+            for host, path in urls:
                 REMOTES.identify(host, path)
             best = min(best, time.thread_time() - started)
         return best
