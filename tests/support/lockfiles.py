@@ -1,7 +1,7 @@
-"""Read lock files and indexes of package managers, and say where each manager fetches what they name.
+"""Read lock files, and derive the path and the Package URL of each file that they list.
 
-The paths are those of the registries' own documentation, the Package URLs those of purl-spec, both
-built from what the file says: nothing here knows of `configs/remotes.yaml`, and nothing is fetched.
+Paths follow the documentation of each registry, and Package URLs follow purl-spec. Nothing here
+depends on `configs/remotes.yaml`, and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-import xml.etree.ElementTree as ET  # our own files only
+import xml.etree.ElementTree as ET  # parses only our own files
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 
 class Locked(NamedTuple):
-    """What one entry's file is asked for by, and what it is."""
+    """One file of a lock file: its path and its package."""
 
-    path: str  # below the registry's base
+    path: str  # relative to the registry's base
     purl: str  # canonical
 
 
 class Registry(NamedTuple):
-    """One lock file, and the registry that serves what it names."""
+    """A lock file, and the registry that serves its files."""
 
     file: str  # in tests/data/locks
-    read: Callable[[str, str], Iterator[Locked]]  # from the file's text and the registry's base
-    base: str  # host, and the folder paths are below
-    mirror: str  # what a repository of this kind is called in a mirror
+    read: Callable[[str, str], Iterator[Locked]]  # arguments: text of the file, base
+    base: str  # host and folder of the registry
+    mirror: str  # name of such a repository in a mirror
 
 
-def _purl(  # a Package URL has so many components
+def _purl(  # one parameter for each component of a purl
     kind: str,
     namespace: str | None,
     name: str,
@@ -47,7 +47,7 @@ def _purl(  # a Package URL has so many components
 
 
 def cargo(text: str, _base: str) -> Iterator[Locked]:
-    """Cargo book, "Index Format", `dl`: without markers it is {crate}/{version}/download."""
+    """Without markers, `dl` means {crate}/{version}/download (Cargo book, "Index Format")."""
     for crate in tomllib.loads(text)["package"]:
         name, version = crate["name"], crate["version"]
         purl = _purl("cargo", None, name, version)
@@ -57,7 +57,7 @@ def cargo(text: str, _base: str) -> Iterator[Locked]:
 
 
 def composer_dist(text: str, _base: str) -> Iterator[Locked]:
-    """Composer's `dist` is where the source is hosted: what it names is a commit there."""
+    """Composer's `dist` is a commit on the source host."""
     for package in json.loads(text)["packages"]:
         source = package["source"]
         owner, repository = urlsplit(source["url"]).path.removesuffix(".git").strip("/").split("/")
@@ -66,7 +66,7 @@ def composer_dist(text: str, _base: str) -> Iterator[Locked]:
 
 
 def composer_mirror(text: str, _base: str) -> Iterator[Locked]:
-    """Nexus keeps an archive as VENDOR/NAME/VERSION/VENDOR-NAME-VERSION.zip."""
+    """Nexus stores archives as VENDOR/NAME/VERSION/VENDOR-NAME-VERSION.zip."""
     for package in json.loads(text)["packages"]:
         (vendor, name), version = package["name"].split("/"), package["version"]
         path = f"/{vendor}/{name}/{version}/{vendor}-{name}-{version}.zip"
@@ -74,7 +74,7 @@ def composer_mirror(text: str, _base: str) -> Iterator[Locked]:
 
 
 def conda(text: str, _base: str) -> Iterator[Locked]:
-    """conda-lock names the file itself; its folders are the channel and the subdir."""
+    """conda-lock has the URL of each file; its folders are the channel and the subdir."""
     for package in yaml.safe_load(text)["package"]:
         path = urlsplit(package["url"]).path
         folder, _, file = path.rpartition("/")
@@ -91,7 +91,7 @@ def conda(text: str, _base: str) -> Iterator[Locked]:
 
 
 def cran(text: str, _base: str) -> Iterator[Locked]:
-    """CRAN keeps the newest in src/contrib, what came before in src/contrib/Archive."""
+    """CRAN has the newest version in src/contrib and older ones in src/contrib/Archive."""
     for package in json.loads(text)["Packages"].values():
         name, version = package["Package"], package["Version"]
         purl = _purl("cran", None, name, version)
@@ -101,7 +101,7 @@ def cran(text: str, _base: str) -> Iterator[Locked]:
 
 
 def deb(text: str, _base: str) -> Iterator[Locked]:
-    """Debian's Packages says where the file is; its name leaves out the epoch (policy 5.6.12)."""
+    """Debian's Packages has the path; the file name omits the epoch (policy 5.6.12)."""
     for paragraph in text.strip().split("\n\n"):
         fields = dict(line.split(": ", 1) for line in paragraph.splitlines())
         version = fields["Version"].partition(":")[2] or fields["Version"]
@@ -111,7 +111,7 @@ def deb(text: str, _base: str) -> Iterator[Locked]:
 
 
 def apk(text: str, _base: str) -> Iterator[Locked]:
-    """Apko's lock names package, version, architecture and file."""
+    """Apko's lock file has package, version, architecture and URL."""
     for package in json.loads(text)["contents"]["packages"]:
         arch = {"arch": package["architecture"]}
         purl = _purl("apk", "alpine", package["name"], package["version"], arch)
@@ -119,7 +119,7 @@ def apk(text: str, _base: str) -> Iterator[Locked]:
 
 
 def rpm(text: str, _base: str) -> Iterator[Locked]:
-    """rpms.lock.yaml names epoch, version and release; the file's name leaves out the epoch."""
+    """rpms.lock.yaml has epoch, version and release; the file name omits the epoch."""
     for arch in yaml.safe_load(text)["arches"]:
         for package in arch["packages"]:
             version = package["evr"].rpartition(":")[2]
@@ -128,7 +128,7 @@ def rpm(text: str, _base: str) -> Iterator[Locked]:
 
 
 def gem(text: str, _base: str) -> Iterator[Locked]:
-    """Bundler: what follows the first - of a version is the platform."""
+    """In Bundler, the part of a version after the first - is the platform."""
     for name, version, platform in re.findall(
         r"^ {4}(\S+) \(([^-)]+)(?:-(.+))?\)$", text, re.MULTILINE
     ):
@@ -138,9 +138,9 @@ def gem(text: str, _base: str) -> Iterator[Locked]:
 
 
 def golang(text: str, _base: str) -> Iterator[Locked]:
-    """Go modules reference, "GOPROXY protocol": a capital letter is ! and the letter.
+    """A path has ! and the lower-case letter for a capital (Go modules reference, "GOPROXY protocol").
 
-    purl-spec, golang: namespace and name are in lower case, the version is as it is.
+    In a purl, namespace and name are in lower case, the version is unchanged (purl-spec, golang).
     """
     for line in text.splitlines():
         module, version, _ = line.split()
@@ -155,21 +155,21 @@ def golang(text: str, _base: str) -> Iterator[Locked]:
 
 
 def hackage(text: str, _base: str) -> Iterator[Locked]:
-    """Hackage's API: a package's tarball is below its own folder."""
+    """Hackage has the tarball in the folder of the package (Hackage API)."""
     for name, version in re.findall(r"any\.(\S+) ==([\d.]+)", text):
         purl = _purl("hackage", None, name, version)
         yield Locked(f"/package/{name}-{version}/{name}-{version}.tar.gz", purl)
 
 
 def stack(text: str, _base: str) -> Iterator[Locked]:
-    """Stack asks for a package's tarball without its folder."""
+    """Stack requests the tarball without the folder of the package."""
     for package in yaml.safe_load(text)["packages"]:
         name, _, version = package["original"]["hackage"].rpartition("-")
         yield Locked(f"/package/{name}-{version}.tar.gz", _purl("hackage", None, name, version))
 
 
 def helm(text: str, base: str) -> Iterator[Locked]:
-    """Helm: `helm package` writes NAME-VERSION.tgz, `helm repo index` lays it beside the index."""
+    """`helm package` writes NAME-VERSION.tgz; `helm repo index` expects it next to the index."""
     for chart in yaml.safe_load(text)["dependencies"]:
         name, version = chart["name"], chart["version"]
         purl = _purl("helm", None, name, version, {"repository_url": base})
@@ -177,16 +177,16 @@ def helm(text: str, base: str) -> Iterator[Locked]:
 
 
 def hexpm(text: str, _base: str) -> Iterator[Locked]:
-    """Hex specifications, "Endpoints"; an organisation's packages are below /repos/NAME."""
+    """Packages of an organization are in /repos/NAME (Hex specifications, "Endpoints")."""
     entry = r'^ +"\w+": \{:hex, :(\w+), "([^"]+)", "[0-9a-f]{64}", .*"(\w+)(?::(\w+))?", "[0-9a-f]{64}"\}'
-    for name, version, repository, organisation in re.findall(entry, text, re.MULTILINE):
-        owner = organisation or (None if repository == "hexpm" else repository)
+    for name, version, repository, organization in re.findall(entry, text, re.MULTILINE):
+        owner = organization or (None if repository == "hexpm" else repository)
         folder = f"/repos/{owner}" if owner else ""
         yield Locked(f"{folder}/tarballs/{name}-{version}.tar", _purl("hex", owner, name, version))
 
 
 def maven(text: str, _base: str) -> Iterator[Locked]:
-    """Maven repository layout: GROUP/ARTIFACT/VERSION/ARTIFACT-VERSION[-CLASSIFIER].TYPE."""
+    """GROUP/ARTIFACT/VERSION/ARTIFACT-VERSION[-CLASSIFIER].TYPE (Maven repository layout)."""
     for component in ET.fromstring(text).iter("component"):  # noqa: S314  # our own file
         group, name, version = (component.attrib[key] for key in ("group", "name", "version"))
         folder = f"/{group.replace('.', '/')}/{name}/{version}"
@@ -199,7 +199,7 @@ def maven(text: str, _base: str) -> Iterator[Locked]:
 
 
 def npm(text: str, _base: str) -> Iterator[Locked]:
-    """Npm's lock file names the file itself."""
+    """The lock file of npm has the URL of each file."""
     for folder, package in json.loads(text)["packages"].items():
         if folder:
             full = folder.removeprefix("node_modules/")
@@ -209,7 +209,7 @@ def npm(text: str, _base: str) -> Iterator[Locked]:
 
 
 def nuget(text: str, _base: str) -> Iterator[Locked]:
-    """NuGet's package content resource asks for names and versions in lower case."""
+    """NuGet's package content resource uses lower-case names and versions."""
     for packages in json.loads(text)["dependencies"].values():
         for name, package in packages.items():
             n, v = name.lower(), package["resolved"].lower()
@@ -217,7 +217,7 @@ def nuget(text: str, _base: str) -> Iterator[Locked]:
 
 
 def oci(text: str, base: str) -> Iterator[Locked]:
-    """OCI distribution spec, "Pulling manifests", by digest."""
+    """Manifests are pulled by digest (OCI distribution spec, "Pulling manifests")."""
     for image in yaml.safe_load(text)["images"]:
         repository, _, digest = image["image"].partition("/")[2].partition("@")
         name = repository.rpartition("/")[2]
@@ -227,7 +227,7 @@ def oci(text: str, base: str) -> Iterator[Locked]:
 
 
 def pub(text: str, _base: str) -> Iterator[Locked]:
-    """Hosted Pub Repository Specification v2, `archive_url`; and as it was before."""
+    """`archive_url` of the Hosted Pub Repository Specification v2, and the older path."""
     for package in yaml.safe_load(text)["packages"].values():
         if package["source"] == "hosted":
             name, version = package["description"]["name"], package["version"]
@@ -237,7 +237,7 @@ def pub(text: str, _base: str) -> Iterator[Locked]:
 
 
 def pypi(text: str, _base: str) -> Iterator[Locked]:
-    """PEP 751 names the files themselves."""
+    """pylock.toml has the URL of each file (PEP 751)."""
     for package in tomllib.loads(text)["packages"]:
         purl = _purl("pypi", None, package["name"], package["version"])
         for file in (*package.get("wheels", ()), *filter(None, (package.get("sdist"),))):
@@ -245,7 +245,7 @@ def pypi(text: str, _base: str) -> Iterator[Locked]:
 
 
 def terraform(text: str, _base: str) -> Iterator[Locked]:
-    """Provider Network Mirror Protocol: HOST/NAMESPACE/TYPE and the archive's name."""
+    """HOST/NAMESPACE/TYPE and the name of the archive (Provider Network Mirror Protocol)."""
     for namespace, name, version in _providers(text):
         file = f"terraform-provider-{name}_{version}_linux_amd64.zip"
         purl = _purl("terraform", namespace, name, version)
@@ -253,7 +253,7 @@ def terraform(text: str, _base: str) -> Iterator[Locked]:
 
 
 def terraform_release(text: str, _base: str) -> Iterator[Locked]:
-    """What the registry's answer points to, for the providers of its own house."""
+    """The registry redirects to these paths for HashiCorp's own providers."""
     for namespace, name, version in _providers(text):
         if namespace == "hashicorp":
             purl = _purl("terraform", namespace, name, version)
