@@ -1,4 +1,4 @@
-"""Ask the database off the event loop: few questions at a time, each for a bounded time; knows no SQL."""
+"""Run the page's database queries in threads, so that the event loop never waits. Contains no SQL."""
 
 from __future__ import annotations
 
@@ -18,52 +18,52 @@ if TYPE_CHECKING:
 
     from exporter import Settings
 
-_AT_ONCE = 2
-_IN_LINE = 8  # who comes when so many are being asked or wait is sent away
+_MAX_THREADS = 2
+_MAX_PENDING = 8  # queries that run or wait; further ones are refused
 
 
 class TooManyQueriesError(Exception):
-    """Too many questions wait already."""
+    """The pool has reached its limit of pending queries."""
 
 
 class QueryPool:
-    """Owns up to two threads, named artifactapi-page, and in each a connection while it asks.
+    """Up to two threads, named artifactapi-page. Each query gets a connection of its own.
 
-    Used by the event loop's thread alone.
+    Not thread-safe: call all methods from the event loop's thread.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._deadline = Deadline()
-        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="artifactapi-page")
-        self._asked = 0
+        self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="artifactapi-page")
+        self._pending = 0
 
-    async def run[Answer](self, question: Callable[[Connection[Any]], Answer]) -> Answer:
-        """Have the question put in a thread; it may read, for `page.query_seconds` at most.
+    async def run[Result](self, query: Callable[[Connection[Any]], Result]) -> Result:
+        """Call `query` in a thread, with a read-only connection, for at most `page.query_seconds`.
 
         Raises:
-            TooManyQueriesError: too many wait.
-            psycopg.Error, DeadlineExceededError, OSError: see exporter.reading.explain.
+            TooManyQueriesError: too many queries are pending.
+            psycopg.Error, DeadlineExceededError, OSError: see `exporter.read.page.explain`.
         """
-        if self._asked >= _IN_LINE:
+        if self._pending >= _MAX_PENDING:
             raise TooManyQueriesError
-        self._asked += 1
+        self._pending += 1
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, self._answer, question, self.settings)
+            return await loop.run_in_executor(self._threads, self._run, query, self.settings)
         finally:
-            self._asked -= 1
+            self._pending -= 1
 
     def close(self) -> None:
-        """End what is being asked; nothing can be asked any more."""
+        """Abort running queries and drop those that wait. The pool cannot be used afterwards."""
         self._deadline.give_up_at = time.monotonic()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _answer[Answer](
-        self, question: Callable[[Connection[Any]], Answer], settings: Settings
-    ) -> Answer:
-        # The writer keeps the embedded server running; here it is only looked for.
+    def _run[Result](
+        self, query: Callable[[Connection[Any]], Result], settings: Settings
+    ) -> Result:
+        # The exporter keeps the embedded server running; here we only need its address.
         dsn = settings.page.dsn or settings.database.dsn or EmbeddedServer().dsn
         seconds = settings.page.query_seconds
         with reading(dsn, settings.database, seconds, self._deadline) as connection:
-            return question(connection)
+            return query(connection)
