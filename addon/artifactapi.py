@@ -152,7 +152,7 @@ class ArtifactApi:
         """
         if not hasattr(ctx.master, "view"):
             return
-        self.flows.log_access = self._recent.remembering(exporter.log_access)
+        self.flows.log_access = self._recent.recording(exporter.log_access)
         content_view.register()
         if not hasattr(ctx.master, "web_url"):
             return

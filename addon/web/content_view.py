@@ -1,7 +1,7 @@
-"""The content view "access log" of mitmweb and the console: the row of a flow; reads no database.
+"""The content view "access log" of mitmweb and the console: the row of a flow. Reads no database.
 
-It keeps the facts of the newest exchanges, and makes a row of them when somebody looks. Only where
-there is somebody to look: mitmdump has no use for it.
+It keeps the newest exchanges in memory and builds a row from one when a user opens the view.
+mitmdump has no users to show it to, so it is not used there.
 """
 
 from __future__ import annotations
@@ -23,56 +23,56 @@ if TYPE_CHECKING:
     from exporter import Exchange, Settings
 
 NAME = "access log"
-_KEPT = 10_000  # exchanges of about 1.5 kB each; mitmweb keeps the whole flows beside them
+_MAX_EXCHANGES = 10_000  # about 1.5 kB each; mitmweb keeps the complete flows in memory anyway
 
 
 class RecentExchanges:
-    """The newest exchanges by the id of their flow. Used by the event loop's thread alone."""
+    """The newest exchanges by flow id. Not thread-safe: use it from the event loop's thread."""
 
     def __init__(self) -> None:
         self._exchanges: OrderedDict[str, Exchange] = OrderedDict()
 
-    def remembering(self, log_access: Callable[[Exchange], bool]) -> Callable[[Exchange], bool]:
-        """The same function, which also keeps what it is called with, but for the body."""
+    def recording(self, log_access: Callable[[Exchange], bool]) -> Callable[[Exchange], bool]:
+        """Wrap `log_access` so that each exchange is also kept here, without its body."""
 
         def log_and_keep(exchange: Exchange) -> bool:
             self._exchanges[exchange.flow_id] = (
                 replace(exchange, body=None) if exchange.body is not None else exchange
             )
-            if len(self._exchanges) > _KEPT:
+            if len(self._exchanges) > _MAX_EXCHANGES:
                 self._exchanges.popitem(last=False)
             return log_access(exchange)
 
         return log_and_keep
 
     def row(self, flow: http.HTTPFlow, settings: Settings) -> str:
-        """The row of this flow as YAML, or why there is none."""
+        """Return the row of this flow as YAML, or a comment that says why there is none."""
         exchange = self._exchanges.get(flow.id)
         if exchange is None:
             return (
-                "# No row is known of this flow: it has not ended, is not logged (artifactapi_filter),\n"
-                "# or is too long ago; the page /access-log has those too.\n"
+                "# This view has no row for this flow. The flow has not ended, is not logged\n"
+                "# (artifactapi_filter), or is too old; the page /access-log finds old flows, too.\n"
             )
         entry = EntryBuilder(settings).build(exchange)
-        place = urlencode({"at": entry.started_at, "id": entry.flow_id})
+        query = urlencode({"at": entry.started_at, "id": entry.flow_id})
         text: str = yaml.safe_dump(entry._asdict(), sort_keys=False, allow_unicode=True)
         text = "\n".join(printable(line) for line in text.split("\n"))
         return (
-            "# What the row of this flow says. An identity that came with a redirect, and the SHA-256,\n"
-            f"# only the row itself has: /access-log/row?{place}\n{text}"
+            "# The row of this flow. Only the stored row has the SHA-256 and an identity learned from\n"
+            f"# a redirect: /access-log/row?{query}\n{text}"
         )
 
 
 class AccessLogView(contentviews.Contentview):
-    """Shows the row whatever the body is; never chosen by itself."""
+    """Shows the row for any kind of body. mitmproxy never selects it automatically."""
 
     name = NAME
     syntax_highlight = "yaml"
 
     def prettify(self, data: bytes, metadata: contentviews.Metadata) -> str:  # noqa: ARG002
-        """The row of the flow that the body belongs to."""
+        """Return the row of the flow that the body belongs to."""
         flow = metadata.flow
-        addon: Any = ctx.master.addons.get("artifactapi")  # the one that runs now
+        addon: Any = ctx.master.addons.get("artifactapi")  # after a reload, the new instance
         if not isinstance(flow, http.HTTPFlow):
             return "# Only HTTP exchanges have a row.\n"
         if addon is None:
@@ -80,11 +80,11 @@ class AccessLogView(contentviews.Contentview):
         return str(addon.row_of(flow))
 
     def render_priority(self, data: bytes, metadata: contentviews.Metadata) -> float:  # noqa: ARG002
-        """Less than that of any other."""
+        """Return a lower priority than any other view has."""
         return -1
 
 
 def register() -> None:
-    """Offer the view. Idempotent, also over a reload of the script."""
+    """Add the view to mitmproxy. Idempotent, even if the script is reloaded."""
     if NAME not in contentviews.registry:
         contentviews.add(AccessLogView())
