@@ -1,4 +1,4 @@
-"""Make the schema or bring it to this version, once, whoever comes first; never touches a row."""
+"""Create the database schema, or upgrade it to this version. Writes no rows of the log."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ MIGRATIONS = _HERE / "migrations"
 _MIGRATION_NAME = re.compile(r"(\d{3})_[a-z0-9_]+\.sql")
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtext('artifactapi'), hashtext(current_schema()))"
-# A query on pg_class, not to_regclass: that one looks into a cache which nothing refreshes between
-# the wait for the lock and the next statement of the same transaction.
-_FOUND = """
+# We query pg_class because to_regclass uses a cache, which is not refreshed between the wait for the
+# lock and the next statement of the same transaction.
+_EXISTING_TABLES = """
     SELECT coalesce(bool_or(relname = 'access_log_schema'), false),
            coalesce(bool_or(relname = 'access_log'), false)
     FROM pg_class WHERE relnamespace = current_schema()::regnamespace
     AND relname IN ('access_log_schema', 'access_log')
 """
 _VERSION = "SELECT coalesce(max(version), 0) FROM access_log_schema"
-_RECORD = "INSERT INTO access_log_schema (version) VALUES (%s)"
-# What a role that reads may use. A test compares both with the schema.
-_SPANS = (
+_INSERT_VERSION = "INSERT INTO access_log_schema (version) VALUES (%s)"
+# What a reader role can use. A test compares this with the schema.
+_VIEWS_WITH_FUNCTION = (
     "access_log_remotes",
     "access_log_cache",
     "access_log_unknown_hosts",
@@ -45,10 +45,10 @@ _READER_RELATIONS = (
     "access_log_days",
     "access_log_artifacts",
     "access_log_first_seen",
-    *_SPANS,
+    *_VIEWS_WITH_FUNCTION,
 )
 _READER_FUNCTIONS = (
-    *_SPANS,
+    *_VIEWS_WITH_FUNCTION,
     "access_log_failed",
     "access_log_refused",
     "access_log_from_cache",
@@ -57,51 +57,56 @@ _READER_FUNCTIONS = (
 
 
 class SchemaError(Exception):
-    """What is in the database is not ours to write to; says what was found and what to do."""
+    """The database does not have a schema that we can use. The message says why and what to do."""
 
 
 def ensure_schema(connection: Connection[Any], migrations: Path | None = None) -> None:
-    """Create the schema in the current schema of the search path, or migrate it; idempotent.
+    """Create our tables in the current schema, or upgrade them. Idempotent.
 
-    Safe when many callers start at once: the first does it under an advisory lock, the others
-    wait for it. Needs no rights but SELECT on `access_log_schema` when there is nothing to do.
+    Safe to call from many processes at once: the first one does the work under an advisory lock,
+    and the others wait for it. If there is nothing to do, it only needs SELECT on
+    `access_log_schema`.
 
     Raises:
-        SchemaError: the schema is newer than this program, or older and this role may not upgrade
-            it, or `access_log` is somebody else's.
-        psycopg.Error: the server refused or went away.
+        SchemaError: the schema is newer than this program, or it is older and this role can't
+            upgrade it, or a table `access_log` exists that is not ours.
+        psycopg.Error: the server reported an error or the connection was lost.
     """
-    steps = _steps(migrations or MIGRATIONS)
-    newest = max(steps, default=1)
+    migrations_by_version = _migrations_by_version(migrations or MIGRATIONS)
+    newest = max(migrations_by_version, default=1)
     if _installed_version(connection, newest) == newest:
         return
     with connection.transaction():
         connection.execute(_LOCK)
         installed = _installed_version(connection, newest)
         if installed is None:
-            _run(connection, SCHEMA, 1)
+            _apply(connection, SCHEMA, 1)
             installed = 1
         try:
             for version in range(installed + 1, newest + 1):
-                _run(connection, steps[version], version)
+                _apply(connection, migrations_by_version[version], version)
         except psycopg.errors.InsufficientPrivilege:
             raise SchemaError(
-                f"The schema has version {installed}, this artifactapi needs {newest}; "
+                f"The schema is at version {installed}, but this artifactapi needs {newest}; "
                 "run `artifactapi init` as the owner of its tables."
             ) from None
 
 
 def schema_name(connection: Connection[Any]) -> str:
-    """The schema new tables go to: the first of the search path that exists."""
+    """Return the current schema: the first one in the search path that exists.
+
+    Raises:
+        SchemaError: none exists.
+    """
     row = connection.execute("SELECT current_schema()::text").fetchone()
     if row is None or row[0] is None:
-        raise SchemaError("The search path names no schema that exists; create one or correct it.")
+        raise SchemaError("No schema in the search path exists; create one or change search_path.")
     name: str = row[0]
     return name
 
 
 def grants(schema: str, proxy_role: str, reader_role: str) -> str:
-    """SQL that gives a proxy the right to write and nothing else, and a reader to read."""
+    """Return SQL that lets the proxy role only write and the reader role only read."""
     text = sql.SQL(
         "GRANT USAGE ON SCHEMA {schema} TO {proxy}, {reader};\n"
         "GRANT SELECT ON {schema}.access_log_schema TO {proxy};\n"
@@ -111,51 +116,60 @@ def grants(schema: str, proxy_role: str, reader_role: str) -> str:
         "GRANT EXECUTE ON FUNCTION {functions} TO {reader};\n"
     )
 
-    def listed(names: tuple[str, ...]) -> sql.Composed:
+    def qualified(names: tuple[str, ...]) -> sql.Composed:
         return sql.SQL(", ").join(sql.Identifier(schema, name) for name in names)
 
     return text.format(
         schema=sql.Identifier(schema),
         proxy=sql.Identifier(proxy_role),
         reader=sql.Identifier(reader_role),
-        relations=listed(_READER_RELATIONS),
-        functions=listed(_READER_FUNCTIONS),
+        relations=qualified(_READER_RELATIONS),
+        functions=qualified(_READER_FUNCTIONS),
     ).as_string(None)
 
 
-def _steps(migrations: Path) -> dict[int, Path]:
-    """The migrations by the version they lead to: 002_some_words.sql leads to 2."""
+def _migrations_by_version(migrations: Path) -> dict[int, Path]:
+    """Return the migrations by the version that they upgrade to, such as 2 for 002_add_x.sql."""
     found = {}
     for path in sorted(migrations.glob("*.sql")):
         match = _MIGRATION_NAME.fullmatch(path.name)
         if match is None:
-            raise SchemaError(f"{path.name}: expected a name such as 002_what_it_does.sql.")
+            raise SchemaError(
+                f"{path.name} is not a valid migration name, expected a name such as 002_add_x.sql."
+            )
         found[int(match[1])] = path
     if sorted(found) != list(range(2, len(found) + 2)):
-        raise SchemaError(f"{migrations.name}: versions must run from 002 without a hole.")
+        raise SchemaError(
+            f"The migrations in {migrations.name} have a gap, expected consecutive versions from 002."
+        )
     return found
 
 
 def _installed_version(connection: Connection[Any], newest: int) -> int | None:
-    row = connection.execute(_FOUND).fetchone()
-    ours, table = row or (False, False)
-    if not ours:
-        if table:
+    """Return the version of the schema, or None if there is none yet.
+
+    Raises:
+        SchemaError: it is newer than `newest`, or a table `access_log` exists that is not ours.
+    """
+    row = connection.execute(_EXISTING_TABLES).fetchone()
+    has_version, has_log = row or (False, False)
+    if not has_version:
+        if has_log:
             raise SchemaError(
-                "A table access_log that artifactapi did not make is in the way; "
-                "point the DSN at another database or schema (options=-csearch_path=...)."
+                "A table access_log exists that artifactapi did not create; use another database "
+                "or schema in the connection string (options=-csearch_path=...)."
             )
         return None
     row = connection.execute(_VERSION).fetchone()
     version = int(row[0]) if row else 0
     if version > newest:
         raise SchemaError(
-            f"The schema has version {version}, this artifactapi knows up to {newest}; "
+            f"The schema is at version {version}, but this artifactapi supports up to {newest}; "
             "upgrade artifactapi."
         )
     return version
 
 
-def _run(connection: Connection[Any], path: Path, version: int) -> None:
+def _apply(connection: Connection[Any], path: Path, version: int) -> None:
     connection.execute(path.read_text(encoding="utf-8").encode())
-    connection.execute(_RECORD, (version,))
+    connection.execute(_INSERT_VERSION, (version,))

@@ -1,4 +1,4 @@
-"""The schema: made once however many start at once, never touched when it is not ours, migrated."""
+"""Creating and upgrading the schema, also from many connections at once, and its grants."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def database(dsn: str) -> Database:
 
 
 def write(dsn: str, entries: list[AccessLogEntry]) -> None:
-    mine = database(dsn)
+    writer = database(dsn)
     try:
-        assert mine.write(entries) == []
+        assert writer.write(entries) == []
     finally:
-        mine.close()
+        writer.close()
 
 
-def at_once(count: int, start: Callable[[int], None]) -> list[BaseException]:
-    """Call `start` in so many threads at the same moment; what they raised."""
+def run_at_once(count: int, start: Callable[[int], None]) -> list[BaseException]:
+    """Call `start` in `count` threads at the same time and return the exceptions."""
     failures: list[BaseException] = []
     ready = threading.Barrier(count)
 
@@ -46,7 +46,7 @@ def at_once(count: int, start: Callable[[int], None]) -> list[BaseException]:
         try:
             ready.wait(10)
             start(number)
-        except BaseException as e:  # noqa: BLE001 - whatever it was, the test must see it
+        except BaseException as e:  # noqa: BLE001 - the test checks all of them
             failures.append(e)
 
     threads = [threading.Thread(target=run, args=(n,)) for n in range(count)]
@@ -57,18 +57,18 @@ def at_once(count: int, start: Callable[[int], None]) -> list[BaseException]:
     return failures
 
 
-def test_ten_first_starts_at_once_make_one_schema_and_lose_no_row(any_dsn: str) -> None:
+def test_ten_simultaneous_first_starts_create_one_schema_and_lose_no_rows(any_dsn: str) -> None:
     def first_start(number: int) -> None:
-        # Ten days: the race goes on at the partitions.
+        # Ten days, so that the threads also compete for the partitions.
         write(any_dsn, [make_entry(number * 1000 + i * 86_400_000) for i in range(10)])
 
-    assert not at_once(10, first_start)
+    assert not run_at_once(10, first_start)
     with psycopg.connect(any_dsn) as connection:
         assert connection.execute("SELECT count(*) FROM access_log").fetchone() == (100,)
         assert connection.execute(_VERSIONS).fetchall() == [(1,)]
 
 
-def test_a_row_has_the_columns_of_the_table_in_their_order(dsn: str) -> None:
+def test_entry_fields_match_the_columns_of_the_table(dsn: str) -> None:
     database_ = database(dsn)
     database_.open()
     database_.close()
@@ -79,21 +79,21 @@ def test_a_row_has_the_columns_of_the_table_in_their_order(dsn: str) -> None:
     assert list(AccessLogEntry._fields) == list(COLUMNS)
 
 
-def test_every_column_says_what_it_means(dsn: str, query: Query) -> None:
+def test_every_column_has_a_comment(dsn: str, query: Query) -> None:
     with connect(dsn, Settings().database) as connection:
         ensure_schema(connection)
-    silent = query(
+    without_comment = query(
         "SELECT attrelid::regclass::text, attname FROM pg_attribute JOIN pg_class c ON c.oid = attrelid"
         " WHERE relnamespace = current_schema()::regnamespace AND attnum > 0 AND relkind IN ('p', 'r', 'v')"
         " AND relname <> 'access_log_schema' AND col_description(attrelid, attnum) IS NULL"
     )
-    assert silent == []
+    assert without_comment == []
 
 
-def test_a_table_of_somebody_else_is_refused_and_left_alone(dsn: str, query: Query) -> None:
+def test_foreign_table_access_log_is_rejected_and_unchanged(dsn: str, query: Query) -> None:
     query("CREATE TABLE access_log (line text)")
     with pytest.raises(
-        DatabaseUnavailable, match="A table access_log that artifactapi did not make"
+        DatabaseUnavailable, match="A table access_log exists that artifactapi did not create"
     ) as caught:
         database(dsn).write([make_entry()])
     assert caught.value.configuration
@@ -101,18 +101,18 @@ def test_a_table_of_somebody_else_is_refused_and_left_alone(dsn: str, query: Que
     assert query("SELECT to_regclass('access_log_schema')") == [(None,)]
 
 
-def test_a_newer_schema_is_refused_and_left_alone(dsn: str, query: Query) -> None:
+def test_newer_schema_is_rejected_and_unchanged(dsn: str, query: Query) -> None:
     with connect(dsn, Settings().database) as connection:
         ensure_schema(connection)
     query("INSERT INTO access_log_schema (version) VALUES (7)")
     with pytest.raises(
-        DatabaseUnavailable, match="has version 7, this artifactapi knows up to 1; upgrade"
+        DatabaseUnavailable, match="is at version 7, but this artifactapi supports up to 1; upgrade"
     ):
         database(dsn).write([make_entry()])
     assert query("SELECT count(*) FROM access_log") == [(0,)]
 
 
-def test_migrations_run_in_order_once_each(dsn: str, query: Query, tmp_path: Path) -> None:
+def test_migrations_run_once_in_order(dsn: str, query: Query, tmp_path: Path) -> None:
     (tmp_path / "002_add_a_note.sql").write_text("ALTER TABLE access_log ADD COLUMN note text;")
     (tmp_path / "003_fill_it.sql").write_text("ALTER TABLE access_log ALTER note SET DEFAULT 'n';")
     with connect(dsn, Settings().database) as connection:
@@ -122,7 +122,7 @@ def test_migrations_run_in_order_once_each(dsn: str, query: Query, tmp_path: Pat
     assert query("SELECT note FROM access_log") == []
 
 
-def test_a_migration_that_fails_changes_nothing(dsn: str, query: Query, tmp_path: Path) -> None:
+def test_failed_migration_changes_nothing(dsn: str, query: Query, tmp_path: Path) -> None:
     with connect(dsn, Settings().database) as connection:
         ensure_schema(connection, tmp_path)
         (tmp_path / "002_break.sql").write_text("ALTER TABLE access_log ADD note text; SELECT 1/0;")
@@ -133,7 +133,7 @@ def test_a_migration_that_fails_changes_nothing(dsn: str, query: Query, tmp_path
 
 @pytest.fixture
 def upgrade(any_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A database of version 1 that holds rows, a reader's grant and a reader's view; the program is at version 3."""
+    """Create a version 1 database with rows, a user's view and grant; provide migrations to 3."""
     with connect(any_dsn, Settings().database) as connection:
         ensure_schema(connection)
         connection.execute("CREATE VIEW mine AS SELECT purl, fetches FROM access_log_redundant")
@@ -152,8 +152,8 @@ def upgrade(any_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("upgrade")
-def test_ten_starts_at_once_upgrade_a_database_with_rows(any_dsn: str) -> None:
-    failures = at_once(10, lambda number: write(any_dsn, [make_entry(1000 + number)]))
+def test_ten_simultaneous_starts_upgrade_a_database_with_rows(any_dsn: str) -> None:
+    failures = run_at_once(10, lambda number: write(any_dsn, [make_entry(1000 + number)]))
     assert not failures
     with psycopg.connect(any_dsn) as connection:
         assert connection.execute(_VERSIONS).fetchall() == [(1,), (2,), (3,)]
@@ -168,7 +168,7 @@ def test_ten_starts_at_once_upgrade_a_database_with_rows(any_dsn: str) -> None:
 
 
 @pytest.mark.usefixtures("upgrade")
-def test_a_proxy_that_may_not_upgrade_says_who_must(any_dsn: str) -> None:
+def test_proxy_without_the_right_to_upgrade_says_who_has_it(any_dsn: str) -> None:
     with connect(any_dsn, Settings().database) as connection:
         schema = schema_name(connection)
         proxy, reader = f"{schema}_proxy", f"{schema}_reader"
@@ -188,21 +188,19 @@ def test_a_proxy_that_may_not_upgrade_says_who_must(any_dsn: str) -> None:
             )
 
 
-def test_a_reader_may_use_every_view_and_every_function_that_only_reads(
-    dsn: str, query: Query
-) -> None:
+def test_reader_role_can_use_every_view_and_read_only_function(dsn: str, query: Query) -> None:
     with connect(dsn, Settings().database) as connection:
         ensure_schema(connection)
         schema = schema_name(connection)
         reader = f"{schema}_reader"
         connection.execute(f"CREATE ROLE {reader}".encode())
         try:
-            # Without PUBLIC, so that only what `grants` names is left.
+            # Remove the rights of PUBLIC, so that only those of `grants` remain.
             connection.execute(
                 f"REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} FROM PUBLIC".encode()
             )
             connection.execute(grants(schema, reader, reader).encode())
-            closed = query(
+            inaccessible = query(
                 "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace"
                 " AND relkind IN ('p', 'r', 'v') AND NOT has_table_privilege(%s, oid, 'SELECT')"
                 " UNION ALL SELECT proname FROM pg_proc"
@@ -213,17 +211,17 @@ def test_a_reader_may_use_every_view_and_every_function_that_only_reads(
             )
         finally:
             connection.execute(f"DROP OWNED BY {reader}; DROP ROLE {reader}".encode())
-    assert closed == []
+    assert inaccessible == []
 
 
 @pytest.mark.parametrize("name", ["003_hole.sql", "2_short.sql", "002-dash.sql"])
-def test_a_misnamed_migration_is_refused(dsn: str, tmp_path: Path, name: str) -> None:
+def test_misnamed_migration_is_rejected(dsn: str, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("")
     with connect(dsn, Settings().database) as connection, pytest.raises(SchemaError):
         ensure_schema(connection, tmp_path)
 
 
-def test_a_proxy_role_may_write_and_nothing_else_a_reader_may_read(any_dsn: str) -> None:
+def test_proxy_role_can_only_write_and_reader_role_can_only_read(any_dsn: str) -> None:
     with connect(any_dsn, Settings().database) as connection:
         ensure_schema(connection)
         schema = schema_name(connection)
@@ -234,7 +232,9 @@ def test_a_proxy_role_may_write_and_nothing_else_a_reader_may_read(any_dsn: str)
             as_proxy = any_dsn.replace("user=postgres", f"user={proxy}")
             writer = database(as_proxy)
             assert writer.write([make_entry(1)]) == []
-            assert writer.write([make_entry(1), make_entry(2)]) == []  # one is there already
+            assert (
+                writer.write([make_entry(1), make_entry(2)]) == []
+            )  # the first one is a duplicate
             fetched = {"artifact_kind": "artifact", "purl": "pkg:pypi/demo@1.0"}
             assert writer.write([make_entry(3, **fetched)]) == []
             writer.write_gaps(
@@ -275,5 +275,5 @@ def test_a_proxy_role_may_write_and_nothing_else_a_reader_may_read(any_dsn: str)
             )
 
 
-def test_the_schema_runs_twice_only_through_its_version() -> None:
+def test_schema_does_not_rely_on_if_not_exists() -> None:
     assert "IF NOT EXISTS" not in SCHEMA.read_text()
