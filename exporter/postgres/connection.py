@@ -82,7 +82,7 @@ class DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
 
 @contextlib.contextmanager
 def reachable(settings: DatabaseSettings) -> Iterator[str]:
-    """Yield the connection string; keep the embedded server running meanwhile if `dsn` is empty.
+    """Yield a connection string. If `settings.dsn` is empty, run the embedded server during the block.
 
     Raises:
         OSError: the embedded server did not start.

@@ -232,16 +232,15 @@ def test_proxy_role_can_only_write_and_reader_role_can_only_read(any_dsn: str) -
             as_proxy = any_dsn.replace("user=postgres", f"user={proxy}")
             writer = database(as_proxy)
             assert writer.write([make_entry(1)]) == []
-            assert (
-                writer.write([make_entry(1), make_entry(2)]) == []
-            )  # the first one is a duplicate
+            # The first entry is a duplicate.
+            assert writer.write([make_entry(1), make_entry(2)]) == []
             fetched = {"artifact_kind": "artifact", "purl": "pkg:pypi/demo@1.0"}
             assert writer.write([make_entry(3, **fetched)]) == []
             writer.write_gaps(
                 [Gap(str(uuid.uuid4()), "n", "2026-01-01", "2026-01-01", "rejected", 1)]
             )
             writer.close()
-            with psycopg.connect(as_proxy, autocommit=True) as mine:
+            with psycopg.connect(as_proxy, autocommit=True) as session:
                 for statement in (
                     "SELECT * FROM access_log",
                     "UPDATE access_log SET path = ''",
@@ -256,19 +255,23 @@ def test_proxy_role_can_only_write_and_reader_role_can_only_read(any_dsn: str) -
                     "UPDATE artifact SET fetches = 0",
                 ):
                     with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                        mine.execute(statement.encode())
+                        session.execute(statement.encode())
             with psycopg.connect(
                 any_dsn.replace("user=postgres", f"user={reader}"), autocommit=True
-            ) as mine:
-                assert mine.execute("SELECT count(*) FROM access_log").fetchone() == (3,)
-                assert mine.execute("SELECT fetches FROM access_log_first_seen").fetchone() == (1,)
-                assert mine.execute("SELECT requests FROM access_log_remotes").fetchall() == [(3,)]
-                mine.execute("SET search_path = pg_catalog")
+            ) as session:
+                assert session.execute("SELECT count(*) FROM access_log").fetchone() == (3,)
+                assert session.execute("SELECT fetches FROM access_log_first_seen").fetchone() == (
+                    1,
+                )
+                assert session.execute("SELECT requests FROM access_log_remotes").fetchall() == [
+                    (3,)
+                ]
+                session.execute("SET search_path = pg_catalog")
                 counted = f"SELECT requests FROM {schema}.access_log_remotes('2023-11-14')"
-                assert mine.execute(counted.encode()).fetchall() == [(3,)]
-                mine.execute("RESET search_path")
+                assert session.execute(counted.encode()).fetchall() == [(3,)]
+                session.execute("RESET search_path")
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                    mine.execute("DELETE FROM access_log")
+                    session.execute("DELETE FROM access_log")
         finally:
             connection.execute(
                 f"DROP OWNED BY {proxy}, {reader}; DROP ROLE {proxy}, {reader}".encode()

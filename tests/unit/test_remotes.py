@@ -180,25 +180,25 @@ def test_empty_file_adds_nothing(write_remotes: Callable[[str], Path], text: str
 
 
 def test_user_remotes_are_tried_first(write_remotes: Callable[[str], Path]) -> None:
-    mine = write_remotes(
+    path = write_remotes(
         "remotes:\n  - {name: ours, host: pypi.example, path: /team, format: pypi}"
     )
-    remotes = Remotes.load(mine)
+    remotes = Remotes.load(path)
 
     assert remotes.identify("pypi.example", "/team/simple/attrs/").remote == "ours"
     assert remotes.identify("pypi.example", "/simple/attrs/").remote == "pypi"
 
 
 def test_user_remote_may_have_a_shipped_name(write_remotes: Callable[[str], Path]) -> None:
-    mine = write_remotes("remotes:\n  - {name: pypi, host: wheels.corp.example, format: pypi}")
+    path = write_remotes("remotes:\n  - {name: pypi, host: wheels.corp.example, format: pypi}")
 
-    identity = Remotes.load(mine).identify("wheels.corp.example", "/simple/attrs/")
+    identity = Remotes.load(path).identify("wheels.corp.example", "/simple/attrs/")
 
     assert identity[:2] == ("pypi", "index")
 
 
 def test_user_format_is_added(write_remotes: Callable[[str], Path]) -> None:
-    mine = write_remotes(
+    path = write_remotes(
         r"""
         formats:
           wheelhouse:
@@ -208,7 +208,7 @@ def test_user_format_is_added(write_remotes: Callable[[str], Path]) -> None:
           - {name: house, host: 'house.**', format: wheelhouse}
         """
     )
-    remotes = Remotes.load(mine)
+    remotes = Remotes.load(path)
 
     assert remotes.identify("house.a.example", "/tool/1.2.bin") == (
         "house",
@@ -226,8 +226,8 @@ def test_user_format_is_added(write_remotes: Callable[[str], Path]) -> None:
 def test_user_format_replaces_the_shipped_one_with_its_name(
     write_remotes: Callable[[str], Path],
 ) -> None:
-    mine = write_remotes("formats:\n  pypi:\n    - {re: '^/only-this$', kind: api}")
-    remotes = Remotes.load(mine)
+    path = write_remotes("formats:\n  pypi:\n    - {re: '^/only-this$', kind: api}")
+    remotes = Remotes.load(path)
 
     assert remotes.identify("pypi.example", "/simple/attrs/") == remotes.identify(
         "pypi.example", ""
@@ -236,10 +236,10 @@ def test_user_format_replaces_the_shipped_one_with_its_name(
 
 
 def test_two_instances_share_no_cache(write_remotes: Callable[[str], Path]) -> None:
-    mine = Remotes.load(write_remotes("remotes:\n  - {name: ours, host: pypi.example}"))
+    extended = Remotes.load(write_remotes("remotes:\n  - {name: ours, host: pypi.example}"))
 
     assert Remotes.load().identify("pypi.example", "/simple/attrs/").remote == "pypi"
-    assert mine.identify("pypi.example", "/simple/attrs/").remote == "ours"
+    assert extended.identify("pypi.example", "/simple/attrs/").remote == "ours"
 
 
 @pytest.mark.parametrize(
