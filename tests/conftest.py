@@ -10,7 +10,7 @@ import psutil
 import psycopg
 import pytest
 
-from tests.support.accesslog import own_schema
+from tests.support.access_log import temporary_schema
 from tests.support.postgres import Postgres, available
 from tests.support.wait import eventually
 
@@ -39,14 +39,14 @@ def any_postgres(request: pytest.FixtureRequest) -> Iterator[Postgres]:
 @pytest.fixture
 def dsn(postgres: Postgres) -> Iterator[str]:
     """A connection string to an empty schema of this test alone."""
-    with own_schema(postgres) as dsn:
+    with temporary_schema(postgres) as dsn:
         yield dsn
 
 
 @pytest.fixture
 def any_dsn(any_postgres: Postgres) -> Iterator[str]:
     """As `dsn`, on each version of PostgreSQL."""
-    with own_schema(any_postgres) as dsn:
+    with temporary_schema(any_postgres) as dsn:
         yield dsn
 
 

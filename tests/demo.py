@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from exporter.postgres.embedded import EmbeddedServer
-from tests.support.accesslog import SCRIPT, AccessLog
+from tests.support.access_log import SCRIPT, AccessLog
 from tests.support.certificates import certificate
 from tests.support.packages import FileServer, make_index, make_tarball, make_wheel, pip_command
 from tests.support.proxy import Mitm, free_port
@@ -44,7 +44,7 @@ def _show(folder: Path) -> None:
             _say(title)
             subprocess.run(command, check=False, cwd=folder, stdout=subprocess.DEVNULL)
             requests += count
-        AccessLog(EmbeddedServer().dsn).wait(requests, timeout=10)
+        AccessLog(EmbeddedServer().dsn).wait_rows(requests, timeout=10)
         _say("artifactapi tail")
         subprocess.run([Path(sys.executable).with_name("artifactapi"), "tail"], check=True)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from tests.bench.figures import Figure, Place
-from tests.support.accesslog import own_schema
+from tests.support.access_log import temporary_schema
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -38,7 +38,7 @@ def measure_apart(section: str, server: Postgres, *, quick: bool) -> list[Figure
     receiver, sender = spawn.Pipe(duplex=False)
     with (
         tempfile.TemporaryDirectory(prefix="artifactapi-bench-") as folder,
-        own_schema(server) as dsn,
+        temporary_schema(server) as dsn,
     ):
         os.environ["ARTIFACTAPI_HOME"] = str(Path(folder, "home"))
         place = Place(dsn, Path(folder), quick)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-from tests.support.answering import Answering
+from tests.support.fixed_response import FixedResponseProtocol
 
 _ROOT = Path(__file__).resolve().parents[2]
 _BODY = b"x" * 600
@@ -127,7 +127,7 @@ class _Work:
 
 async def _main() -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Answering(_ANSWER), "127.0.0.1", 0)
+    server = await loop.create_server(lambda: FixedResponseProtocol(_ANSWER), "127.0.0.1", 0)
     origin = server.sockets[0].getsockname()[1]
     sent = 0
     while line := await asyncio.to_thread(sys.stdin.readline):

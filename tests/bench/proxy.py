@@ -13,7 +13,7 @@ import psycopg
 from tests.bench.figures import Figure, Place, Target
 from tests.bench.load import Load
 from tests.bench.machine import cpu_seconds
-from tests.support.accesslog import SCRIPT
+from tests.support.access_log import SCRIPT
 from tests.support.proxy import Mitm
 from tests.support.wait import eventually
 

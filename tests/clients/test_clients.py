@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 import psycopg
 import pytest
 
-from tests.support.accesslog import SCRIPT, AccessLog, Row, own_schema
+from tests.support.access_log import SCRIPT, AccessLog, Row, temporary_schema
 from tests.support.certificates import certificate
 from tests.support.packages import pip_command
 from tests.support.proxy import Mitm
@@ -133,7 +133,7 @@ class Mark(NamedTuple):
         """
         served = Counter(self.served())
         condition = "started_at >= %s AND response_source = 'upstream'"
-        rows = self.world.log.wait(served.total(), condition, self.at)
+        rows = self.world.log.wait_rows(served.total(), condition, self.at)
         of_rows = [
             Served(row["method"], row["path"], row["status_code"], row["response_bytes"])
             for row in rows
@@ -166,7 +166,7 @@ def world(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Itera
     )
     arguments = ("--proxyauth", "any", "--set", f"artifactapi_config={settings}")
     with (
-        own_schema(postgres) as dsn,
+        temporary_schema(postgres) as dsn,
         Registry(pem) as secure,
         Registry() as plain,
         Mitm(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.accesslog import SCRIPT, AccessLog
+from tests.support.access_log import SCRIPT, AccessLog
 from tests.support.certificates import certificate
 from tests.support.packages import FileServer, make_index, make_wheel, pip_command
 from tests.support.proxy import Mitm
@@ -43,7 +43,7 @@ def test_pip_install_leaves_a_row_with_the_size_of_the_wheel(dsn: str, tmp_path:
             text=True,
         )
         assert done.returncode == 0, done.stderr
-        page, file = AccessLog(dsn).wait(2)
+        page, file = AccessLog(dsn).wait_rows(2)
     check = "import demo_package; print(demo_package.__version__)"
     shown = subprocess.run(
         [sys.executable, "-c", check], cwd=tmp_path / "target", check=True, capture_output=True

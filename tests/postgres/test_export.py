@@ -22,7 +22,7 @@ from exporter import Settings
 from exporter.read.export import GOACCESS_OPTIONS
 from exporter.read.session import COLUMN_NAMES, open_database, read_only
 from exporter.write.database import Database
-from tests.support.accesslog import AccessLog, own_schema
+from tests.support.access_log import AccessLog, temporary_schema
 from tests.support.command import COMMAND, call, write
 from tests.support.samples import make_entry
 from tests.support.terminal import on_terminal
@@ -81,7 +81,7 @@ def _hex(digest: bytes) -> str:
 
 @pytest.fixture(scope="module")
 def table(postgres: Postgres) -> Iterator[str]:
-    with own_schema(postgres) as dsn:
+    with temporary_schema(postgres) as dsn:
         database = Database(Settings().with_dsn(dsn).database)
         assert database.write(list(rows())) == []
         database.close()

@@ -17,24 +17,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psycopg
 import pytest
 
-from tests.support.answers import (
+from tests.support.expected_results import (
     HITS,
-    alike,
-    by,
+    as_float4,
     callers,
+    columns_key,
     failed,
-    grouped,
+    group_by,
     is_fetch,
-    known,
+    nearly_equal,
+    not_null,
     percentile,
-    wide,
 )
-from tests.support.seeded import Plan, seeded_log
+from tests.support.seeded_log import Plan, seeded_log
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from tests.support.accesslog import AccessLog, Row
+    from tests.support.access_log import AccessLog, Row
     from tests.support.postgres import Postgres
 
 DASHBOARD = json.loads(
@@ -128,7 +128,7 @@ def requests(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
         code = row["status_code"]
         return step(row), "no response" if code is None else f"{code // 100}xx"
 
-    for key, group in grouped(seen(rows, choice), status_class):
+    for key, group in group_by(seen(rows, choice), status_class):
         yield *key, len(group) / _STEP_SECONDS
 
 
@@ -137,55 +137,55 @@ def step_and_remote(row: Row) -> tuple[int, str]:
 
 
 def bytes_by_remote(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
-    for key, group in grouped(seen(rows, choice), step_and_remote):
-        sizes = known(group, "response_bytes")
+    for key, group in group_by(seen(rows, choice), step_and_remote):
+        sizes = not_null(group, "response_bytes")
         yield *key, sum(sizes) / _STEP_SECONDS if sizes else None
 
 
 def durations(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
-    for at, group in grouped(seen(rows, choice), step):
-        values = wide(known(group, "duration_ms"))
+    for at, group in group_by(seen(rows, choice), step):
+        values = as_float4(not_null(group, "duration_ms"))
         yield at, *(percentile(values, share) for share in (0.5, 0.95, 0.99))
 
 
 def failures(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
-    for key, group in grouped(seen(rows, choice), step_and_remote):
+    for key, group in group_by(seen(rows, choice), step_and_remote):
         yield *key, sum(map(failed, group)) / len(group)
 
 
 def from_cache(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
     told = (row for row in seen(rows, choice) if row["cache_status"] is not None)
-    for at, group in grouped(told, step):
+    for at, group in group_by(told, step):
         hits = [row for row in group if row["cache_status"] in HITS]
-        total = sum(known(group, "response_bytes"))
-        share = sum(known(hits, "response_bytes")) / total if total else None
+        total = sum(not_null(group, "response_bytes"))
+        share = sum(not_null(hits, "response_bytes")) / total if total else None
         yield at, len(hits) / len(group), share
 
 
 def top_artifacts(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
     found = []
-    for purl, group in grouped(filter(is_fetch, seen(rows, choice)), by("purl")):
-        found.append((purl, len(group), callers(group), sum(known(group, "response_bytes"))))
+    for purl, group in group_by(filter(is_fetch, seen(rows, choice)), columns_key("purl")):
+        found.append((purl, len(group), callers(group), sum(not_null(group, "response_bytes"))))
     return sorted(found, key=lambda row: (-row[3], row[0]))[:20]
 
 
 def first_seen(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
     found = []
-    for _, group in grouped(filter(is_fetch, rows), by("purl")):
-        first = min(group, key=by("started_at"))
+    for _, group in group_by(filter(is_fetch, rows), columns_key("purl")):
+        first = min(group, key=columns_key("started_at"))
         if seen([first], choice._replace(node=())):
-            total = sum(known(group, "response_bytes"))
+            total = sum(not_null(group, "response_bytes"))
             found.append(
-                (*by("started_at", "purl", "remote", "proxy_user")(first), len(group), total)
+                (*columns_key("started_at", "purl", "remote", "proxy_user")(first), len(group), total)
             )
     return sorted(found, key=lambda row: row[0], reverse=True)[:100]
 
 
 def unknown_hosts(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
     strangers = (row for row in seen(rows, choice, remote=False) if row["remote"] is None)
-    for key, group in grouped(strangers, by("host", "port", "scheme")):
-        sent = known(group, "request_bytes")
-        moments = known(group, "started_at")
+    for key, group in group_by(strangers, columns_key("host", "port", "scheme")):
+        sent = not_null(group, "request_bytes")
+        moments = not_null(group, "started_at")
         total = sum(sent) if sent else None
         yield *key, len(group), callers(group), total, min(moments), max(moments)
 
@@ -233,7 +233,7 @@ def test_a_panel_can_be_about_one_build(title: str, rows: list[Row], ask: Ask) -
 def compare(found: list[tuple[Any, ...]], expected: list[tuple[Any, ...]], least: int = 1) -> None:
     assert len(found) == len(expected) >= least
     for one, other in zip(sorted(found, key=repr), sorted(expected, key=repr), strict=True):
-        assert alike(one, other)
+        assert nearly_equal(one, other)
 
 
 def number(value: Any) -> Any:

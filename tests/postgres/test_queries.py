@@ -18,29 +18,29 @@ from exporter import Settings
 from exporter.postgres.connection import connect
 from exporter.postgres.embedded import programs
 from exporter.postgres.schema import ensure_schema
-from tests.support.answers import (
+from tests.support.expected_results import (
     HITS,
-    alike,
-    by,
+    as_float4,
     caller,
     callers,
+    columns_key,
     day_of,
     failed,
-    grouped,
+    group_by,
     hour_of,
     is_fetch,
-    known,
+    nearly_equal,
+    not_null,
     percent,
     percentile,
-    remote_of,
-    wide,
+    remote_or_host,
 )
-from tests.support.seeded import Plan, seeded_log
+from tests.support.seeded_log import Plan, seeded_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from tests.support.accesslog import AccessLog, Row
+    from tests.support.access_log import AccessLog, Row
     from tests.support.postgres import Postgres
 
 QUERIES = Path(__file__).resolve().parents[2] / "configs" / "queries.sql"
@@ -127,18 +127,18 @@ def descending(value: float | None) -> float:
 
 def of_build(rows: list[Row], build: str) -> Truth:
     found = []
-    for purl, group in grouped(
-        (r for r in rows if r["proxy_user"] == build and is_fetch(r)), by("purl")
+    for purl, group in group_by(
+        (r for r in rows if r["proxy_user"] == build and is_fetch(r)), columns_key("purl")
     ):
-        words = known(group, "cache_status")
+        words = not_null(group, "cache_status")
         found.append(
             (
                 purl,
-                min(known(group, "filename"), default=None),
-                min(known(group, "remote")),
+                min(not_null(group, "filename"), default=None),
+                min(not_null(group, "remote")),
                 len(group),
-                sum(known(group, "response_bytes")),
-                min(known(group, "started_at")),
+                sum(not_null(group, "response_bytes")),
+                min(not_null(group, "started_at")),
                 any(word in HITS for word in words) if words else None,
             )
         )
@@ -148,18 +148,18 @@ def of_build(rows: list[Row], build: str) -> Truth:
 def biggest(rows: list[Row]) -> Truth:
     artifacts = (row for row in late(rows) if row["artifact_kind"] == "artifact")
     found = []
-    for key, group in grouped(artifacts, by("purl", "filename", "remote")):
-        sizes = known(group, "response_bytes")
+    for key, group in group_by(artifacts, columns_key("purl", "filename", "remote")):
+        sizes = not_null(group, "response_bytes")
         found.append((*key, len(group), max(sizes, default=None), sum(sizes) if sizes else None))
     return Truth(found, lambda row: descending(row[5]), 20)
 
 
 def slow(rows: list[Row]) -> Truth:
     found = []
-    for remote, group in grouped((r for r in late(rows) if r["method"] == "GET"), remote_of):
+    for remote, group in group_by((r for r in late(rows) if r["method"] == "GET"), remote_or_host):
         if len(group) >= _LEAST_REQUESTS:
-            heads = wide(known(group, "ttfb_ms"))
-            durations = percentile(wide(known(group, "duration_ms")), 0.95)
+            heads = as_float4(not_null(group, "ttfb_ms"))
+            durations = percentile(as_float4(not_null(group, "duration_ms")), 0.95)
             shares = [percentile(heads, share) for share in (0.5, 0.95, 0.99)]
             found.append((remote, len(group), *shares, durations))
     return Truth(found, lambda row: descending(row[5]))
@@ -167,10 +167,10 @@ def slow(rows: list[Row]) -> Truth:
 
 def failures(rows: list[Row]) -> Truth:
     found = []
-    for (at, remote), group in grouped(
-        late(rows), lambda row: (hour_of(row["started_at"]), remote_of(row))
+    for (at, remote), group in group_by(
+        late(rows), lambda row: (hour_of(row["started_at"]), remote_or_host(row))
     ):
-        kinds = Counter(known(group, "error_type"))
+        kinds = Counter(not_null(group, "error_type"))
         commonest = min(kinds, key=lambda kind: (-kinds[kind], kind), default=None)
         share = percent(sum(map(failed, group)), len(group), "0.01")
         found.append((at, remote, len(group), share, commonest))
@@ -180,20 +180,20 @@ def failures(rows: list[Row]) -> Truth:
 def from_cache(rows: list[Row]) -> Truth:
     found = []
     told = (row for row in late(rows) if row["cache_status"] is not None)
-    for key, group in grouped(told, by("remote", "cache_source")):
+    for key, group in group_by(told, columns_key("remote", "cache_source")):
         hits = [row for row in group if row["cache_status"] in HITS]
-        total = sum(known(group, "response_bytes"))
-        share = percent(sum(known(hits, "response_bytes")), total, "0.1") if total else None
+        total = sum(not_null(group, "response_bytes"))
+        share = percent(sum(not_null(hits, "response_bytes")), total, "0.1") if total else None
         found.append((*key, len(group), percent(len(hits), len(group), "0.1"), share))
     return Truth(found, lambda row: descending(row[2]))
 
 
 def first_seen(rows: list[Row]) -> Truth:
     found = []
-    for purl, group in grouped(filter(is_fetch, rows), by("purl")):
-        first = min(group, key=by("started_at"))
+    for purl, group in group_by(filter(is_fetch, rows), columns_key("purl")):
+        first = min(group, key=columns_key("started_at"))
         if first["started_at"] >= SINCE:
-            total = sum(known(group, "response_bytes"))
+            total = sum(not_null(group, "response_bytes"))
             origin = (purl, first["remote"], first["proxy_user"])
             found.append((first["started_at"], *origin, len(group), total))
     return Truth(found, lambda row: -row[0].timestamp(), 100)
@@ -206,7 +206,7 @@ def who_fetched(rows: list[Row], wanted: Row) -> Truth:
     found = [
         tuple(row[column] for column in columns.split())
         for row in rows
-        if by("package", "version")(row) == by("package", "version")(wanted)
+        if columns_key("package", "version")(row) == columns_key("package", "version")(wanted)
         and row["artifact_kind"] == "artifact"
     ]
     return Truth(found, lambda row: -row[0].timestamp(), 100)
@@ -217,8 +217,8 @@ def by_day(rows: list[Row]) -> Truth:
         return day_of(row["started_at"]), row["remote"] or f"(other) {row['host']}"
 
     found = []
-    for group_key, group in grouped(late(rows), key):
-        sizes = known(group, "response_bytes")
+    for group_key, group in group_by(late(rows), key):
+        sizes = not_null(group, "response_bytes")
         found.append((*group_key, len(group), sum(sizes) if sizes else None))
     return Truth(found, lambda row: (row[0], descending(row[3])))
 
@@ -234,9 +234,9 @@ def newest(rows: list[Row]) -> Truth:
 
 def heaviest(rows: list[Row]) -> Truth:
     found = []
-    for who, group in grouped(late(rows), caller):
-        sizes = known(group, "response_bytes")
-        artifacts = len(set(known(group, "purl")))
+    for who, group in group_by(late(rows), caller):
+        sizes = not_null(group, "response_bytes")
+        artifacts = len(set(not_null(group, "purl")))
         found.append((who, len(group), sum(sizes) if sizes else None, artifacts))
     return Truth(found, lambda row: descending(row[2]), 20)
 
@@ -244,34 +244,34 @@ def heaviest(rows: list[Row]) -> Truth:
 def unknown_hosts(rows: list[Row]) -> Truth:
     strangers = (row for row in late(rows) if row["remote"] is None)
     found = []
-    for key, group in grouped(strangers, by("host", "port", "scheme")):
-        sent = known(group, "request_bytes")
-        first = min(known(group, "started_at"))
+    for key, group in group_by(strangers, columns_key("host", "port", "scheme")):
+        sent = not_null(group, "request_bytes")
+        first = min(not_null(group, "started_at"))
         found.append((*key, len(group), callers(group), sum(sent) if sent else None, first))
     return Truth(found, lambda row: (row[4], row[3]))
 
 
 def avoidable(rows: list[Row]) -> Truth:
     firsts = {
-        purl: min(known(group, "started_at"))
-        for purl, group in grouped(filter(is_fetch, rows), by("purl"))
+        purl: min(not_null(group, "started_at"))
+        for purl, group in group_by(filter(is_fetch, rows), columns_key("purl"))
     }
     whole = (row for row in late(rows) if is_fetch(row) and row["status_code"] == 200)
     found = []
-    for purl, group in grouped(whole, by("purl")):
+    for purl, group in group_by(whole, columns_key("purl")):
         again = [row for row in group if row["started_at"] > firsts[purl]]
         if again:
-            total = sum(known(again, "response_bytes"))
-            clients = len(set(known(group, "client_ip")))
-            found.append((purl, min(known(group, "remote")), len(group), clients, total))
+            total = sum(not_null(again, "response_bytes"))
+            clients = len(set(not_null(group, "client_ip")))
+            found.append((purl, min(not_null(group, "remote")), len(group), clients, total))
     return Truth(found, lambda row: descending(row[4]), 20)
 
 
 def not_found(rows: list[Row]) -> Truth:
     lost = (r for r in late(rows) if r["status_code"] in {404, 410} and r["package"] is not None)
     found = []
-    for key, group in grouped(lost, by("remote", "package")):
-        moments = known(group, "started_at")
+    for key, group in group_by(lost, columns_key("remote", "package")):
+        moments = not_null(group, "started_at")
         found.append((*key, len(group), callers(group), min(moments), max(moments)))
     return Truth(found, lambda row: descending(row[2]), 50)
 
@@ -353,10 +353,10 @@ def check(lines: list[dict[str, str]], truth: Truth) -> None:
         for line in lines
     ]
     for line, best in zip(found, expected, strict=True):
-        assert alike(truth.order(line), truth.order(best))
+        assert nearly_equal(truth.order(line), truth.order(best))
     rest = list(truth.rows)
     for line in found:
-        rest.remove(next(row for row in rest if alike(row, line)))
+        rest.remove(next(row for row in rest if nearly_equal(row, line)))
 
 
 def value(text: str, kind: type) -> Any:

@@ -26,8 +26,8 @@ from exporter.read.selection import Selection
 from exporter.read.session import open_database
 from exporter.write.database import Database
 from exporter.write.gaps import Gap
-from tests.support.accesslog import own_schema
-from tests.support.answers import is_fetch
+from tests.support.access_log import temporary_schema
+from tests.support.expected_results import is_fetch
 from tests.support.samples import make_entry
 from tests.support.terminal import on_terminal
 
@@ -81,7 +81,7 @@ ROWS = random_rows()
 
 @pytest.fixture(scope="module")
 def table(postgres: Postgres) -> Iterator[str]:
-    with own_schema(postgres) as dsn:
+    with temporary_schema(postgres) as dsn:
         database = Database(Settings().with_dsn(dsn).database)
         for start in range(0, len(ROWS), 128):
             assert database.write(ROWS[start : start + 128]) == []

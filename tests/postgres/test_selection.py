@@ -12,7 +12,7 @@ from psycopg import sql
 from exporter import Settings
 from exporter.read.selection import Selection, SelectionError, parse_duration, parse_moment
 from exporter.write.database import Database
-from tests.support.accesslog import own_schema
+from tests.support.access_log import temporary_schema
 from tests.support.samples import make_entry
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def table(postgres: Postgres) -> Iterator[str]:
-    with own_schema(postgres) as dsn:
+    with temporary_schema(postgres) as dsn:
         database = Database(Settings().with_dsn(dsn).database)
         blank: dict[str, Any] = {"started_at": at(2), "remote": None, "package": None, "purl": None}
         database.write(

@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from tests.support.answers import (
+from tests.support.expected_results import (
     HITS,
-    alike,
-    by,
+    as_float4,
     callers,
+    columns_key,
     day_of,
     failed,
-    grouped,
+    group_by,
     hour_of,
     is_fetch,
-    known,
+    nearly_equal,
+    not_null,
     percentile,
-    remote_of,
-    wide,
+    remote_or_host,
 )
-from tests.support.seeded import Plan, seeded_log
+from tests.support.seeded_log import Plan, seeded_log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.support.accesslog import AccessLog, Row
+    from tests.support.access_log import AccessLog, Row
     from tests.support.postgres import Postgres
 
 NOW = datetime(2026, 5, 31, 15, 30, tzinfo=UTC)
@@ -55,15 +55,15 @@ def ask(seeded: AccessLog) -> Iterator[Ask]:
 
 
 def total(rows: list[Row], column: str) -> int | None:
-    values = known(rows, column)
+    values = not_null(rows, column)
     return sum(values) if values else None
 
 
 def remotes(rows: list[Row]) -> Iterator[tuple[Any, ...]]:
-    for (hour, remote), group in grouped(
-        rows, lambda row: (hour_of(row["started_at"]), remote_of(row))
+    for (hour, remote), group in group_by(
+        rows, lambda row: (hour_of(row["started_at"]), remote_or_host(row))
     ):
-        durations = wide(known(group, "duration_ms"))
+        durations = as_float4(not_null(group, "duration_ms"))
         yield (
             hour,
             remote,
@@ -76,7 +76,7 @@ def remotes(rows: list[Row]) -> Iterator[tuple[Any, ...]]:
 
 def cache(rows: list[Row]) -> Iterator[tuple[Any, ...]]:
     told = (row for row in rows if row["cache_status"] is not None)
-    for (day, *key), group in grouped(told, by_day("remote", "cache_source")):
+    for (day, *key), group in group_by(told, by_day("remote", "cache_source")):
         hits = [row for row in group if row["cache_status"] in HITS]
         sizes = total(group, "response_bytes"), total(hits, "response_bytes") or 0
         yield (day, *key, len(group), len(hits), *sizes)
@@ -84,35 +84,35 @@ def cache(rows: list[Row]) -> Iterator[tuple[Any, ...]]:
 
 def unknown_hosts(rows: list[Row]) -> Iterator[tuple[Any, ...]]:
     strangers = (row for row in rows if row["remote"] is None)
-    for (day, *key), group in grouped(strangers, by_day("host", "port", "scheme")):
-        moments = known(group, "started_at")
+    for (day, *key), group in group_by(strangers, by_day("host", "port", "scheme")):
+        moments = not_null(group, "started_at")
         sent = total(group, "request_bytes")
         yield (*key, len(group), callers(group), sent, min(moments), max(moments), day)
 
 
 def not_found(rows: list[Row]) -> Iterator[tuple[Any, ...]]:
     lost = (row for row in rows if row["status_code"] in {404, 410} and row["package"] is not None)
-    for (day, *key), group in grouped(lost, by_day("remote", "package")):
-        moments = known(group, "started_at")
+    for (day, *key), group in group_by(lost, by_day("remote", "package")):
+        moments = not_null(group, "started_at")
         yield (*key, len(group), callers(group), min(moments), max(moments), day)
 
 
 def redundant(rows: list[Row]) -> Iterator[tuple[Any, ...]]:
     firsts = {
-        purl: min(known(group, "started_at"))
-        for purl, group in grouped(filter(is_fetch, rows), by("purl"))
+        purl: min(not_null(group, "started_at"))
+        for purl, group in group_by(filter(is_fetch, rows), columns_key("purl"))
     }
     whole = (row for row in rows if is_fetch(row) and row["status_code"] == 200)
-    for (day, purl), group in grouped(whole, by_day("purl")):
+    for (day, purl), group in group_by(whole, by_day("purl")):
         again = [row for row in group if row["started_at"] > firsts[purl]]
         if again:
-            clients = len(set(known(group, "client_ip")))
+            clients = len(set(not_null(group, "client_ip")))
             avoidable = total(again, "response_bytes")
-            yield (purl, min(known(group, "remote")), len(group), clients, avoidable, day)
+            yield (purl, min(not_null(group, "remote")), len(group), clients, avoidable, day)
 
 
 def by_day(*columns: str) -> Callable[[Row], Any]:
-    key = by("started_at", *columns)
+    key = columns_key("started_at", *columns)
 
     def dated(row: Row) -> tuple[Any, ...]:
         started_at, *rest = key(row)
@@ -130,7 +130,7 @@ def test_a_view_says_what_the_rows_say(
     assert len(found) == len(expected) > 5
     same = {row[:-3] if truth is remotes else row: row for row in expected}
     for row in found:
-        assert alike(row, same[row[:-3] if truth is remotes else row])
+        assert nearly_equal(row, same[row[:-3] if truth is remotes else row])
 
 
 @pytest.mark.parametrize("name", _BY_DAY)

@@ -23,7 +23,7 @@ from exporter.settings import (
 from exporter.write.database import Database
 from exporter.write.retry import retry_delays
 from exporter.write.writer import Writer
-from tests.support.accesslog import own_schema
+from tests.support.access_log import temporary_schema
 from tests.support.samples import make_exchange
 from tests.support.wait import eventually
 
@@ -310,7 +310,7 @@ def test_other_settings_take_effect_also_where_a_file_they_name_is_wrong_by_now(
     file = tmp_path / "remotes.yaml"
     file.write_text("remotes: []\n")
     batch, remotes = BatchSettings(max_seconds=0.05), RemotesSettings(file=str(file))
-    with own_schema(postgres) as elsewhere:
+    with temporary_schema(postgres) as elsewhere:
         exporter = Exporter(settings(elsewhere, batch=batch, remotes=remotes))
         eventually(lambda: exporter.log_access(make_exchange(1)))
         eventually(lambda: exporter.status()["written"] == 1)

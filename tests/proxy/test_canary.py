@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from exporter.postgres.embedded import programs
+from tests.support.access_log import SCRIPT
 from tests.support.certificates import certificate
-from tests.support.logged_proxy import SCRIPT, LoggedProxy
+from tests.support.logged_proxy import LoggedProxy, logged_proxy
 from tests.support.proxy import Mitm, free_port
-from tests.support.socketserver import SocketServer
+from tests.support.socket_server import SocketServer
 from tests.support.upstream import RawUpstream
 from tests.support.wait import eventually
 
@@ -74,7 +75,7 @@ WAYS = {
 @pytest.fixture
 def proxied(postgres: Postgres, tmp_path: Path) -> Iterator[LoggedProxy]:
     """A proxy with a login, and passwords in all of its settings."""
-    with LoggedProxy(
+    with logged_proxy(
         postgres,
         tmp_path / "proxied",
         *("--proxyauth", f"build-42:{CANARY}", "--ssl-insecure"),
@@ -142,7 +143,7 @@ def test_no_secret_is_kept_anywhere(
             with proxied.client() as client:
                 client.send(head.encode())
                 client.read_all()
-        rows = proxied.several(asked + 5, "true")
+        rows = proxied.wait_rows(asked + 5, "true")
     assert {row["proxy_user"] for row in rows} == {"build-42", None}
     assert sum("REDACTED" in (row["path"] or "") for row in rows) >= asked
     dump = subprocess.run(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from tests.support.accesslog import SCRIPT, AccessLog
-from tests.support.clients import fetch
+from tests.support.access_log import SCRIPT, AccessLog
 from tests.support.command import call, started, write
+from tests.support.http1_client import fetch
 from tests.support.proxy import free_port
 from tests.support.upstream import RawUpstream
 from tests.support.wait import eventually
@@ -105,5 +105,5 @@ def test_run_is_mitmdump_with_the_log_on(dsn: str, tmp_path: Path) -> None:
         assert fetch(("127.0.0.1", port), f"{upstream.url}/ok", "User-Agent: run")
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-    assert AccessLog(dsn).of("run")["status_code"] == 200
+    assert AccessLog(dsn).row_for_agent("run")["status_code"] == 200
     assert "1 rows written, none lost" in output.read_text()

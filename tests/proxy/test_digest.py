@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.accesslog import SCRIPT, AccessLog
-from tests.support.clients import fetch
+from tests.support.access_log import SCRIPT, AccessLog
+from tests.support.http1_client import fetch
 from tests.support.packages import FileServer, make_wheel
 from tests.support.proxy import Mitm
 
@@ -34,7 +34,7 @@ def test_whole_artifacts_have_their_digest(
     ):
         for path in (wheel.name, "page.html", "absent-1.0-py3-none-any.whl"):
             assert fetch(proxy.address, f"{origin.url}/{path}")
-        rows = AccessLog(dsn).wait(3)
+        rows = AccessLog(dsn).wait_rows(3)
     assert [(row["status_code"], row["artifact_kind"]) for row in rows] == [
         (200, "artifact"),
         (200, None),

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Literal
 import pytest
 
 from exporter.postgres.embedded import EmbeddedServer
-from tests.support.accesslog import SCRIPT, AccessLog, Row, own_schema
+from tests.support.access_log import SCRIPT, AccessLog, Row, temporary_schema
 from tests.support.certificates import certificate
-from tests.support.clients import RawClient, fetch
-from tests.support.http2client import Http2Client
+from tests.support.http1_client import RawClient, fetch
+from tests.support.http2_client import Http2Client
 from tests.support.proxy import Mitm, free_port
 from tests.support.relay import Relay
 from tests.support.upstream import RawUpstream
@@ -72,7 +72,7 @@ def world(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Itera
     names = ("regular", "reverse", "reverse-tls", "upstream", "socks5")
     ports = {name: free_port() for name in names}
     with (
-        own_schema(postgres) as dsn,
+        temporary_schema(postgres) as dsn,
         RawUpstream() as plain,
         RawUpstream(pem) as secure,
         Mitm(folder / "second", "--ignore-hosts", ".*") as second,
@@ -159,7 +159,7 @@ def test_http1_in_every_mode(world: World, mode: Mode, secure: bool) -> None:
         response = client.read_response()
     assert response
     assert (response.status, len(response.body)) == (200, 3456)
-    _check(world.log.of(agent), upstream, "HTTP/1.1", via=mode == "upstream")
+    _check(world.log.row_for_agent(agent), upstream, "HTTP/1.1", via=mode == "upstream")
 
 
 @pytest.mark.parametrize("mode", ["regular", "reverse", "upstream", "socks5"])
@@ -171,7 +171,7 @@ def test_http2_in_every_mode(world: World, mode: Mode) -> None:
         number = client.request(_target(mode, upstream, secure=True), ("user-agent", agent))
         (stream,) = client.wait(number)
     assert (stream.status, len(stream.body)) == (200, 3456)
-    _check(world.log.of(agent), upstream, "HTTP/2.0", via=mode == "upstream")
+    _check(world.log.row_for_agent(agent), upstream, "HTTP/2.0", via=mode == "upstream")
 
 
 def test_streams_side_by_side_are_rows_of_their_own(world: World) -> None:
@@ -183,7 +183,7 @@ def test_streams_side_by_side_are_rows_of_their_own(world: World) -> None:
             for size in range(1000, 1020)
         ]
         client.wait(*numbers)
-    rows = world.log.wait(20, "user_agent LIKE 'side-%%'")
+    rows = world.log.wait_rows(20, "user_agent LIKE 'side-%%'")
     assert sorted(row["response_bytes"] for row in rows) == list(range(1000, 1020))
 
 
@@ -195,7 +195,7 @@ def test_an_upload_is_counted(world: World) -> None:
         method="POST",
         body=b"x" * 70_000,
     )
-    row = world.log.of("upload")
+    row = world.log.row_for_agent("upload")
     assert (row["method"], row["request_bytes"], row["response_bytes"]) == ("POST", 70_000, 5)
 
 
@@ -203,7 +203,7 @@ def test_an_upstream_that_is_not_there_is_a_row(world: World) -> None:
     response = fetch(world.proxy.address, f"http://127.0.0.1:{free_port()}/", "User-Agent: nobody")
     assert response
     assert response.status == 502
-    row = world.log.of("nobody")
+    row = world.log.row_for_agent("nobody")
     assert (row["status_code"], row["error_type"]) == (502, "connect")
     assert (row["response_bytes"], row["server_ip"]) == (None, None)
 
@@ -211,7 +211,7 @@ def test_an_upstream_that_is_not_there_is_a_row(world: World) -> None:
 def test_a_client_that_does_not_trust_us_is_a_row(world: World) -> None:
     with world.open("regular", world.secure) as client, pytest.raises(OSError, match="CERTIFICATE"):
         client.start_tls("localhost")  # trusts nobody
-    (row,) = world.log.wait(1, "error_type = 'tls_client'")
+    (row,) = world.log.wait_rows(1, "error_type = 'tls_client'")
     assert (row["host"], row["port"]) == ("localhost", world.secure.port)
     assert row["status_code"] is None
 
@@ -239,7 +239,7 @@ def test_a_thousand_requests_over_sixteen_connections_are_a_thousand_rows(world:
 
     _in_threads(work, 16)
     assert len(got) == 1000
-    rows = world.log.wait(1000, "user_agent LIKE 'many-%%'")
+    rows = world.log.wait_rows(1000, "user_agent LIKE 'many-%%'")
     assert {row["user_agent"]: (row["status_code"], row["response_bytes"]) for row in rows} == got
     assert len(rows) == 1000
 
@@ -300,7 +300,7 @@ def test_postgres_that_comes_later_gets_what_was_asked_before(
             assert response.status == 200
             assert AccessLog(dsn).rows() == []
             relay.mend()
-            AccessLog(dsn).of("early")
+            AccessLog(dsn).row_for_agent("early")
             eventually(lambda: "PostgreSQL available again" in proxy.output())
             assert "rror" not in proxy.output()
 
@@ -318,7 +318,7 @@ def test_the_start_line_names_no_password_and_a_row_alone_is_there_within_two_se
         eventually(lambda: "artifactapi: logging to" in proxy.output())
         fetch(proxy.address, f"{world.plain.url}/ok", "User-Agent: alone")
         answered = time.monotonic()
-        AccessLog(dsn).of("alone")
+        AccessLog(dsn).row_for_agent("alone")
         assert time.monotonic() - answered < PROMISED_SECONDS + SLACK_SECONDS
     output = proxy.output()
     port = re.search(r"port=(\d+)", dsn)
@@ -326,7 +326,9 @@ def test_the_start_line_names_no_password_and_a_row_alone_is_there_within_two_se
     line = f"rows go to postgres@127.0.0.1:{port[1]}/postgres. See them with: artifactapi tail -f"
     assert output.count(line) == 1
     assert "hunter2" not in output
-    assert "unknown option artifactapi_fliter; it has no effect. The options are" in output, "a misspelt option is told"
+    assert "unknown option artifactapi_fliter; it has no effect. The options are" in output, (
+        "a misspelt option is told"
+    )
 
 
 WRONG = {
@@ -393,16 +395,16 @@ def test_two_proxies_share_the_embedded_server_and_a_kill_leaves_no_trace(
         ask(first, "first")
         ask(second, "second")
         log = AccessLog(EmbeddedServer().dsn)
-        log.wait(2)
+        log.wait_rows(2)
         assert pid_file.stat().st_mode & 0o077 == 0
         assert first.terminate() == 0
         ask(second, "still there")
-        log.of("still there")
+        log.row_for_agent("still there")
         second.kill()
         assert pid_file.exists(), "nobody was left to stop it"
         with start("3") as third:
             ask(third, "next")
-            log.of("next")
+            log.row_for_agent("next")
     assert not pid_file.exists(), "the last one stops it"
 
 

@@ -8,21 +8,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.access_log import SCRIPT, Row
 from tests.support.certificates import Kind, certificate
 from tests.support.endings import UPGRADE, gzipped
 from tests.support.fault_addon import fault_addons
-from tests.support.logged_proxy import SCRIPT, Facts, LoggedProxy, Row
+from tests.support.logged_proxy import Ending, LoggedProxy, logged_proxy
 from tests.support.proxy import free_port
-from tests.support.socketserver import SocketServer
+from tests.support.socket_server import SocketServer
 from tests.support.upstream import RawUpstream
 from tests.support.wait import eventually
-from tests.support.websocketclient import WebSocketClient
+from tests.support.websocket_client import WebSocketClient
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator
 
-    from tests.support.clients import RawClient, Response
+    from tests.support.http1_client import RawClient, Response
     from tests.support.postgres import Postgres
 
 
@@ -37,7 +38,7 @@ def proxied(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """A proxy that buffers bodies, between two addons that meddle."""
     folder = tmp_path_factory.mktemp("plain")
     (folder / "mapped.txt").write_text("from a file\n")
-    with LoggedProxy(
+    with logged_proxy(
         postgres,
         folder,
         *("--map-local", f"|/mapped|{folder / 'mapped.txt'}"),
@@ -57,7 +58,7 @@ def streaming(
     """A proxy that streams whatever is longer than 10 bytes."""
     folder = tmp_path_factory.mktemp("streaming")
     scripts = fault_addons(folder, SCRIPT)
-    with LoggedProxy(
+    with logged_proxy(
         postgres, folder, "--set", "stream_large_bodies=10", scripts=scripts
     ) as running:
         yield running
@@ -75,7 +76,7 @@ def limited(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "--set",
         "connection_strategy=lazy",
     )
-    with LoggedProxy(postgres, folder, *options) as running:
+    with logged_proxy(postgres, folder, *options) as running:
         yield running
 
 
@@ -91,11 +92,11 @@ def ask(
     proxied: LoggedProxy, url: str, *headers: str, method: str = "GET", body: bytes = b""
 ) -> tuple[Response | None, Row]:
     """Send one request on a connection of its own; what came back, and the one row of it."""
-    agent = proxied.agent()
+    agent = proxied.new_agent()
     with proxied.client() as client:
         client.request(method, url, f"User-Agent: {agent}", *headers, body=body)
         response = client.read_response(method)
-        row = proxied.of(agent)
+        row = proxied.row_for_agent(agent)
     return response, row
 
 
@@ -135,7 +136,7 @@ def test_a_response_that_ends_well(
     size: int,
 ) -> None:
     response, row = ask(either, upstream.url + path, method=method)
-    assert Facts.of(row) == (status, None, 0, size, "upstream")
+    assert Ending.from_row(row) == (status, None, 0, size, "upstream")
     assert row["error"] is None
     assert row["duration_ms"] >= row["ttfb_ms"] >= 0
     same(response, row)
@@ -146,11 +147,11 @@ def test_an_upload(either: LoggedProxy, upstream: RawUpstream, size: int) -> Non
     response, row = ask(either, f"{upstream.url}/echo", method="POST", body=b"x" * size)
     assert response
     assert int(response.body) == size
-    assert Facts.of(row) == (200, None, size, len(response.body), "upstream")
+    assert Ending.from_row(row) == (200, None, size, len(response.body), "upstream")
 
 
 def test_an_upload_in_chunks(either: LoggedProxy, upstream: RawUpstream) -> None:
-    agent = either.agent()
+    agent = either.new_agent()
     with either.client() as client:
         url = f"{upstream.url}/echo"
         client.request("POST", url, f"User-Agent: {agent}", "Transfer-Encoding: chunked")
@@ -160,16 +161,16 @@ def test_an_upload_in_chunks(either: LoggedProxy, upstream: RawUpstream) -> None
         response = client.read_response()
         assert response
         assert response.body == b"50000"
-        assert Facts.of(either.of(agent)) == (200, None, 50000, 5, "upstream")
+        assert Ending.from_row(either.row_for_agent(agent)) == (200, None, 50000, 5, "upstream")
 
 
 def test_requests_on_one_connection(proxied: LoggedProxy, upstream: RawUpstream) -> None:
-    agent = proxied.agent()
+    agent = proxied.new_agent()
     with proxied.client() as client:
         for _ in range(3):
             client.request("GET", f"{upstream.url}/ok", f"User-Agent: {agent}")
             assert client.read_response()
-        rows = proxied.several(3, "user_agent = %s", agent)
+        rows = proxied.wait_rows(3, "user_agent = %s", agent)
     assert [row["connect_ms"] is None for row in rows] == [False, True, True]
 
 
@@ -178,13 +179,13 @@ def test_requests_on_one_connection(proxied: LoggedProxy, upstream: RawUpstream)
 
 def test_upstream_refuses_the_connection(proxied: LoggedProxy) -> None:
     response, row = ask(proxied, f"http://127.0.0.1:{free_port()}/")
-    assert Facts.of(row) == (502, "connect", 0, None, None)
+    assert Ending.from_row(row) == (502, "connect", 0, None, None)
     same(response, row)
 
 
 def test_a_name_that_does_not_exist(proxied: LoggedProxy) -> None:
     response, row = ask(proxied, "http://nothing.invalid/")
-    assert Facts.of(row) == (502, "dns", 0, None, None)
+    assert Ending.from_row(row) == (502, "dns", 0, None, None)
     same(response, row)
 
 
@@ -216,19 +217,25 @@ def test_an_upstream_that_fails(
     assert row["error_type"] == error_type, row
     assert row["error"]
     if streams and size is not None:
-        assert Facts.of(row) == (200, error_type, 0, size, "upstream")
+        assert Ending.from_row(row) == (200, error_type, 0, size, "upstream")
     else:
-        assert Facts.of(row) == (502, error_type, 0, None, None)
+        assert Ending.from_row(row) == (502, error_type, 0, None, None)
 
 
 def test_trailers_that_mitmproxy_cannot_pass_on(
     proxied: LoggedProxy, upstream: RawUpstream
 ) -> None:
-    agent = proxied.agent()
+    agent = proxied.new_agent()
     with proxied.client() as client:
         client.request("GET", f"{upstream.url}/trailers", f"User-Agent: {agent}")
         eventually(lambda: "HTTP trailers are not implemented" in proxied.proxy.output())
-    assert Facts.of(proxied.of(agent)) == (None, "client_disconnected", 0, None, None)
+    assert Ending.from_row(proxied.row_for_agent(agent)) == (
+        None,
+        "client_disconnected",
+        0,
+        None,
+        None,
+    )
 
 
 @pytest.mark.parametrize("path", ["/slow-head", "/slow-body"])
@@ -238,7 +245,7 @@ def test_an_upstream_that_says_nothing_for_too_long(
     upstream.hold()
     response, row = ask(limited, upstream.url + path)
     assert response is None
-    assert Facts.of(row) == (None, "upstream_timeout", 0, None, None)
+    assert Ending.from_row(row) == (None, "upstream_timeout", 0, None, None)
     upstream.release()
 
 
@@ -252,13 +259,13 @@ def test_a_response_over_the_limit(
     response, row = ask(limited, upstream.url + path)
     same(response, row)
     expected = (200, None, 0, 5000, "upstream") if agrees else (502, "too_large", 0, None, None)
-    assert Facts.of(row) == expected
+    assert Ending.from_row(row) == expected
 
 
 def test_an_upload_over_the_limit(limited: LoggedProxy, upstream: RawUpstream) -> None:
     response, row = ask(limited, f"{upstream.url}/echo", method="POST", body=b"x" * 6000)
     same(response, row)
-    assert Facts.of(row) == (413, "too_large", None, None, None)
+    assert Ending.from_row(row) == (413, "too_large", None, None, None)
 
 
 # -- TLS to upstream ---------------------------------------------------------------------------
@@ -270,7 +277,7 @@ def secure(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("secure")
     trusted = certificate(folder)
     options = ("--set", f"ssl_verify_upstream_trusted_ca={trusted}")
-    with LoggedProxy(postgres, folder, *options, scripts=fault_addons(folder, SCRIPT)) as running:
+    with logged_proxy(postgres, folder, *options, scripts=fault_addons(folder, SCRIPT)) as running:
         yield running
 
 
@@ -284,7 +291,7 @@ def ask_inside(
     proxied: LoggedProxy, upstream: RawUpstream | Plain, path: str, *headers: str
 ) -> tuple[Response | None, Row]:
     """Send one request through a tunnel of its own."""
-    agent = proxied.agent()
+    agent = proxied.new_agent()
     with proxied.client() as client:
         opened = client.connect("localhost", upstream.port)
         assert opened
@@ -294,13 +301,13 @@ def ask_inside(
             "GET", path, f"User-Agent: {agent}", f"Host: localhost:{upstream.port}", *headers
         )
         response = client.read_response()
-        row = proxied.of(agent)
+        row = proxied.row_for_agent(agent)
     return response, row
 
 
 def test_a_request_in_a_tunnel(secure: LoggedProxy, https: RawUpstream) -> None:
     response, row = ask_inside(secure, https, "/sized?size=12345")
-    assert Facts.of(row) == (200, None, 0, 12345, "upstream")
+    assert Ending.from_row(row) == (200, None, 0, 12345, "upstream")
     assert (row["scheme"], row["host"], row["port"]) == ("https", "localhost", https.port)
     assert row["tls_version"] == "TLSv1.3"
     assert row["connect_ms"] > 0
@@ -312,7 +319,7 @@ def test_a_bad_certificate(secure: LoggedProxy, kind: Kind) -> None:
     with RawUpstream(certificate(secure.proxy.folder, kind)) as bad:
         response, row = ask_inside(secure, bad, "/ok")
     same(response, row)
-    assert Facts.of(row) == (502, "tls_upstream", 0, None, None)
+    assert Ending.from_row(row) == (502, "tls_upstream", 0, None, None)
 
 
 class Plain(SocketServer):
@@ -334,7 +341,7 @@ def test_an_upstream_that_speaks_no_tls(secure: LoggedProxy) -> None:
     with Plain() as plain:
         response, row = ask_inside(secure, plain, "/ok")
     same(response, row)
-    assert Facts.of(row) == (502, "tls_upstream", 0, None, None)
+    assert Ending.from_row(row) == (502, "tls_upstream", 0, None, None)
 
 
 # -- the client goes ---------------------------------------------------------------------------
@@ -345,13 +352,13 @@ def test_a_client_that_leaves_while_it_waits(
     either: LoggedProxy, upstream: RawUpstream, end: str
 ) -> None:
     upstream.hold()
-    agent, before = either.agent(), len(upstream.arrivals)
+    agent, before = either.new_agent(), len(upstream.requests)
     with either.client() as client:
         client.request("GET", f"{upstream.url}/slow-head", f"User-Agent: {agent}")
-        eventually(lambda: len(upstream.arrivals) > before)
+        eventually(lambda: len(upstream.requests) > before)
         getattr(client, end)()
-        row = either.of(agent)
-    assert Facts.of(row) == (None, "client_disconnected", 0, None, None)
+        row = either.row_for_agent(agent)
+    assert Ending.from_row(row) == (None, "client_disconnected", 0, None, None)
     upstream.release()
 
 
@@ -361,39 +368,45 @@ def test_a_client_that_leaves_in_a_response(
 ) -> None:
     upstream.hold()
     streams = "streaming" in str(either.proxy.folder)
-    agent, before = either.agent(), len(upstream.arrivals)
+    agent, before = either.new_agent(), len(upstream.requests)
     half = 10000 if "body" in path else 20000
     with either.client() as client:
         client.request("GET", upstream.url + path, f"User-Agent: {agent}")
-        eventually(lambda: len(upstream.arrivals) > before)
+        eventually(lambda: len(upstream.requests) > before)
         got = b""
         while streams and len(got.partition(b"\r\n\r\n")[2]) < half:
             got += client.receive()
         client.close()
-        row = either.of(agent)
+        row = either.row_for_agent(agent)
     if streams:
-        assert Facts.of(row) == (200, "client_disconnected", 0, half, "upstream")
+        assert Ending.from_row(row) == (200, "client_disconnected", 0, half, "upstream")
     else:
-        assert Facts.of(row) == (None, "client_disconnected", 0, None, None)
+        assert Ending.from_row(row) == (None, "client_disconnected", 0, None, None)
     upstream.release()
 
 
 def test_a_client_that_leaves_in_an_upload(either: LoggedProxy, upstream: RawUpstream) -> None:
     streams = "streaming" in str(either.proxy.folder)
-    agent, before = either.agent(), len(upstream.arrivals)
+    agent, before = either.new_agent(), len(upstream.requests)
     with either.client() as client:
         client.request(
             "POST", f"{upstream.url}/echo", f"User-Agent: {agent}", body=b"z" * 3000, length=9000
         )
-        eventually(lambda: not streams or len(upstream.arrivals) > before)
-        eventually(lambda: not streams or upstream.arrivals[-1].body_length == 3000)
+        eventually(lambda: not streams or len(upstream.requests) > before)
+        eventually(lambda: not streams or upstream.requests[-1].body_length == 3000)
         client.close()
-        row = either.of(agent)
-    assert Facts.of(row) == (None, "client_disconnected", 3000 if streams else None, None, None)
+        row = either.row_for_agent(agent)
+    assert Ending.from_row(row) == (
+        None,
+        "client_disconnected",
+        3000 if streams else None,
+        None,
+        None,
+    )
 
 
 def test_an_answer_before_the_upload_is_over(streaming: LoggedProxy, upstream: RawUpstream) -> None:
-    agent = streaming.agent()
+    agent = streaming.new_agent()
     with streaming.client() as client:
         url = f"{upstream.url}/early-413"
         client.request("POST", url, f"User-Agent: {agent}", body=b"z" * 3000, length=9000)
@@ -401,22 +414,22 @@ def test_an_answer_before_the_upload_is_over(streaming: LoggedProxy, upstream: R
         assert response
         assert response.status == 413
         client.close()
-        row = streaming.of(agent)
-    assert Facts.of(row)[:2] == (413, None)
-    assert Facts.of(row)[3:] == (10, "upstream")
+        row = streaming.row_for_agent(agent)
+    assert Ending.from_row(row)[:2] == (413, None)
+    assert Ending.from_row(row)[3:] == (10, "upstream")
     assert row["request_bytes"] == 3000
 
 
 def test_an_upstream_gone_in_an_upload(streaming: LoggedProxy, upstream: RawUpstream) -> None:
     upstream.release()
-    agent = streaming.agent()
+    agent = streaming.new_agent()
     with streaming.client() as client:
         url = f"{upstream.url}/reset-in-upload"
         client.request("POST", url, f"User-Agent: {agent}", body=b"z" * 3000, length=9000)
         response = client.read_response()
-        row = streaming.of(agent)
+        row = streaming.row_for_agent(agent)
     same(response, row)
-    assert Facts.of(row) == (502, "upstream_closed", 3000, None, None)
+    assert Ending.from_row(row) == (502, "upstream_closed", 3000, None, None)
 
 
 @pytest.mark.parametrize(
@@ -433,7 +446,7 @@ def test_a_request_mitmproxy_refuses(
     response, row = ask(proxied, f"{upstream.url}/echo", *lines, method="POST")
     assert response
     assert response.status == status
-    assert Facts.of(row) == (status, "protocol", None, None, None)
+    assert Ending.from_row(row) == (status, "protocol", None, None, None)
 
 
 # -- other addons ------------------------------------------------------------------------------
@@ -450,12 +463,12 @@ def test_killed_by_another_addon(
     if "streaming" in str(either.proxy.folder) and hook == "response":
         # all of it had gone out before; only the connection ends early
         assert response
-        assert Facts.of(row) == (200, "killed", 0, 2000, "upstream")
+        assert Ending.from_row(row) == (200, "killed", 0, 2000, "upstream")
     else:
         assert response is None
         assert row["request_bytes"] in (0, None)
-        assert Facts.of(row)[:2] == (None, "killed")
-        assert Facts.of(row)[3:] == (None, None)
+        assert Ending.from_row(row)[:2] == (None, "killed")
+        assert Ending.from_row(row)[3:] == (None, None)
 
 
 @pytest.mark.parametrize("who", ["X-Meddle", "X-Meddle-Late"])
@@ -465,7 +478,7 @@ def test_answered_by_another_addon(
 ) -> None:
     response, row = ask(either, f"{upstream.url}/ok", f"{who}: {hook} answer")
     same(response, row)
-    assert Facts.of(row) == (403, None, 0, 9, "addon")
+    assert Ending.from_row(row) == (403, None, 0, 9, "addon")
     assert row["server_ip"] is None
 
 
@@ -473,7 +486,7 @@ def test_answered_by_another_addon(
 def test_changed_by_another_addon(proxied: LoggedProxy, upstream: RawUpstream, who: str) -> None:
     response, row = ask(proxied, f"{upstream.url}/ok", f"{who}: response change")
     same(response, row)
-    assert Facts.of(row) == (299, None, 0, 4321, "upstream")
+    assert Ending.from_row(row) == (299, None, 0, 4321, "upstream")
 
 
 @pytest.mark.parametrize("who", ["X-Meddle", "X-Meddle-Late"])
@@ -484,13 +497,19 @@ def test_streamed_by_another_addon(
 ) -> None:
     response, row = ask(proxied, upstream.url + path, f"{who}: responseheaders {deed}")
     same(response, row)
-    assert Facts.of(row) == (200, "upstream_closed" if "cut" in path else None, 0, size, "upstream")
+    assert Ending.from_row(row) == (
+        200,
+        "upstream_closed" if "cut" in path else None,
+        0,
+        size,
+        "upstream",
+    )
 
 
 def test_modify_body(proxied: LoggedProxy, upstream: RawUpstream) -> None:
     response, row = ask(proxied, f"{upstream.url}/ok?modify-me")
     same(response, row)
-    assert Facts.of(row) == (200, None, 0, len("changed by modify_body\n"), "upstream")
+    assert Ending.from_row(row) == (200, None, 0, len("changed by modify_body\n"), "upstream")
 
 
 @pytest.mark.parametrize(
@@ -501,10 +520,10 @@ def test_modify_body(proxied: LoggedProxy, upstream: RawUpstream) -> None:
         ("http://any.invalid/blocked-444", (None, "killed", 0, None, None)),
     ],
 )
-def test_answered_by_an_option(proxied: LoggedProxy, url: str, facts: Facts) -> None:
+def test_answered_by_an_option(proxied: LoggedProxy, url: str, facts: Ending) -> None:
     response, row = ask(proxied, url)
     same(response, row)
-    assert Facts.of(row) == facts
+    assert Ending.from_row(row) == facts
 
 
 def test_the_page_of_mitmproxy(proxied: LoggedProxy) -> None:
@@ -530,8 +549,8 @@ def test_a_websocket(proxied: LoggedProxy, upstream: RawUpstream) -> None:
             assert websocket.receive() == message
         assert not proxied.rows("path = '/websocket'")
         websocket.close()
-        row = proxied.row("path = '/websocket'")
-    assert Facts.of(row) == (101, None, 5006, 5006, "upstream")
+        row = proxied.wait_row("path = '/websocket'")
+    assert Ending.from_row(row) == (101, None, 5006, 5006, "upstream")
     assert row["error"] is None
     assert row["duration_ms"] > row["ttfb_ms"]
 
@@ -542,8 +561,8 @@ def test_a_websocket_that_is_left(proxied: LoggedProxy, upstream: RawUpstream) -
         websocket.send("one")
         assert websocket.receive() == "one"
         websocket.abort()
-        row = proxied.row("path = '/websocket' AND query IS NOT NULL")
-    assert Facts.of(row) == (101, "client_disconnected", 3, 3, "upstream")
+        row = proxied.wait_row("path = '/websocket' AND query IS NOT NULL")
+    assert Ending.from_row(row) == (101, "client_disconnected", 3, 3, "upstream")
     assert "1006" in row["error"]
 
 
@@ -553,8 +572,8 @@ def test_a_websocket_that_upstream_drops(proxied: LoggedProxy, upstream: RawUpst
         websocket.send("one")
         assert websocket.receive() == "one"
         assert websocket.receive() is None
-        row = proxied.row("path = '/websocket-abrupt'")
-    assert Facts.of(row) == (101, "upstream_closed", 3, 3, "upstream")
+        row = proxied.wait_row("path = '/websocket-abrupt'")
+    assert Ending.from_row(row) == (101, "upstream_closed", 3, 3, "upstream")
     assert "1006" in row["error"]
 
 
@@ -571,8 +590,8 @@ def test_a_websocket_closed_with_a_code(
         assert websocket.receive() == "one"
         assert websocket.receive() is None
         assert websocket.close_code == code
-        row = proxied.row("path = '/websocket-bye' AND strpos(query, %s) > 0", f"n{code}=")
-    assert Facts.of(row) == (101, error_type, 3, 3, "upstream")
+        row = proxied.wait_row("path = '/websocket-bye' AND strpos(query, %s) > 0", f"n{code}=")
+    assert Ending.from_row(row) == (101, error_type, 3, 3, "upstream")
     assert (str(code) in (row["error"] or "")) == (error_type is not None)
 
 
@@ -580,12 +599,12 @@ def test_a_websocket_that_is_refused(proxied: LoggedProxy, upstream: RawUpstream
     with proxied.client() as client:
         websocket = open_websocket(upstream, "/status/418", client)
         assert websocket.rejected == 418
-        row = proxied.row("path = '/status/418'")
-    assert Facts.of(row) == (418, None, 0, 4, "upstream")
+        row = proxied.wait_row("path = '/status/418'")
+    assert Ending.from_row(row) == (418, None, 0, 4, "upstream")
 
 
 def test_another_protocol(proxied: LoggedProxy, upstream: RawUpstream) -> None:
-    agent = proxied.agent()
+    agent = proxied.new_agent()
     with proxied.client() as client:
         client.request(
             "GET",
@@ -599,7 +618,7 @@ def test_another_protocol(proxied: LoggedProxy, upstream: RawUpstream) -> None:
         assert response.status == 101
         client.send(b"echo")
         assert client.receive() == b"echo"
-    assert Facts.of(proxied.of(agent)) == (101, None, 0, None, "upstream")
+    assert Ending.from_row(proxied.row_for_agent(agent)) == (101, None, 0, None, "upstream")
 
 
 # -- CONNECT -----------------------------------------------------------------------------------
@@ -609,24 +628,24 @@ def connect(
     proxied: LoggedProxy, host: str, port: int, *headers: str
 ) -> tuple[Response | None, Row]:
     """Ask for a tunnel, and leave."""
-    agent = proxied.agent()
+    agent = proxied.new_agent()
     with proxied.client() as client:
         response = client.connect(host, port, f"User-Agent: {agent}", *headers)
-    return response, proxied.of(agent)
+    return response, proxied.row_for_agent(agent)
 
 
 def test_a_tunnel_to_nowhere(secure: LoggedProxy) -> None:
     response, row = connect(secure, "127.0.0.1", free_port())
     assert response
     assert response.status == 502
-    assert Facts.of(row)[:2] == (502, "connect")
+    assert Ending.from_row(row)[:2] == (502, "connect")
     assert (row["method"], row["path"], row["response_source"]) == ("CONNECT", None, "addon")
     same(response, row)
 
 
 def test_a_tunnel_an_addon_refuses(secure: LoggedProxy, https: RawUpstream) -> None:
     response, row = connect(secure, "localhost", https.port, "X-Meddle-Late: http_connect answer")
-    assert Facts.of(row) == (403, None, None, 9, "addon")
+    assert Ending.from_row(row) == (403, None, None, 9, "addon")
     same(response, row)
 
 
@@ -634,13 +653,13 @@ def test_a_tunnel_an_addon_refuses(secure: LoggedProxy, https: RawUpstream) -> N
 def test_a_tunnel_an_addon_kills(secure: LoggedProxy, https: RawUpstream, who: str) -> None:
     response, row = connect(secure, "localhost", https.port, f"{who}: http_connect kill")
     assert response is None
-    assert Facts.of(row) == (None, "killed", None, None, None)
+    assert Ending.from_row(row) == (None, "killed", None, None, None)
 
 
 def test_a_tunnel_nobody_uses(secure: LoggedProxy, https: RawUpstream) -> None:
     response, row = connect(secure, "localhost", https.port)
     assert response
-    assert Facts.of(row) == (200, None, None, None, "upstream")
+    assert Ending.from_row(row) == (200, None, None, None, "upstream")
     assert (row["method"], row["host"], row["port"]) == ("CONNECT", "localhost", https.port)
 
 
@@ -649,8 +668,8 @@ def test_a_client_that_does_not_trust_us(secure: LoggedProxy, https: RawUpstream
         assert client.connect("127.0.0.1", https.port)
         with pytest.raises(ssl.SSLError):
             client.start_tls("localhost")
-    row = secure.row("error_type = 'tls_client'")
-    assert Facts.of(row) == (None, "tls_client", None, None, None)
+    row = secure.wait_row("error_type = 'tls_client'")
+    assert Ending.from_row(row) == (None, "tls_client", None, None, None)
     assert (row["host"], row["port"], row["method"], row["scheme"]) == (
         "localhost",
         https.port,

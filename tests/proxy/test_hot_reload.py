@@ -10,8 +10,8 @@ import psutil
 import psycopg
 import pytest
 
-from tests.support.accesslog import SCRIPT, AccessLog, own_schema
-from tests.support.clients import RawClient, fetch
+from tests.support.access_log import SCRIPT, AccessLog, temporary_schema
+from tests.support.http1_client import RawClient, fetch
 from tests.support.mitmweb import WebInterface
 from tests.support.proxy import Mitm
 from tests.support.upstream import RawUpstream
@@ -116,11 +116,11 @@ def test_an_edit_amid_traffic_loses_no_row_and_leaves_one_writer(
         waiting = upstream.url + "/slow-head"
         with RawClient(proxy.address) as client:
             client.request("GET", waiting, "User-Agent: under way")
-            eventually(lambda: any(it.path == "/slow-head" for it in upstream.arrivals))
+            eventually(lambda: any(it.path == "/slow-head" for it in upstream.requests))
             _edit(script, proxy)
             upstream.release()
             assert client.read_response()
-        assert AccessLog(dsn).of("under way")["status_code"] == 200
+        assert AccessLog(dsn).row_for_agent("under way")["status_code"] == 200
         assert _sessions(dsn, tmp_path) == 1
         assert psutil.Process(proxy.pid).num_threads() <= threads
         assert proxy.terminate() == 0
@@ -134,16 +134,16 @@ def test_another_database_and_then_none_at_run_time(
     postgres: Postgres, dsn: str, tmp_path: Path, upstream: RawUpstream
 ) -> None:
     env = {"ARTIFACTAPI_DSN": _named(dsn, tmp_path)}
-    with own_schema(postgres) as other:
+    with temporary_schema(postgres) as other:
         with Mitm(tmp_path / "mitm", scripts=[SCRIPT], env=env, program="mitmweb") as proxy:
             page = WebInterface(proxy.web_url)
             with Traffic(proxy.address, upstream.url) as traffic:
                 traffic.more()
                 assert page.set_options(artifactapi_dsn=_named(other, tmp_path))[0] == 200
                 traffic.more()
-            AccessLog(other).wait(1)
+            AccessLog(other).wait_rows(1)
             assert fetch(proxy.address, f"{upstream.url}/ok", "User-Agent: moved")
-            AccessLog(other).of("moved")
+            AccessLog(other).row_for_agent("moved")
             assert _sessions(dsn, tmp_path) == 1, "the connection to the first is closed"
             assert page.set_options(scripts=[])[0] == 200
             eventually(lambda: "rows written, none lost" in proxy.output())

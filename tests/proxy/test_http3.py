@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.certificates import certificate
 from tests.support.http3 import ErrorCode, Http3Upstream, ask
-from tests.support.logged_proxy import Facts, LoggedProxy
+from tests.support.logged_proxy import Ending, LoggedProxy, logged_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,37 +32,39 @@ def proxied(
     """A gateway that buffers, and one that streams."""
     mode = f"reverse:http3://127.0.0.1:{upstream.port}@0"
     folder = tmp_path_factory.mktemp("http3")
-    with LoggedProxy(postgres, folder, "--mode", mode, "--ssl-insecure", *request.param) as running:
+    with logged_proxy(
+        postgres, folder, "--mode", mode, "--ssl-insecure", *request.param
+    ) as running:
         yield running
 
 
 def test_parallel_streams(proxied: LoggedProxy) -> None:
     sizes = list(range(1000, 1010))
-    agent = proxied.agent()
+    agent = proxied.new_agent()
     streams = ask(proxied.proxy.port, agent, *(f"/size/{size}" for size in sizes))
-    rows = proxied.several(10, "user_agent = %s", agent)
+    rows = proxied.wait_rows(10, "user_agent = %s", agent)
     assert sorted(len(stream.body) for stream in streams) == sizes
     assert sorted(row["response_bytes"] for row in rows) == sizes
     assert {(row["status_code"], row["http_version"]) for row in rows} == {(200, "HTTP/3")}
 
 
 def test_a_stream_that_upstream_resets(proxied: LoggedProxy) -> None:
-    agent = proxied.agent()
+    agent = proxied.new_agent()
     (stream,) = ask(proxied.proxy.port, agent, "/reset")
-    row = proxied.of(agent)
+    row = proxied.row_for_agent(agent)
     # Mitmproxy does not say which side reset a stream, and so not whether the client got its 502.
     if stream.status == 200:
-        assert Facts.of(row) == (200, "_OTHER", 0, len(stream.body), "upstream")
+        assert Ending.from_row(row) == (200, "_OTHER", 0, len(stream.body), "upstream")
     else:
         assert stream.status == 502
-        assert Facts.of(row) == (None, "_OTHER", 0, None, None)
+        assert Ending.from_row(row) == (None, "_OTHER", 0, None, None)
 
 
 @pytest.mark.parametrize("reset", [ErrorCode.H3_REQUEST_CANCELLED, None])
 def test_a_client_that_cancels_or_leaves(
     proxied: LoggedProxy, upstream: Http3Upstream, reset: int | None
 ) -> None:
-    agent, before = proxied.agent(), upstream.arrived
+    agent, before = proxied.new_agent(), upstream.arrived
     ask(
         proxied.proxy.port,
         agent,
@@ -70,5 +72,5 @@ def test_a_client_that_cancels_or_leaves(
         reset=reset,
         when=lambda: upstream.arrived == before + 2,
     )
-    rows = proxied.several(2, "user_agent = %s", agent)
-    assert {Facts.of(row) for row in rows} == {(None, "client_disconnected", 0, None, None)}
+    rows = proxied.wait_rows(2, "user_agent = %s", agent)
+    assert {Ending.from_row(row) for row in rows} == {(None, "client_disconnected", 0, None, None)}

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from tests.support.clients import RawClient
-from tests.support.logged_proxy import Facts, LoggedProxy
+from tests.support.http1_client import RawClient
+from tests.support.logged_proxy import Ending, logged_proxy
 from tests.support.proxy import Mitm
 from tests.support.upstream import RawUpstream
 
@@ -47,10 +47,10 @@ def test_a_large_download_is_not_kept(postgres: Postgres, tmp_path: Path) -> Non
     with RawUpstream() as upstream:
         with Mitm(tmp_path / "without", *STREAM) as proxy:
             without = [growth(proxy, upstream.url + path, SIZE, path) for path in paths]
-        with LoggedProxy(postgres, tmp_path / "with", *STREAM) as proxied:
+        with logged_proxy(postgres, tmp_path / "with", *STREAM) as proxied:
             with_us = [growth(proxied.proxy, upstream.url + path, SIZE, path) for path in paths]
-            rows = [proxied.of(path) for path in paths]
-            proxied.several(2, "user_agent = 'warm-up'")
+            rows = [proxied.row_for_agent(path) for path in paths]
+            proxied.wait_rows(2, "user_agent = 'warm-up'")
     for row, ours, theirs in zip(rows, with_us, without, strict=True):
-        assert Facts.of(row) == (200, None, 0, SIZE, "upstream")
+        assert Ending.from_row(row) == (200, None, 0, SIZE, "upstream")
         assert ours - theirs < ALLOWED

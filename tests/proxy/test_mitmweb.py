@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.accesslog import SCRIPT, AccessLog, own_schema
-from tests.support.clients import fetch
+from tests.support.access_log import SCRIPT, AccessLog, temporary_schema
+from tests.support.http1_client import fetch
 from tests.support.mitmweb import WebInterface
 from tests.support.proxy import Mitm
 from tests.support.upstream import RawUpstream
@@ -37,7 +37,7 @@ class Web:
 @pytest.fixture(scope="module")
 def web(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
     folder = tmp_path_factory.mktemp("mitmweb")
-    with own_schema(postgres) as dsn, RawUpstream() as upstream:
+    with temporary_schema(postgres) as dsn, RawUpstream() as upstream:
         env = {"ARTIFACTAPI_DSN": dsn, "ARTIFACTAPI_HOME": str(folder / "home")}
         with Mitm(folder, scripts=[SCRIPT], env=env, program="mitmweb") as proxy:
             yield Web(AccessLog(dsn), proxy, WebInterface(proxy.web_url), upstream)
@@ -45,7 +45,7 @@ def web(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 def test_rows_are_written(web: Web) -> None:
     web.ask("seen in mitmweb")
-    assert web.log.of("seen in mitmweb")["status_code"] == 200
+    assert web.log.row_for_agent("seen in mitmweb")["status_code"] == 200
 
 
 def test_options_are_there_with_their_help(web: Web) -> None:
@@ -62,7 +62,7 @@ def test_the_status_command_adds_up(web: Web) -> None:
         parts = ("written", "dropped", "rejected", "waiting", "spooled")
         assert status["seen"] == sum(status[part] for part in parts)
         assert status["seen"] >= number + 1
-    web.log.wait(20, "user_agent LIKE 'status-%%'")
+    web.log.wait_rows(20, "user_agent LIKE 'status-%%'")
     status = eventually(lambda: now if not (now := web.page.status())["waiting"] else {})
     assert status["written"] == len(web.log.rows())
     assert status["last_error"] is None
@@ -81,13 +81,13 @@ def test_a_wrong_option_is_refused_and_the_old_one_stays(web: Web) -> None:
     assert "'~bad('" in text
     assert web.page.options()["artifactapi_filter"]["value"] == ""
     web.ask("after the refusal")
-    web.log.of("after the refusal")
+    web.log.row_for_agent("after the refusal")
 
 
 def test_a_filter_takes_effect_at_once(web: Web) -> None:
     assert web.page.set_options(artifactapi_filter="!~u /health")[0] == 200
     assert fetch(web.proxy.address, f"{web.upstream.url}/health", "User-Agent: health")
     web.ask("no health check")
-    web.log.of("no health check")
+    web.log.row_for_agent("no health check")
     assert web.log.rows("user_agent = 'health'") == []
     assert web.page.set_options(artifactapi_filter="")[0] == 200

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 from h2.errors import ErrorCodes
 
+from tests.support.access_log import SCRIPT
 from tests.support.certificates import certificate
 from tests.support.fault_addon import fault_addons
-from tests.support.http2client import Http2Client
-from tests.support.logged_proxy import SCRIPT, Facts, LoggedProxy
+from tests.support.http2_client import Http2Client
+from tests.support.logged_proxy import Ending, LoggedProxy, logged_proxy
 from tests.support.proxy import Mitm
 from tests.support.upstream import RawUpstream
 from tests.support.wait import eventually
@@ -32,10 +33,10 @@ def rigs(
     """A proxy that buffers and one that streams."""
     plain, streams = tmp_path_factory.mktemp("plain"), tmp_path_factory.mktemp("streaming")
     with (
-        LoggedProxy(
+        logged_proxy(
             postgres, plain, "--ssl-insecure", *LAZY, scripts=fault_addons(plain, SCRIPT)
         ) as one,
-        LoggedProxy(
+        logged_proxy(
             postgres,
             streams,
             *LAZY,
@@ -89,15 +90,15 @@ def through(proxied: LoggedProxy, upstream: tuple[str, int]) -> Http2Client:
 
 
 def test_parallel_streams(proxied: LoggedProxy, upstream: tuple[str, int]) -> None:
-    agent = ("user-agent", proxied.agent())
+    agent = ("user-agent", proxied.new_agent())
     with through(proxied, upstream) as client:
         numbers = [client.request(f"/chunked?size={size}", agent) for size in range(900, 1000, 10)]
         numbers += [client.request(f"/sized?size={size}", agent) for size in range(800, 900, 10)]
         streams = client.wait(*numbers)
-        rows = proxied.several(20, "user_agent = %s", agent[1])
+        rows = proxied.wait_rows(20, "user_agent = %s", agent[1])
     assert all(stream.ended and stream.status == 200 for stream in streams)
     assert sorted(row["response_bytes"] for row in rows) == list(range(800, 1000, 10))
-    assert {Facts.of(row)[:3] for row in rows} == {(200, None, 0)}
+    assert {Ending.from_row(row)[:3] for row in rows} == {(200, None, 0)}
     assert {row["http_version"] for row in rows} == {"HTTP/2.0"}
     assert len({row["client_port"] for row in rows}) == 1
 
@@ -108,13 +109,13 @@ def test_an_upload(
 ) -> None:
     if not length and upstream != http2:
         pytest.skip("mitmproxy cannot tell an HTTP/1 upstream the end of such a body")
-    agent = ("user-agent", proxied.agent())
+    agent = ("user-agent", proxied.new_agent())
     with through(proxied, upstream) as client:
         extra = (("content-length", "50000"),) if length else ()
         number = client.request("/echo", agent, *extra, method="POST", end=False)
         client.send_body(number, b"x" * 50000)
         (stream,) = client.wait(number)
-        row = proxied.of(agent[1])
+        row = proxied.row_for_agent(agent[1])
     assert stream.status == row["status_code"]
     assert row["request_bytes"] == 50000
     assert row["response_bytes"] == len(stream.body)
@@ -125,35 +126,35 @@ def test_a_stream_the_client_resets(
     proxied: LoggedProxy, http1: RawUpstream, upstream: tuple[str, int], code: ErrorCodes
 ) -> None:
     http1.hold()
-    agent, before = proxied.agent(), len(http1.arrivals)
+    agent, before = proxied.new_agent(), len(http1.requests)
     with through(proxied, upstream) as client:
         number = client.request("/slow-head", ("user-agent", agent))
-        eventually(lambda: len(http1.arrivals) > before)
+        eventually(lambda: len(http1.requests) > before)
         client.reset(number, code)
-        row = proxied.of(agent)
+        row = proxied.row_for_agent(agent)
         other = client.request("/ok", ("user-agent", "after " + agent))
         client.wait(other)
-        assert proxied.of("after " + agent)["status_code"] == 200
+        assert proxied.row_for_agent("after " + agent)["status_code"] == 200
     http1.release()
     # With HTTP/2 on both sides mitmproxy does not say which of them reset a stream.
     known = upstream == http1.address or code is ErrorCodes.CANCEL
-    assert Facts.of(row)[0] is None
+    assert Ending.from_row(row)[0] is None
     assert row["error_type"] == ("client_disconnected" if known else "_OTHER")
     assert row["error"].startswith("stream reset by ")
 
 
 @pytest.mark.parametrize("goaway", [True, False])
 def test_a_client_that_leaves(proxied: LoggedProxy, tmp_path: Path, goaway: bool) -> None:
-    agent = proxied.agent()
+    agent = proxied.new_agent()
     with RawUpstream(certificate(tmp_path)) as upstream:
         with through(proxied, upstream.address) as client:
             for _ in range(3):
                 client.request("/slow-head", ("user-agent", agent))
-            eventually(lambda: len(upstream.arrivals) == 3)
+            eventually(lambda: len(upstream.requests) == 3)
             if goaway:
                 client.goaway()
-        rows = proxied.several(3, "user_agent = %s", agent)
-    assert {Facts.of(row) for row in rows} == {(None, "client_disconnected", 0, None, None)}
+        rows = proxied.wait_rows(3, "user_agent = %s", agent)
+    assert {Ending.from_row(row) for row in rows} == {(None, "client_disconnected", 0, None, None)}
 
 
 @pytest.mark.parametrize(
@@ -162,21 +163,27 @@ def test_a_client_that_leaves(proxied: LoggedProxy, tmp_path: Path, goaway: bool
 def test_an_upstream_that_fails(
     proxied: LoggedProxy, http1: RawUpstream, upstream: tuple[str, int], path: str, size: int | None
 ) -> None:
-    agent = proxied.agent()
+    agent = proxied.new_agent()
     with through(proxied, upstream) as client:
         (stream,) = client.wait(client.request(path, ("user-agent", agent)))
-        row = proxied.of(agent)
+        row = proxied.row_for_agent(agent)
     if path == "/close-before-head" and upstream != http1.address:
-        assert Facts.of(row) == (502, None, 0, len(stream.body), "upstream")  # the gateway's own
+        assert Ending.from_row(row) == (
+            502,
+            None,
+            0,
+            len(stream.body),
+            "upstream",
+        )  # the gateway's own
         return
     assert row["error"]
     if stream.status == 200:
         assert stream.reset is not None
         assert size == len(stream.body)
-        assert Facts.of(row)[2:] == (0, size, "upstream")
+        assert Ending.from_row(row)[2:] == (0, size, "upstream")
     else:
         assert stream.status == 502
-        assert Facts.of(row)[2:] == (0, None, None)
+        assert Ending.from_row(row)[2:] == (0, None, None)
     # With HTTP/2 on both sides mitmproxy does not say which of them reset a stream.
     if "stream reset by" in row["error"]:
         assert row["error_type"] == "_OTHER"
@@ -191,10 +198,10 @@ def test_killed_by_another_addon(
     rigs: dict[str, LoggedProxy], http1: RawUpstream, hook: str
 ) -> None:
     proxied = rigs["plain"]
-    agent = proxied.agent()
+    agent = proxied.new_agent()
     with through(proxied, http1.address) as client:
         number = client.request("/ok", ("user-agent", agent), ("x-meddle-late", f"{hook} kill"))
         (stream,) = client.wait(number)
-        row = proxied.of(agent)
+        row = proxied.row_for_agent(agent)
     assert stream.status is None
-    assert Facts.of(row)[:2] == (None, "killed")
+    assert Ending.from_row(row)[:2] == (None, "killed")

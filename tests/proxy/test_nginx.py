@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Self, override
 import psycopg
 import pytest
 
-from tests.support.accesslog import SCRIPT, AccessLog, Row, own_schema
-from tests.support.clients import RawClient, fetch
+from tests.support.access_log import SCRIPT, AccessLog, Row, temporary_schema
+from tests.support.http1_client import RawClient, fetch
 from tests.support.proxy import Mitm, free_port
 from tests.support.wait import eventually
 
@@ -149,7 +149,7 @@ class World:
 
     def rows(self) -> dict[str, Row]:
         """The rows of all that was asked, by user agent, once they are there."""
-        rows = {row["user_agent"]: row for row in self.log.wait(len(self.words))}
+        rows = {row["user_agent"]: row for row in self.log.wait_rows(len(self.words))}
         assert rows.keys() == self.words.keys()
         return rows
 
@@ -163,7 +163,7 @@ def world(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Itera
     settings, port = folder / "settings.yaml", free_port()
     settings.write_text("batch: {max_seconds: 0.1}\n")
     with (
-        own_schema(postgres) as dsn,
+        temporary_schema(postgres) as dsn,
         Origin() as origin,
         Mitm(
             folder / "mitm",

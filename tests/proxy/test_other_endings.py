@@ -13,9 +13,10 @@ from mitmproxy.connection import ConnectionState
 from mitmproxy.io import FlowWriter
 from mitmproxy.test import tflow
 
+from tests.support.access_log import SCRIPT, Row
 from tests.support.certificates import certificate
-from tests.support.clients import RawClient, Response
-from tests.support.logged_proxy import SCRIPT, Facts, LoggedProxy, Row
+from tests.support.http1_client import RawClient, Response
+from tests.support.logged_proxy import Ending, LoggedProxy, logged_proxy
 from tests.support.proxy import Mitm
 from tests.support.upstream import RawUpstream
 from tests.support.wait import eventually
@@ -34,11 +35,11 @@ def upstream() -> Iterator[RawUpstream]:
 
 
 def ask(proxied: LoggedProxy, url: str, *headers: str) -> tuple[Response | None, Row]:
-    agent = proxied.agent()
+    agent = proxied.new_agent()
     with proxied.client() as client:
         client.request("GET", url, f"User-Agent: {agent}", *headers)
         response = client.read_response()
-    return response, proxied.of(agent)
+    return response, proxied.row_for_agent(agent)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def guarded(
     postgres: Postgres, recording: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LoggedProxy]:
     """A proxy that asks for a login, answers from a recording, and logs no health checks."""
-    with LoggedProxy(
+    with logged_proxy(
         postgres,
         tmp_path_factory.mktemp("guarded"),
         *("--proxyauth", "build-42:s3cret"),
@@ -79,33 +80,33 @@ LOGIN = "Proxy-Authorization: Basic " + base64.b64encode(b"build-42:s3cret").dec
 def test_no_login(guarded: LoggedProxy, upstream: RawUpstream) -> None:
     response, row = ask(guarded, f"{upstream.url}/status/201")
     assert response
-    assert Facts.of(row) == (407, "proxy_auth", 0, len(response.body), "addon")
+    assert Ending.from_row(row) == (407, "proxy_auth", 0, len(response.body), "addon")
     assert row["proxy_user"] is None
 
 
 def test_no_login_for_a_tunnel(guarded: LoggedProxy) -> None:
-    agent = guarded.agent()
+    agent = guarded.new_agent()
     with guarded.client() as client:
         response = client.connect("localhost", 443, f"User-Agent: {agent}")
-    row = guarded.of(agent)
+    row = guarded.row_for_agent(agent)
     assert response
-    assert Facts.of(row) == (407, "proxy_auth", None, len(response.body), "addon")
+    assert Ending.from_row(row) == (407, "proxy_auth", None, len(response.body), "addon")
     assert (row["method"], row["host"], row["port"]) == ("CONNECT", "localhost", 443)
 
 
 def test_a_login(guarded: LoggedProxy, upstream: RawUpstream) -> None:
     _, row = ask(guarded, f"{upstream.url}/status/201", LOGIN)
-    assert Facts.of(row) == (201, None, 0, 4, "upstream")
+    assert Ending.from_row(row) == (201, None, 0, 4, "upstream")
     assert row["proxy_user"] == "build-42"
 
 
 def test_an_answer_from_a_recording(guarded: LoggedProxy, upstream: RawUpstream) -> None:
-    before = len(upstream.arrivals)
+    before = len(upstream.requests)
     response, row = ask(guarded, f"{upstream.url}/ok", LOGIN)
     assert response
-    assert Facts.of(row) == (200, None, 0, 3, "replay")
+    assert Ending.from_row(row) == (200, None, 0, 3, "replay")
     assert row["server_ip"] is None
-    assert len(upstream.arrivals) == before
+    assert len(upstream.requests) == before
 
 
 def test_the_filter(guarded: LoggedProxy, upstream: RawUpstream) -> None:
@@ -159,7 +160,7 @@ class Web:
 @pytest.fixture(scope="module")
 def web(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoggedProxy]:
     """A mitmweb that holds some requests and some responses."""
-    with LoggedProxy(
+    with logged_proxy(
         postgres,
         tmp_path_factory.mktemp("web"),
         *("--set", "intercept=~u hold-request & ~q | ~u hold-response & ~s"),
@@ -170,7 +171,7 @@ def web(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.mark.parametrize("what", ["request", "response"])
 def test_killed_by_a_user(web: LoggedProxy, upstream: RawUpstream, what: str) -> None:
-    agent = web.agent()
+    agent = web.new_agent()
     page = Web(web.proxy.web_url)
     with web.client() as client:
         client.request("GET", f"{upstream.url}/ok?hold-{what}=", f"User-Agent: {agent}")
@@ -178,11 +179,11 @@ def test_killed_by_a_user(web: LoggedProxy, upstream: RawUpstream, what: str) ->
         page.ask(f"/flows/{held}/kill", {})
         assert not web.rows("user_agent = %s", agent)
     # mitmproxy leaves the client of a killed flow waiting, until it goes away by itself
-    assert Facts.of(web.of(agent)) == (None, "killed", 0, None, None)
+    assert Ending.from_row(web.row_for_agent(agent)) == (None, "killed", 0, None, None)
 
 
 def test_changed_by_a_user(web: LoggedProxy, upstream: RawUpstream) -> None:
-    agent = web.agent()
+    agent = web.new_agent()
     page = Web(web.proxy.web_url)
     with web.client() as client:
         client.request("GET", f"{upstream.url}/ok?hold-response=", f"User-Agent: {agent}")
@@ -193,19 +194,19 @@ def test_changed_by_a_user(web: LoggedProxy, upstream: RawUpstream) -> None:
         )
         page.ask(f"/flows/{held}/resume", {})
         response = client.read_response()
-        row = web.of(agent)
+        row = web.row_for_agent(agent)
     assert response
     assert response.status == 299
-    assert Facts.of(row) == (299, None, 0, 3, "upstream")
+    assert Ending.from_row(row) == (299, None, 0, 3, "upstream")
 
 
 def test_replayed_by_a_user(web: LoggedProxy, upstream: RawUpstream) -> None:
     _, first = ask(web, f"{upstream.url}/status/209")
     page = Web(web.proxy.web_url)
     page.ask(f"/flows/{first['flow_id']}/replay", {})
-    rows = web.several(2, "flow_id = %s", first["flow_id"])
+    rows = web.wait_rows(2, "flow_id = %s", first["flow_id"])
     assert rows[0]["started_at"] == first["started_at"] < rows[1]["started_at"]
-    assert Facts.of(rows[1]) == Facts.of(first) == (209, None, 0, 4, "upstream")
+    assert Ending.from_row(rows[1]) == Ending.from_row(first) == (209, None, 0, 4, "upstream")
 
 
 def test_replayed_after_upstream_is_gone(web: LoggedProxy) -> None:
@@ -213,7 +214,7 @@ def test_replayed_after_upstream_is_gone(web: LoggedProxy) -> None:
         _, first = ask(web, f"{own.url}/status/208")
     page = Web(web.proxy.web_url)
     page.ask(f"/flows/{first['flow_id']}/replay", {})
-    _, again = web.several(2, "flow_id = %s", first["flow_id"])
+    _, again = web.wait_rows(2, "flow_id = %s", first["flow_id"])
     assert again["error_type"] == "connect"
     assert again["server_ip"] is None
     assert again["connect_ms"] is None
@@ -223,10 +224,10 @@ def test_replayed_after_upstream_is_gone(web: LoggedProxy) -> None:
 
 
 def test_replayed_from_a_file(postgres: Postgres, recording: Path, tmp_path: Path) -> None:
-    with LoggedProxy(postgres, tmp_path, "-n", "-C", str(recording), listens=False) as proxied:
+    with logged_proxy(postgres, tmp_path, "-n", "-C", str(recording), listens=False) as proxied:
         proxied.proxy.wait()
-        rows = proxied.several(4, "user_agent = 'recorded'")
-    assert [Facts.of(row) for row in rows] == [
+        rows = proxied.wait_rows(4, "user_agent = 'recorded'")
+    assert [Ending.from_row(row) for row in rows] == [
         (200, None, 0, 3, "upstream"),
         (None, "upstream_closed", 0, None, None),
         (None, "upstream_closed", 0, None, None),
@@ -240,7 +241,7 @@ def test_a_stop_with_flows_under_way(postgres: Postgres, tmp_path: Path) -> None
     with (
         RawUpstream() as upstream,
         RawUpstream(secure) as https,
-        LoggedProxy(postgres, tmp_path / "proxied", *options) as proxied,
+        logged_proxy(postgres, tmp_path / "proxied", *options) as proxied,
         proxied.client() as waiting,
         proxied.client() as streaming,
         proxied.client() as tunnel,
@@ -250,19 +251,19 @@ def test_a_stop_with_flows_under_way(postgres: Postgres, tmp_path: Path) -> None
         streaming.request("GET", f"{upstream.url}/slow-body")
         uploading.request("POST", f"{upstream.url}/echo", body=b"x" * 500, length=1000)
         assert tunnel.connect("localhost", https.port)
-        eventually(lambda: len(upstream.arrivals) == 3)
+        eventually(lambda: len(upstream.requests) == 3)
         eventually(
             lambda: (
-                upstream.arrivals[2].body_length == 500
-                or upstream.arrivals[1].body_length == 500
-                or upstream.arrivals[0].body_length == 500
+                upstream.requests[2].body_length == 500
+                or upstream.requests[1].body_length == 500
+                or upstream.requests[0].body_length == 500
             )
         )
         got = b""
         while len(got.partition(b"\r\n\r\n")[2]) < 500:
             got += streaming.receive()
         proxied.proxy.terminate()
-        rows = {row["path"]: Facts.of(row) for row in proxied.several(4, "true")}
+        rows = {row["path"]: Ending.from_row(row) for row in proxied.wait_rows(4, "true")}
     assert rows == {
         "/slow-head": (None, "shutdown", 0, None, None),
         "/slow-body": (200, "shutdown", 0, 500, "upstream"),
@@ -279,24 +280,22 @@ QUIET = ("--set", "flow_detail=0")
 
 def load(postgres: Postgres, folder: Path, *files: Path, config: str = "") -> tuple[list[Row], str]:
     """What is in the log after each of these files was read by a proxy of its own."""
-    proxied = LoggedProxy(
-        postgres, folder, *("-n", "-r", str(files[0]), *QUIET), listens=False, config=config
-    )
-    with proxied:
+    first = ("-n", "-r", str(files[0]), *QUIET)
+    with logged_proxy(postgres, folder, *first, listens=False, config=config) as proxied:
         proxied.proxy.wait()
         for file in files[1:]:
             arguments = ["-n", "-r", str(file), "--set", f"artifactapi_dsn={proxied.dsn}"]
             with Mitm(folder, *arguments, scripts=[SCRIPT], listens=False) as again:
                 assert again.wait() == 0
         rows = proxied.rows()
-        proxied.several(len(rows), "true")
+        proxied.wait_rows(len(rows), "true")
         return rows, proxied.proxy.output()
 
 
 def test_an_import(postgres: Postgres, recording: Path, tmp_path: Path) -> None:
     rows, output = load(postgres, tmp_path, recording, recording)
     assert [row["path"] for row in rows] == ["/ok", "/cut-sized", "/close-before-head", "/gzip"]
-    assert [Facts.of(row)[:2] for row in rows] == [
+    assert [Ending.from_row(row)[:2] for row in rows] == [
         (200, None),
         (None, "upstream_closed"),
         (None, "upstream_closed"),

@@ -230,7 +230,7 @@ class ChaosEnvironment:
             *("--set", "flow_detail=0"),
             scripts=[
                 self._product / "addon" / "artifactapi.py",
-                _ROOT / "tests" / "support" / "statusfile.py",
+                _ROOT / "tests" / "support" / "status_file.py",
             ],
             env={
                 "ARTIFACTAPI_HOME": str(self._home),

@@ -19,9 +19,9 @@ from wsproto.events import (
     TextMessage,
 )
 
-from .wire import Wire, body, head
+from .server_connection import ServerConnection, body, head
 
-type Ending = Callable[[Wire], Awaitable[None]]
+type Ending = Callable[[ServerConnection], Awaitable[None]]
 
 ENDINGS: dict[str, Ending] = {}
 BEFORE_BODY = ("/early-413", "/reset-in-upload")  # these do not wait for the request's body
@@ -49,12 +49,12 @@ def _on(path: str) -> Callable[[Ending], Ending]:
     return remember
 
 
-async def not_found(wire: Wire) -> None:
+async def not_found(wire: ServerConnection) -> None:
     """Answer 404."""
     await wire.respond(404, b"no such ending\n")
 
 
-async def any_status(wire: Wire) -> None:
+async def any_status(wire: ServerConnection) -> None:
     """Answer /status/NNN with that status; bodyless where HTTP says so."""
     status = int(wire.arrival.path.removeprefix("/status/"))
     if status in (204, 304):
@@ -67,54 +67,54 @@ async def any_status(wire: Wire) -> None:
 
 
 @_on("/ok")
-async def _ok(wire: Wire) -> None:
+async def _ok(wire: ServerConnection) -> None:
     await wire.respond(200, b"ok\n", "Content-Type: text/plain")
 
 
 @_on("/echo")
-async def _echo(wire: Wire) -> None:
+async def _echo(wire: ServerConnection) -> None:
     await wire.respond(200, str(wire.arrival.body_length).encode())
 
 
 @_on("/head")
-async def _head(wire: Wire) -> None:
+async def _head(wire: ServerConnection) -> None:
     await wire.respond(200, body(5000))
 
 
 @_on("/sized")
-async def _sized(wire: Wire) -> None:
+async def _sized(wire: ServerConnection) -> None:
     await wire.send(head(200, f"Content-Length: {wire.size}"))
     await wire.send_body(wire.size)
 
 
 @_on("/204")
-async def _no_content(wire: Wire) -> None:
+async def _no_content(wire: ServerConnection) -> None:
     await wire.send(head(204))
 
 
 @_on("/304")
-async def _not_modified(wire: Wire) -> None:
+async def _not_modified(wire: ServerConnection) -> None:
     await wire.send(head(304, 'ETag: "same"', "Content-Length: 5000"))
 
 
 @_on("/redirect")
-async def _redirect(wire: Wire) -> None:
+async def _redirect(wire: ServerConnection) -> None:
     await wire.respond(302, b"over there\n", "Location: /ok?from=redirect")
 
 
 @_on("/gzip")
-async def _gzip(wire: Wire) -> None:
+async def _gzip(wire: ServerConnection) -> None:
     await wire.respond(200, gzipped(wire.size), "Content-Encoding: gzip")
 
 
-async def _send_chunks(wire: Wire, size: int, step: int = 16384) -> None:
+async def _send_chunks(wire: ServerConnection, size: int, step: int = 16384) -> None:
     for start in range(0, size, step):
         data = body(min(step, size - start), start)
         await wire.send(f"{len(data):x}\r\n".encode() + data + b"\r\n")
 
 
 @_on("/chunked")
-async def _chunked(wire: Wire) -> None:
+async def _chunked(wire: ServerConnection) -> None:
     await wire.send(head(200, "Transfer-Encoding: chunked"))
     if wire.arrival.method != "HEAD":
         await _send_chunks(wire, wire.size)
@@ -122,7 +122,7 @@ async def _chunked(wire: Wire) -> None:
 
 
 @_on("/trailers")
-async def _trailers(wire: Wire) -> None:
+async def _trailers(wire: ServerConnection) -> None:
     await wire.send(head(200, "Transfer-Encoding: chunked", "Trailer: X-Last"))
     if wire.arrival.method != "HEAD":
         await _send_chunks(wire, wire.size)
@@ -130,19 +130,19 @@ async def _trailers(wire: Wire) -> None:
 
 
 @_on("/until-eof")
-async def _until_eof(wire: Wire) -> None:
+async def _until_eof(wire: ServerConnection) -> None:
     await wire.send(head(200, "Connection: close"))
     await wire.send_body(wire.size)
     wire.close()
 
 
 @_on("/many-headers")
-async def _many_headers(wire: Wire) -> None:
+async def _many_headers(wire: ServerConnection) -> None:
     await wire.respond(200, b"ok\n", *(f"X-{number}: {number}" for number in range(wire.size)))
 
 
 @_on("/1xx-then-200")
-async def _interim(wire: Wire) -> None:
+async def _interim(wire: ServerConnection) -> None:
     await wire.send(head(103, "Link: </style.css>; rel=preload"))
     await _ok(wire)
 
@@ -151,13 +151,13 @@ async def _interim(wire: Wire) -> None:
 
 
 @_on("/slow-head")
-async def _slow_head(wire: Wire) -> None:
+async def _slow_head(wire: ServerConnection) -> None:
     await wire.gate.wait()
     await _ok(wire)
 
 
 @_on("/slow-body")
-async def _slow_body(wire: Wire) -> None:
+async def _slow_body(wire: ServerConnection) -> None:
     half = wire.size // 2
     await wire.send(head(200, f"Content-Length: {wire.size}"))
     await wire.send_body(half)
@@ -166,7 +166,7 @@ async def _slow_body(wire: Wire) -> None:
 
 
 @_on("/slow-chunked")
-async def _slow_chunked(wire: Wire) -> None:
+async def _slow_chunked(wire: ServerConnection) -> None:
     await wire.send(head(200, "Transfer-Encoding: chunked"))
     await _send_chunks(wire, wire.size)
     await wire.gate.wait()
@@ -177,29 +177,29 @@ async def _slow_chunked(wire: Wire) -> None:
 
 
 @_on("/close-before-head")
-async def _close_before_head(wire: Wire) -> None:
+async def _close_before_head(wire: ServerConnection) -> None:
     wire.close()
 
 
 @_on("/reset-before-head")
-async def _reset_before_head(wire: Wire) -> None:
+async def _reset_before_head(wire: ServerConnection) -> None:
     wire.reset()
 
 
 @_on("/close-in-head")
-async def _close_in_head(wire: Wire) -> None:
+async def _close_in_head(wire: ServerConnection) -> None:
     await wire.send(head(200, "Content-Length: 1000")[:-10])
     wire.close()
 
 
 @_on("/close-after-head")
-async def _close_after_head(wire: Wire) -> None:
+async def _close_after_head(wire: ServerConnection) -> None:
     await wire.send(head(200, f"Content-Length: {wire.size}"))
     wire.close()
 
 
 @_on("/cut-sized")
-async def _cut_sized(wire: Wire) -> None:
+async def _cut_sized(wire: ServerConnection) -> None:
     """Send `sent` bytes, 100 if it is not said, of the `size` that were promised."""
     await wire.send(head(200, f"Content-Length: {wire.size}"))
     await wire.send_body(int(wire.arrival.query.get("sent", "100")))
@@ -207,7 +207,7 @@ async def _cut_sized(wire: Wire) -> None:
 
 
 @_on("/cut-chunked")
-async def _cut_chunked(wire: Wire) -> None:
+async def _cut_chunked(wire: ServerConnection) -> None:
     """Send a whole chunk of `size` bytes and half of another."""
     await wire.send(head(200, "Transfer-Encoding: chunked"))
     await _send_chunks(wire, wire.size)
@@ -216,7 +216,7 @@ async def _cut_chunked(wire: Wire) -> None:
 
 
 @_on("/reset-in-body")
-async def _reset_in_body(wire: Wire) -> None:
+async def _reset_in_body(wire: ServerConnection) -> None:
     """Send half the body, wait, and drop the connection with a RST."""
     await wire.send(head(200, f"Content-Length: {wire.size}"))
     await wire.send_body(wire.size // 2)
@@ -228,25 +228,25 @@ async def _reset_in_body(wire: Wire) -> None:
 
 
 @_on("/garbage")
-async def _garbage(wire: Wire) -> None:
+async def _garbage(wire: ServerConnection) -> None:
     await wire.send(b"\x16\x03\x00 this is not HTTP at all\r\n\r\n")
     wire.close()
 
 
 @_on("/bad-chunk")
-async def _bad_chunk(wire: Wire) -> None:
+async def _bad_chunk(wire: ServerConnection) -> None:
     await wire.send(head(200, "Transfer-Encoding: chunked") + b"zz\r\nnot a length\r\n0\r\n\r\n")
     wire.close()
 
 
 @_on("/cl-and-te")
-async def _length_and_chunks(wire: Wire) -> None:
+async def _length_and_chunks(wire: ServerConnection) -> None:
     await wire.send(head(200, "Content-Length: 5", "Transfer-Encoding: chunked"))
     await wire.send(b"5\r\nhello\r\n0\r\n\r\n")
 
 
 @_on("/two-lengths")
-async def _two_lengths(wire: Wire) -> None:
+async def _two_lengths(wire: ServerConnection) -> None:
     await wire.send(head(200, "Content-Length: 5", "Content-Length: 7") + b"hello!!")
 
 
@@ -254,14 +254,14 @@ async def _two_lengths(wire: Wire) -> None:
 
 
 @_on("/early-413")
-async def _too_large(wire: Wire) -> None:
+async def _too_large(wire: ServerConnection) -> None:
     await wire.respond(413, b"too large\n", "Connection: close")
     await wire.read_body()  # closing now would be a RST, which can overtake the answer
     wire.close()
 
 
 @_on("/reset-in-upload")
-async def _reset_in_upload(wire: Wire) -> None:
+async def _reset_in_upload(wire: ServerConnection) -> None:
     await wire.gate.wait()
     wire.reset()
 
@@ -270,7 +270,7 @@ async def _reset_in_upload(wire: Wire) -> None:
 
 
 @_on("/upgrade")
-async def _upgrade(wire: Wire) -> None:
+async def _upgrade(wire: ServerConnection) -> None:
     await wire.send(head(101, "Connection: Upgrade", f"Upgrade: {UPGRADE}"))
     while data := await wire.reader.read(65536):
         await wire.send(data)
@@ -278,20 +278,20 @@ async def _upgrade(wire: Wire) -> None:
 
 
 @_on("/websocket")
-async def _websocket(wire: Wire) -> None:
+async def _websocket(wire: ServerConnection) -> None:
     """Echo every message until the client closes."""
     await _Echo(wire).run()
 
 
 @_on("/websocket-abrupt")
-async def _websocket_abrupt(wire: Wire) -> None:
+async def _websocket_abrupt(wire: ServerConnection) -> None:
     """Echo one message, then drop the connection without a close frame."""
     if await _Echo(wire).run(messages=1):
         wire.reset()
 
 
 @_on("/websocket-bye")
-async def _websocket_bye(wire: Wire) -> None:
+async def _websocket_bye(wire: ServerConnection) -> None:
     """Echo one message, then close with the `code` of the query, 1000 if it is not said."""
     echo = _Echo(wire)
     if await echo.run(messages=1):
@@ -303,7 +303,7 @@ async def _websocket_bye(wire: Wire) -> None:
 class _Echo:
     """The server's end of a websocket."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: ServerConnection) -> None:
         self._wire = wire
         self._state = WSConnection(ConnectionType.SERVER)
         self._state.receive_data(wire.arrival.raw_head)

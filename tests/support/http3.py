@@ -17,10 +17,10 @@ from aioquic.quic.events import ConnectionTerminated, QuicEvent, StreamReset
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import load_pem_x509_certificate
 
-from .http2client import Stream
-from .loopthread import LoopThread
+from .http2_client import Stream
+from .loop_thread import LoopThread
+from .server_connection import body
 from .wait import eventually
-from .wire import body
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -11,8 +11,8 @@ from fcntl import ioctl
 from pathlib import Path
 from typing import Literal
 
-from .postgreswire import Handshake, Splitter
-from .socketserver import SocketServer, reset
+from .postgres_protocol import Handshake, Splitter
+from .socket_server import SocketServer, reset
 
 type Direction = Literal["to_server", "to_client"]
 type Target = tuple[str, int] | Path

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from tests.support.answering import Answering
+from tests.support.fixed_response import FixedResponseProtocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -137,7 +137,7 @@ class _Clients:
 
 async def _main(file: Path, rate: float, connections: int) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Answering(_ANSWER), "127.0.0.1", 0)
+    server = await loop.create_server(lambda: FixedResponseProtocol(_ANSWER), "127.0.0.1", 0)
     with file.open("w", encoding="utf-8") as notes:
 
         def note(request: Request) -> None:

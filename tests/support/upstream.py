@@ -6,8 +6,8 @@ import ssl
 from pathlib import Path
 
 from .endings import BEFORE_BODY, find
-from .socketserver import SocketServer
-from .wire import HEAD_LIMIT, Arrival, Wire
+from .server_connection import HEAD_LIMIT, ReceivedRequest, ServerConnection
+from .socket_server import SocketServer
 
 _PATIENCE = 5.0  # seconds for the beginning and the end of TLS
 
@@ -20,12 +20,12 @@ class RawUpstream(SocketServer):
         host: The address to listen on.
 
     Attributes:
-        arrivals: The requests that reached it, in order of their heads.
+        requests: The requests that reached it, in order of their heads.
     """
 
     def __init__(self, certificate: Path | None = None, host: str = "127.0.0.1") -> None:
         super().__init__(host)
-        self.arrivals: list[Arrival] = []
+        self.requests: list[ReceivedRequest] = []
         self._tls: ssl.SSLContext | None = None
         if certificate:
             self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -73,7 +73,7 @@ class RawUpstream(SocketServer):
                 ssl_shutdown_timeout=deadline,
             )
             writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
-            await self._converse(Wire(reader, writer, self._gate))
+            await self._converse(ServerConnection(reader, writer, self._gate))
             writer.close()
             await writer.wait_closed()
         except (OSError, EOFError):
@@ -82,9 +82,9 @@ class RawUpstream(SocketServer):
             if transport:
                 transport.abort()
 
-    async def _converse(self, wire: Wire) -> None:
+    async def _converse(self, wire: ServerConnection) -> None:
         while True:
-            self.arrivals.append(await wire.read_head())
+            self.requests.append(await wire.read_head())
             if wire.arrival.path not in BEFORE_BODY:
                 await wire.read_body()
             await find(wire.arrival.path)(wire)

@@ -15,16 +15,16 @@ import psutil
 import pytest
 
 from tests.support.certificates import Kind, certificate
-from tests.support.clients import RawClient, Response, fetch
 from tests.support.endings import UPGRADE, gzipped
-from tests.support.http2client import Http2Client
-from tests.support.loopthread import LoopThread
+from tests.support.http1_client import RawClient, Response, fetch
+from tests.support.http2_client import Http2Client
+from tests.support.loop_thread import LoopThread
 from tests.support.proxy import Mitm
 from tests.support.relay import Relay
+from tests.support.server_connection import body
 from tests.support.upstream import RawUpstream
 from tests.support.wait import eventually
-from tests.support.websocketclient import WebSocketClient
-from tests.support.wire import body
+from tests.support.websocket_client import WebSocketClient
 
 SHORT = 0.3
 
@@ -186,19 +186,19 @@ def test_slow_responses_wait_for_the_test(upstream: RawUpstream, target: str, si
 def test_waiting_response_does_not_outlive_the_server() -> None:
     with RawUpstream() as upstream, RawClient(upstream.address) as client:
         client.request("GET", "/slow-head")
-        eventually(lambda: upstream.arrivals)
+        eventually(lambda: upstream.requests)
 
 
 def test_deaf_client_does_not_hold_the_server_up() -> None:
     with RawUpstream() as upstream, RawClient(upstream.address) as client:
         client.request("GET", "/sized?size=50000000")
-        eventually(lambda: upstream.arrivals)
+        eventually(lambda: upstream.requests)
 
 
 def test_reset_in_mid_body(upstream: RawUpstream) -> None:
     with RawClient(upstream.address) as client:
         client.request("GET", "/reset-in-body")
-        eventually(lambda: upstream.arrivals)
+        eventually(lambda: upstream.requests)
         upstream.release()
         response = client.read_response()
         assert response
@@ -213,7 +213,7 @@ def test_answer_before_the_upload_is_over(upstream: RawUpstream) -> None:
         assert response.status == 413
         client.send(b"x" * 990)
         assert client.read_all() == b""
-    assert upstream.arrivals[0].body_length == 1000
+    assert upstream.requests[0].body_length == 1000
 
 
 def test_reset_in_mid_upload(upstream: RawUpstream) -> None:
@@ -236,8 +236,8 @@ def test_arrivals_tell_what_came(upstream: RawUpstream) -> None:
         assert response
         assert response.body == b"8"
         client.request("POST", "/echo", body=b"half", length=8)
-    eventually(lambda: len(upstream.arrivals) == 3 and upstream.connections == 0)
-    first, second, third = upstream.arrivals
+    eventually(lambda: len(upstream.requests) == 3 and upstream.connections == 0)
+    first, second, third = upstream.requests
     assert (first.method, first.target, first.body_length) == ("POST", "/echo?a=b", 70000)
     assert first.header("x-thing") == "\xc3\xa9"
     assert (second.method, second.body_length, second.complete) == ("PUT", 8, True)
@@ -366,7 +366,7 @@ def test_relay_passes_the_half_close_and_the_reset(relay: Relay, upstream: RawUp
 def test_cut_and_mend(relay: Relay, upstream: RawUpstream) -> None:
     with RawClient(relay.address) as client:
         client.request("GET", "/slow-head")
-        eventually(lambda: upstream.arrivals)
+        eventually(lambda: upstream.requests)
         relay.cut()
         assert client.read_all() == b""
         assert client.was_reset
@@ -396,7 +396,7 @@ def test_blackhole_takes_and_holds(relay: Relay, upstream: RawUpstream) -> None:
             client.read_response("POST")
         with RawClient(relay.address, SHORT) as second, pytest.raises(TimeoutError):
             second.receive()
-        assert len(upstream.arrivals) == 1
+        assert len(upstream.requests) == 1
         relay.mend()
         client._sock.settimeout(10)
         response = client.read_response("POST")
@@ -452,8 +452,8 @@ def test_cut_of_the_upload(relay: Relay, upstream: RawUpstream) -> None:
     with RawClient(relay.address) as client:
         client.send(head + b"x" * 1000)
         assert client.read_all() == b""
-    eventually(lambda: upstream.arrivals and upstream.connections == 0)
-    assert upstream.arrivals[0].body_length == 10
+    eventually(lambda: upstream.requests and upstream.connections == 0)
+    assert upstream.requests[0].body_length == 10
 
 
 # -- messages of PostgreSQL --------------------------------------------------------------------
@@ -650,7 +650,7 @@ def test_https_through_the_proxy(proxy: Mitm, pem: Path) -> None:
         assert response.body == body(7)
         with pytest.raises(ssl.SSLCertVerificationError):
             fetch(proxy.address, url)
-        assert [arrival.target for arrival in upstream.arrivals] == ["/sized?size=7"]
+        assert [arrival.target for arrival in upstream.requests] == ["/sized?size=7"]
 
 
 def test_http2_through_the_proxy(proxy: Mitm, pem: Path) -> None:
@@ -683,15 +683,15 @@ def test_websocket_through_the_proxy(proxy: Mitm, upstream: RawUpstream) -> None
 def test_client_leaves_in_mid_upload(proxy: Mitm, upstream: RawUpstream) -> None:
     with RawClient(proxy.address) as client:
         client.request("POST", f"{upstream.url}/echo", body=b"x" * 10, length=1000)
-        eventually(lambda: upstream.arrivals and upstream.arrivals[0].body_length == 10)
+        eventually(lambda: upstream.requests and upstream.requests[0].body_length == 10)
     eventually(lambda: upstream.connections == 0)
-    assert not upstream.arrivals[0].complete
+    assert not upstream.requests[0].complete
 
 
 def test_client_leaves_while_waiting(proxy: Mitm, upstream: RawUpstream) -> None:
     client = RawClient(proxy.address)
     client.request("GET", f"{upstream.url}/slow-head")
-    eventually(lambda: upstream.arrivals)
+    eventually(lambda: upstream.requests)
     client.reset()
     eventually(lambda: "Client disconnected." in proxy.output())
 

@@ -14,7 +14,7 @@ from wsproto.events import (
     TextMessage,
 )
 
-from .clients import RawClient
+from .http1_client import RawClient
 
 
 class WebSocketClient:

@@ -5,7 +5,7 @@ import contextlib
 import socket
 import struct
 
-from .loopthread import LoopThread
+from .loop_thread import LoopThread
 
 
 class SocketServer(LoopThread):

@@ -10,7 +10,7 @@ import psycopg
 from exporter.postgres.schema import ensure_schema
 from tests.bench.seed_rows import Plan, load
 
-from .accesslog import AccessLog, own_schema
+from .access_log import AccessLog, temporary_schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def seeded_log(server: Postgres, plan: Plan) -> Iterator[AccessLog]:
     """Make a log in a schema of its own for as long as the block runs, with the rows of the plan."""
-    with own_schema(server) as dsn:
+    with temporary_schema(server) as dsn:
         with psycopg.connect(dsn, autocommit=True) as connection:
             ensure_schema(connection)
             for _ in load(connection, plan):

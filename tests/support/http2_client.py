@@ -17,7 +17,7 @@ from h2.events import (
     StreamReset,
 )
 
-from .clients import RawClient
+from .http1_client import RawClient
 
 
 @dataclass

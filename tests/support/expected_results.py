@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime
 
-    from .accesslog import Row
+    from .access_log import Row
 
 HITS = frozenset({"HIT", "STALE", "UPDATING", "REVALIDATED"})
 
 
-def grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> Iterator[tuple[Any, list[Row]]]:
+def group_by(rows: Iterable[Row], key: Callable[[Row], Any]) -> Iterator[tuple[Any, list[Row]]]:
     """GROUP BY: each key with its rows."""
     found: defaultdict[Any, list[Row]] = defaultdict(list)
     for row in rows:
@@ -26,12 +26,12 @@ def grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> Iterator[tuple[An
     yield from found.items()
 
 
-def known(rows: Iterable[Row], column: str) -> list[Any]:
+def not_null(rows: Iterable[Row], column: str) -> list[Any]:
     """The values an aggregate sees: those that are not NULL."""
     return [row[column] for row in rows if row[column] is not None]
 
 
-def wide(values: Iterable[float]) -> list[float]:
+def as_float4(values: Iterable[float]) -> list[float]:
     """As the server sees a `real`: the nearest number of four bytes, not its shortest text."""
     return [struct.unpack("f", struct.pack("f", value))[0] for value in values]
 
@@ -62,7 +62,7 @@ def is_fetch(row: Row) -> bool:
     )
 
 
-def remote_of(row: Row) -> str:
+def remote_or_host(row: Row) -> str:
     """The remote, or the host where it is no known one."""
     return str(row["remote"] or row["host"])
 
@@ -92,17 +92,17 @@ def failed(row: Row) -> bool:
     return row["status_code"] is None or row["status_code"] >= 500
 
 
-def by(*columns: str) -> Callable[[Row], Any]:
+def columns_key(*columns: str) -> Callable[[Row], Any]:
     """A key for `grouped`: one value, or a tuple of several."""
     if len(columns) == 1:
         return lambda row: row[columns[0]]
     return lambda row: tuple(row[column] for column in columns)
 
 
-def alike(one: Any, other: Any) -> bool:
+def nearly_equal(one: Any, other: Any) -> bool:
     """Whether two values, or all of two rows, are the same but for the last digits of a fraction."""
     if isinstance(one, tuple):
-        return all(itertools.starmap(alike, zip(one, other, strict=True)))
+        return all(itertools.starmap(nearly_equal, zip(one, other, strict=True)))
     if isinstance(one, float):
         return other is not None and math.isclose(one, other, rel_tol=1e-6)
     return bool(one == other)

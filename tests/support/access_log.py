@@ -1,4 +1,4 @@
-"""A table access_log of a test module's own, and what the tests ask of it."""
+"""Create a schema for one test or module, and read the access_log table in it."""
 
 from __future__ import annotations
 
@@ -25,38 +25,42 @@ _numbers = itertools.count()
 
 
 class AccessLog:
-    """Reads the table behind a connection string; nothing there yet counts as no rows."""
+    """Reads the access_log table of one database."""
 
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
 
     def rows(self, where: str = "true", *values: object) -> list[Row]:
-        """Return the rows that match, in the order in which the requests came."""
-        sql = f"SELECT * FROM access_log WHERE {where} ORDER BY started_at"
+        """Return the matching rows, oldest first; none if the table or the server is missing."""
+        sql = f"SELECT * FROM access_log WHERE {where} ORDER BY started_at, path"
         try:
             with psycopg.connect(self.dsn, row_factory=dict_row) as connection:
                 return connection.execute(sql.encode(), values).fetchall()
         except (psycopg.errors.UndefinedTable, psycopg.OperationalError):
             return []
 
-    def wait(
+    def wait_rows(
         self, count: int, where: str = "true", *values: object, timeout: float = 15
     ) -> list[Row]:
-        """Wait for at least so many rows that match, and return them."""
+        """Wait until at least `count` rows match, and return them."""
         return eventually(
             lambda: found if len(found := self.rows(where, *values)) >= count else [], timeout
         )
 
-    def of(self, agent: str) -> Row:
-        """Wait for the one row of the request with this User-Agent."""
-        (row,) = self.wait(1, "user_agent = %s", agent)
+    def wait_row(self, where: str, *values: object) -> Row:
+        """Wait for the only matching row, and return it."""
+        (row,) = self.wait_rows(1, where, *values)
         return row
+
+    def row_for_agent(self, agent: str) -> Row:
+        """Wait for the only row with this User-Agent, and return it."""
+        return self.wait_row("user_agent = %s", agent)
 
 
 @contextlib.contextmanager
-def own_schema(server: Postgres) -> Iterator[str]:
-    """Make an empty schema for as long as the block runs; its connection string."""
-    name = f"module_{next(_numbers)}"
+def temporary_schema(server: Postgres) -> Iterator[str]:
+    """Create an empty schema, yield its connection string, and drop the schema afterwards."""
+    name = f"test_{next(_numbers)}"
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute(f"CREATE SCHEMA {name}".encode())
     yield f"{server.dsn()} options=-csearch_path={name}"

@@ -26,7 +26,7 @@ def head(status: int, *headers: str) -> bytes:
 
 
 @dataclass
-class Arrival:
+class ReceivedRequest:
     """A request that reached the upstream; the body's part grows while it comes in."""
 
     method: str
@@ -38,7 +38,7 @@ class Arrival:
     complete: bool = False
 
     @classmethod
-    def parse(cls, raw_head: bytes) -> "Arrival":
+    def parse(cls, raw_head: bytes) -> "ReceivedRequest":
         """Read a request head; a header name is lower-cased, nothing else is touched."""
         first, *lines = raw_head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
         method, target, version = first.split(" ", 2)
@@ -61,7 +61,7 @@ class Arrival:
         return next((value for key, value in self.headers if key == name), default)
 
 
-class Wire:
+class ServerConnection:
     """A connection with the request now being answered on it.
 
     Attributes:
@@ -69,7 +69,7 @@ class Wire:
         gate: Set once the test lets slow responses go on.
     """
 
-    arrival: Arrival
+    arrival: ReceivedRequest
 
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event
@@ -89,9 +89,9 @@ class Wire:
         keep = self.arrival.header("connection").lower() != "close"
         return keep and self.arrival.version != "HTTP/1.0" and not self._writer.is_closing()
 
-    async def read_head(self) -> Arrival:
+    async def read_head(self) -> ReceivedRequest:
         """Wait for the next request."""
-        self.arrival = Arrival.parse(await self.reader.readuntil(b"\r\n\r\n"))
+        self.arrival = ReceivedRequest.parse(await self.reader.readuntil(b"\r\n\r\n"))
         return self.arrival
 
     async def read_body(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 
-class Answering(asyncio.Protocol):
+class FixedResponseProtocol(asyncio.Protocol):
     """One connection of such an origin, over HTTP/1 and kept alive."""
 
     def __init__(self, answer: bytes) -> None:
