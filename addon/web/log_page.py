@@ -1,7 +1,7 @@
-"""The page /access-log inside mitmweb, behind mitmweb's own login; asks no database itself (query_pool.py).
+"""Serve the page /access-log in mitmweb, behind mitmweb's login. Queries run in query_pool.py.
 
-Imported in mitmweb alone. Its classes are built upon mitmweb's request handlers, which are no public
-interface (mitmproxy/tools/web/app.py of mitmproxy 12): whoever calls `register` is ready for an error.
+Import this only in mitmweb. The handlers derive from mitmweb's own, which are not a public interface
+(mitmproxy/tools/web/app.py of mitmproxy 12), so `register` can fail with another mitmproxy.
 """
 
 from __future__ import annotations
@@ -13,51 +13,54 @@ from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
-import psycopg
 import tornado.web
 from mitmproxy.tools.web.app import RequestHandler
 
-from addon.web import page_text
+from addon.web import page_view
 from addon.web.query_pool import TooManyQueriesError
 from exporter.health import judge
-from exporter.postgres.connection import DeadlineExceededError
 from exporter.read import human, lines, time_search
 from exporter.read import page as queries
 from exporter.read.selection import FILTER_NAMES, Selection, SelectionError
+from exporter.read.session import DATABASE_ERRORS
 
 PATH = "/access-log"
-ROWS = 50
-_GAPS = 5
+MAX_ROWS = 50
+_MAX_GAPS = 5
 _FILES = Path(__file__).with_name("files")
-_TYPES = {"style.css": "text/css; charset=utf-8", "script.js": "text/javascript; charset=utf-8"}
-_DATABASE_ERRORS = (psycopg.Error, DeadlineExceededError, OSError)
-_BUSY = "Too many questions wait for the database; this one was not asked. Try again in a moment."
-_REGISTERED = "artifactapi_page"
+_CONTENT_TYPES = {
+    "style.css": "text/css; charset=utf-8",
+    "script.js": "text/javascript; charset=utf-8",
+}
+_BUSY = (
+    "Too many queries are waiting for the database; this one was not run. Try again in a moment."
+)
+_REGISTERED_KEY = "artifactapi_page"
 
 
 def register(master: Any) -> str:
-    """Serve the page in this WebMaster; its address, without mitmweb's token.
+    """Serve the page in this WebMaster. Return its URL, without mitmweb's token.
 
-    Idempotent: a handler can't be removed.
+    Idempotent, because tornado cannot remove a handler when the script is reloaded.
 
     Raises:
-        AttributeError, ImportError, TypeError: this mitmweb is made another way.
+        AttributeError, ImportError, TypeError: this version of mitmweb has a different structure.
     """
-    if _REGISTERED not in master.app.settings:
-        names = "|".join(name.replace(".", r"\.") for name in _TYPES)
+    if _REGISTERED_KEY not in master.app.settings:
+        names = "|".join(name.replace(".", r"\.") for name in _CONTENT_TYPES)
         handlers: Any = [
-            (PATH, _List),
-            (f"{PATH}/row", _Row),
-            (rf"{PATH}/(?P<name>{names})", _File),
+            (PATH, _ListHandler),
+            (f"{PATH}/row", _RowHandler),
+            (rf"{PATH}/(?P<name>{names})", _FileHandler),
         ]
         master.app.add_handlers(r".*", handlers)
-        master.app.settings[_REGISTERED] = True
-    address: str = master.web_url
-    return address.partition("?")[0].rstrip("/") + PATH
+        master.app.settings[_REGISTERED_KEY] = True
+    web_url: str = master.web_url
+    return web_url.partition("?")[0].rstrip("/") + PATH
 
 
-class _Handler(RequestHandler):
-    """What all pages share. mitmweb's base class asks for its login before each method of a subclass."""
+class _PageHandler(RequestHandler):
+    """Base of the handlers below. mitmweb's RequestHandler checks the login before each method."""
 
     def get_template_path(self) -> str:
         return str(_FILES)
@@ -67,11 +70,11 @@ class _Handler(RequestHandler):
             **super().get_template_namespace(),
             "human": human,
             "lines": lines,
-            "show": page_text,
+            "view": page_view,
         }
 
     def auth_fail(self, invalid_password: bool) -> None:
-        """Let whoever came by a link log in here."""
+        """Show a login form, for users who follow a link to this page."""
         self.render("login.html", invalid=invalid_password)
 
     def set_default_headers(self) -> None:
@@ -80,67 +83,67 @@ class _Handler(RequestHandler):
         self.set_header("Referrer-Policy", "same-origin")
 
     def write_error(self, status_code: int, **_: Any) -> None:
-        """One sentence; never a traceback."""
+        """Show one sentence and never a traceback."""
         try:
             phrase = http.HTTPStatus(status_code).phrase
         except ValueError:
             phrase = "Error"
-        self.fail(status_code, f"{phrase}.")
+        self.render_error(status_code, f"{phrase}.")
 
-    def fail(self, status_code: int, sentence: str) -> None:
-        """A page with nothing but this sentence."""
+    def render_error(self, status_code: int, message: str) -> None:
+        """Render a page that shows only this message."""
         self.set_status(status_code)
-        self.render("sentence.html", sentence=sentence)
+        self.render("error.html", message=message)
 
     @property
     def addon(self) -> Any:
-        """The addon that runs now: the script may have been loaded anew since this class was made."""
+        """The current addon. A reload of the script replaces it, but not the registered handlers."""
         return self.master.addons.get("artifactapi")
 
     @property
     def query_pool(self) -> Any:
-        """Where to ask; raises HTTPError while there is none."""
+        """The current addon's query pool; HTTPError 503 while there is none."""
         query_pool = getattr(self.addon, "query_pool", None)
         if query_pool is None:
             raise tornado.web.HTTPError(http.HTTPStatus.SERVICE_UNAVAILABLE)
         return query_pool
 
 
-class _File(_Handler):
-    """The script and the style: mitmweb's security policy allows none within the page."""
+class _FileHandler(_PageHandler):
+    """The script and the style sheet. mitmweb's content security policy forbids inline ones."""
 
     def get(self, name: str) -> None:
-        self.set_header("Content-Type", _TYPES[name])
+        self.set_header("Content-Type", _CONTENT_TYPES[name])
         self.set_header("Cache-Control", "no-cache")
         self.finish((_FILES / name).read_bytes())
 
 
-class _List(_Handler):
-    """Is logging healthy, how much was there when, and which rows."""
+class _ListHandler(_PageHandler):
+    """The list page: health, traffic over time, and rows."""
 
     async def get(self) -> None:
-        asked = {
-            name: value
-            for name in FILTER_NAMES
-            if (value := self.get_query_argument(name, "")[: page_text.MAX_ASKED])
-        }
+        filters = {}
+        for name in FILTER_NAMES:
+            value = self.get_query_argument(name, "")[: page_view.MAX_FILTER_LENGTH]
+            if value:
+                filters[name] = value
         status = self.addon.counters() if self.addon is not None else None
-        page = page_text.Page(asked=asked, health=judge(status), status=status or {})
-        page.whole = self.get_query_argument("part", "") != "live"
-        await self._ask(page)
-        self.render("list.html", page=page, link=_link, ROWS=ROWS)
+        page = page_view.Page(filters=filters, health=judge(status), status=status or {})
+        page.with_traffic = self.get_query_argument("part", "") != "live"
+        await self._query(page)
+        self.render("list.html", page=page, link=_link, MAX_ROWS=MAX_ROWS)
 
     def post(self) -> None:
-        """Logged in; see `auth_fail`."""
+        """Return to the page after a login; see `auth_fail`."""
         self.redirect(self.request.uri or PATH)
 
-    async def _ask(self, page: page_text.Page) -> None:
-        """Fill the page with what the database says, or with why it says nothing."""
+    async def _query(self, page: page_view.Page) -> None:
+        """Fill the page from the database, or with the reason why that failed."""
         try:
-            selection = Selection.parse(page_text.in_utc(page.asked))
+            selection = Selection.parse(page_view.with_utc_times(page.filters))
             after = _cursor(self)
         except SelectionError as e:
-            page.sentence = str(e)
+            page.error = str(e)
             self.set_status(http.HTTPStatus.BAD_REQUEST)
             return
         page.is_first = after is None
@@ -149,45 +152,51 @@ class _List(_Handler):
             seconds = min(seconds, time_search.SEARCH_SECONDS)
         try:
             page.rows, page.gaps = await self.query_pool.run(
-                lambda it: (
-                    queries.newest(it, selection, ROWS, after, seconds),
-                    queries.recent_gaps(it, _GAPS),
+                lambda connection: (
+                    queries.newest(connection, selection, MAX_ROWS, after, seconds),
+                    queries.recent_gaps(connection, _MAX_GAPS),
                 )
             )
-            if page.whole:
-                page.traffic = await self.query_pool.run(lambda it: queries.traffic(it, selection))
+            if page.with_traffic:
+                page.traffic = await self.query_pool.run(
+                    lambda connection: queries.traffic(connection, selection)
+                )
         except TooManyQueriesError:
-            page.sentence = _BUSY
-        except _DATABASE_ERRORS as e:
-            page.sentence = queries.explain(e)
+            page.error = _BUSY
+        except DATABASE_ERRORS as e:
+            page.error = queries.explain(e)
 
 
-class _Row(_Handler):
-    """All columns of one row, and the way to its flow while mitmweb has it."""
+class _RowHandler(_PageHandler):
+    """All columns of one row, with a link to its flow while mitmweb has it."""
 
     def post(self) -> None:
-        """Logged in; see `auth_fail`."""
+        """Return to the page after a login; see `auth_fail`."""
         self.redirect(self.request.uri or PATH)
 
     async def get(self) -> None:
         try:
             cursor = _cursor(self)
         except SelectionError as e:
-            self.fail(http.HTTPStatus.BAD_REQUEST, str(e))
+            self.render_error(http.HTTPStatus.BAD_REQUEST, str(e))
             return
         if cursor is None:
-            self.fail(http.HTTPStatus.BAD_REQUEST, "The address of a row has its time and its id.")
+            self.render_error(
+                http.HTTPStatus.BAD_REQUEST,
+                "The address of a row needs its time (at) and flow id (id).",
+            )
             return
         try:
-            columns = await self.query_pool.run(lambda it: queries.one(it, cursor))
+            columns = await self.query_pool.run(lambda connection: queries.one(connection, cursor))
         except TooManyQueriesError:
-            self.fail(http.HTTPStatus.SERVICE_UNAVAILABLE, _BUSY)
-        except _DATABASE_ERRORS as e:
-            self.fail(http.HTTPStatus.SERVICE_UNAVAILABLE, queries.explain(e))
+            self.render_error(http.HTTPStatus.SERVICE_UNAVAILABLE, _BUSY)
+        except DATABASE_ERRORS as e:
+            self.render_error(http.HTTPStatus.SERVICE_UNAVAILABLE, queries.explain(e))
         else:
             if not columns:
-                self.fail(
-                    http.HTTPStatus.NOT_FOUND, "There is no such row, or it is not yet written."
+                self.render_error(
+                    http.HTTPStatus.NOT_FOUND,
+                    "This row does not exist, or it has not been written yet.",
                 )
                 return
             flow_id = str(cursor.flow_id)
@@ -195,23 +204,29 @@ class _Row(_Handler):
             self.render("row.html", columns=columns, flow_id=flow_id if in_mitmweb else None)
 
 
-def _cursor(handler: _Handler) -> queries.Cursor | None:
-    """The place in the list that the query names; None: its beginning."""
+def _cursor(handler: _PageHandler) -> queries.Cursor | None:
+    """Return the position that the URL gives with `at` and `id`, or None if it gives none.
+
+    Raises:
+        SelectionError: the position is invalid.
+    """
     at, flow_id = (handler.get_query_argument(name, "") for name in ("at", "id"))
     if not at and not flow_id:
         return None
     try:
-        moment = datetime.fromisoformat(at)
-        return queries.Cursor(
-            moment if moment.tzinfo else moment.replace(tzinfo=UTC), UUID(flow_id)
-        )
+        started_at = datetime.fromisoformat(at)
+        if started_at.tzinfo is None:
+            started_at = started_at.replace(tzinfo=UTC)
+        return queries.Cursor(started_at, UUID(flow_id))
     except ValueError:
-        raise SelectionError("The address names no place in the log; begin anew.") from None
+        raise SelectionError(
+            "The address has no valid position in the log; start again from the newest rows."
+        ) from None
 
 
-def _link(target: str, asked: dict[str, str], place: Any = None) -> str:
-    """An address with the search it belongs to, and a place in the log."""
-    query = dict(asked)
-    if place is not None:
-        query |= {"at": place.started_at.isoformat(), "id": str(place.flow_id)}
+def _link(target: str, filters: dict[str, str], position: Any = None) -> str:
+    """Build a URL with the search and, if given, a position: a row or a cursor."""
+    query = dict(filters)
+    if position is not None:
+        query |= {"at": position.started_at.isoformat(), "id": str(position.flow_id)}
     return f"{target}?{urlencode(query)}" if query else target

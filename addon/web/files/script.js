@@ -1,69 +1,71 @@
-// The page works without this: it brings the newest rows by itself, and makes a whole row clickable.
+// The page works without this script. It updates the newest rows and makes whole rows clickable.
 "use strict";
 
-const LIVE_MS = 2000; // between two looks at the rows, at least
-const REST_SHARE = 4; // so many times as long as a look took nothing is asked: a search keeps a database busy
-const WHOLE_EVERY = 8; // looks: then the traffic too
-const LIVE_PARTS = ["health", "sentence", "rows"];
+const UPDATE_MS = 2000; // minimum pause between two updates
+const PAUSE_FACTOR = 4; // pause at least this many times as long as the last update took, to spare the database
+const TRAFFIC_INTERVAL = 8; // every 8th update includes the traffic chart
+const LIVE_PARTS = ["health", "alert", "rows"];
 
-let looks = 0;
+let updates = 0;
 let paused = false;
 
-// Nothing is taken from under the hands of whoever has selected text or opened the gaps.
-function isInUse(part) {
+// Do not replace a part in which the user has selected text.
+function hasSelection(part) {
   const selection = window.getSelection();
   return !selection.isCollapsed && part.contains(selection.anchorNode);
 }
 
-function replace(id, page) {
+// Replace one part of the page. Keep the keyboard focus and open <details>.
+function replacePart(id, newPage) {
   const part = document.getElementById(id);
-  const fresh = page.getElementById(id);
-  if (!part || !fresh || isInUse(part)) return;
-  const open = [...part.querySelectorAll("details[open]")].map((it) => it.id);
-  for (const it of open) fresh.querySelector(`#${it}`)?.setAttribute("open", "");
-  prepare(fresh);
-  if (fresh.outerHTML === part.outerHTML) return;
-  const focused = part.contains(document.activeElement) ? document.activeElement.id : "";
-  part.replaceWith(document.adoptNode(fresh));
-  if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
-}
-
-async function look() {
-  if (paused || document.hidden) return;
-  looks += 1;
-  const whole = looks % WHOLE_EVERY === 0;
-  const address = new URL(location.href);
-  if (!whole) address.searchParams.set("part", "live");
-  const answer = await fetch(address, { credentials: "same-origin" });
-  if (!answer.ok) return;
-  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-  for (const id of whole ? [...LIVE_PARTS, "traffic"] : LIVE_PARTS) replace(id, page);
-}
-
-async function lookForEver() {
-  const began = performance.now();
-  try {
-    await look();
-  } catch {
-    // mitmweb is gone, or busy: the next look will tell
+  const newPart = newPage.getElementById(id);
+  if (!part || !newPart || hasSelection(part)) return;
+  for (const details of part.querySelectorAll("details[open]")) {
+    newPart.querySelector(`#${details.id}`)?.setAttribute("open", "");
   }
-  setTimeout(lookForEver, Math.max(LIVE_MS, REST_SHARE * (performance.now() - began)));
+  enhance(newPart);
+  if (newPart.outerHTML === part.outerHTML) return;
+  const focusedId = part.contains(document.activeElement) ? document.activeElement.id : "";
+  part.replaceWith(document.adoptNode(newPart));
+  if (focusedId) document.getElementById(focusedId)?.focus({ preventScroll: true });
 }
 
-// What the script adds to a part of the page, now and each time it is brought anew.
-function prepare(part) {
+async function update() {
+  if (paused || document.hidden) return;
+  updates += 1;
+  const withTraffic = updates % TRAFFIC_INTERVAL === 0;
+  const url = new URL(location.href);
+  if (!withTraffic) url.searchParams.set("part", "live");
+  const response = await fetch(url, { credentials: "same-origin" });
+  if (!response.ok) return;
+  const newPage = new DOMParser().parseFromString(await response.text(), "text/html");
+  for (const id of withTraffic ? [...LIVE_PARTS, "traffic"] : LIVE_PARTS) replacePart(id, newPage);
+}
+
+async function updateRepeatedly() {
+  const startedAt = performance.now();
+  try {
+    await update();
+  } catch {
+    // mitmweb is busy or has stopped. Try again at the next update.
+  }
+  setTimeout(updateRepeatedly, Math.max(UPDATE_MS, PAUSE_FACTOR * (performance.now() - startedAt)));
+}
+
+// Add what only works with this script. Called for the page and for each part that replaces another.
+function enhance(part) {
   for (const table of part.querySelectorAll("table.rows")) table.classList.add("clickable");
   const pause = part.querySelector("#pause");
   if (pause) {
     pause.hidden = false;
-    pause.textContent = paused ? "Go on updating" : "Pause updates";
+    pause.textContent = paused ? "Resume updates" : "Pause updates";
   }
 }
 
 document.addEventListener("click", (event) => {
   if (event.target.id === "pause") {
     paused = !paused;
-    prepare(document);
+    enhance(document);
     return;
   }
   if (event.target.closest("a, button, input, summary") || !window.getSelection().isCollapsed) return;
@@ -80,8 +82,8 @@ document.addEventListener("keydown", (event) => {
 document.querySelector("[data-back]")?.addEventListener("click", (event) => {
   if (!document.referrer.startsWith(`${location.origin}/access-log`)) return;
   event.preventDefault();
-  history.back(); // to the same search and place
+  history.back(); // keeps the search and the scroll position
 });
 
-prepare(document);
-if (document.getElementById("pause")) setTimeout(lookForEver, LIVE_MS);
+enhance(document);
+if (document.getElementById("pause")) setTimeout(updateRepeatedly, UPDATE_MS);

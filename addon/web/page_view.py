@@ -1,6 +1,6 @@
-"""What the templates of the page show, as text for people: sizes, times, bars; escapes nothing, asks nothing.
+"""Prepare what the templates of the page show: texts, times, bars. Runs no queries and escapes no HTML.
 
-Everything that came from a client is made printable here and escaped by the templates.
+Text from clients is made printable here; the templates escape it.
 """
 
 from __future__ import annotations
@@ -17,63 +17,65 @@ if TYPE_CHECKING:
     from exporter.read.page import ColumnValue, Gap, Rows, Traffic
     from exporter.read.tail import Row
 
-MAX_ASKED = 500  # characters of one field of the search
+MAX_FILTER_LENGTH = 500  # characters per search field
 CHART_WIDTH = 960
 CHART_HEIGHT = 120
 
-_TIMES = ("since", "until")
-_LONGEST_PATH = 400
-_REDIRECT, _REFUSED, _FAILED = 300, 400, 500
+_TIME_FILTERS = ("since", "until")
+_MAX_PATH_LENGTH = 400
+_REDIRECT, _REFUSED, _FAILED = 300, 400, 500  # the lowest status code of each class
 
 
 @dataclass
 class Page:
-    """What there is to be shown; what the database did not say is None."""
+    """The contents of the list page. A part that could not be read is None or empty."""
 
-    asked: dict[str, str]
+    filters: dict[str, str]  # the search, by field name, without empty fields
     health: Health
-    status: dict[str, Any]
-    whole: bool = True  # with the traffic, and not only what changes all the time
+    status: dict[str, Any]  # the counters; empty if no exporter is running
+    with_traffic: bool = True  # False: only the parts that a live update replaces
     is_first: bool = True  # the newest rows, which update themselves
-    sentence: str | None = None  # why there is nothing
+    error: str | None = None  # why the database gave no answer
     rows: Rows | None = None
     gaps: list[Gap] = field(default_factory=list)
     traffic: Traffic | None = None
 
 
 class Bar(NamedTuple):
-    """One stretch of time in the chart, in the units of its viewBox."""
+    """One bar of the chart, for one time interval. Numbers are in viewBox units."""
 
     x: float
     width: float
-    ok: tuple[float, float]  # y and height, as of the next two
+    ok: tuple[float, float]  # y and height; so are the next two
     refused: tuple[float, float]
     failed: tuple[float, float]
     title: str
 
 
-def in_utc(asked: dict[str, str]) -> dict[str, str]:
-    """The search with times that name no zone taken for UTC, which is what the page shows."""
-    return {name: _utc(value) if name in _TIMES else value for name, value in asked.items()}
+def with_utc_times(filters: dict[str, str]) -> dict[str, str]:
+    """Read times without a zone as UTC, because the page shows times in UTC."""
+    return {
+        name: _as_utc(value) if name in _TIME_FILTERS else value for name, value in filters.items()
+    }
 
 
 def moment(at: datetime) -> str:
-    """A time to the millisecond, UTC."""
+    """Format a time to the millisecond, in UTC."""
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"[:-3]
 
 
 def minute(at: datetime) -> str:
-    """A time to the minute, UTC."""
+    """Format a time to the minute, in UTC."""
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M}"
 
 
-def written_at(text: str | None) -> str:
-    """The status's time of the last write."""
+def last_write(text: str | None) -> str:
+    """Format the time of the last write, given in ISO 8601 as in the status."""
     return moment(datetime.fromisoformat(text)) + " UTC" if text else "none yet"
 
 
-def kind(row: Row) -> str:
-    """How a row ended, as a class of the style sheet."""
+def css_class(row: Row) -> str:
+    """Return the style sheet's class for the row's outcome."""
     if row.status_code is None or row.status_code >= _FAILED:
         return "failed"
     if row.status_code >= _REFUSED:
@@ -82,20 +84,20 @@ def kind(row: Row) -> str:
 
 
 def url(row: Row) -> str:
-    """What was asked for, so much of it as anybody reads in a list."""
+    """Return the requested URL, with a long path shortened."""
     path = row.path
-    if path is not None and len(path) > _LONGEST_PATH:
-        row = row._replace(path=f"{path[:_LONGEST_PATH]}...")
+    if path is not None and len(path) > _MAX_PATH_LENGTH:
+        row = row._replace(path=f"{path[:_MAX_PATH_LENGTH]}...")
     return lines.url(row)
 
 
 def text(value: str | None) -> str:
-    """Text of a client's, printable."""
+    """Make text from a client printable."""
     return "-" if value is None else printable(value)
 
 
 def value(column: ColumnValue) -> str | None:
-    """A column's value as text; None stays None."""
+    """Format a column's value. None stays None."""
     if column.value is None:
         return None
     if isinstance(column.value, bytes):
@@ -106,12 +108,12 @@ def value(column: ColumnValue) -> str | None:
 
 
 def bars(traffic: Traffic) -> list[Bar]:
-    """The chart's bars, the highest as high as the chart."""
+    """Return the bars of the chart. The highest bar is as high as the chart."""
     top = max((bucket.requests for bucket in traffic.buckets), default=0) or 1
     step = CHART_WIDTH / (len(traffic.buckets) or 1)
     found = []
     for number, bucket in enumerate(traffic.buckets):
-        failed, refused, all_of_it = (
+        failed, refused, total = (
             CHART_HEIGHT * count / top
             for count in (bucket.failed, bucket.failed + bucket.refused, bucket.requests)
         )
@@ -123,7 +125,7 @@ def bars(traffic: Traffic) -> list[Bar]:
             Bar(
                 x=round(number * step, 1),
                 width=round(step * 0.85, 1),
-                ok=_segment(refused, all_of_it),
+                ok=_segment(refused, total),
                 refused=_segment(failed, refused),
                 failed=_segment(0, failed),
                 title=title,
@@ -133,12 +135,14 @@ def bars(traffic: Traffic) -> list[Bar]:
 
 
 def totals(traffic: Traffic) -> str:
-    """The chart in one sentence."""
-    _, *columns = zip(*traffic.buckets, strict=True) if traffic.buckets else ((), (), (), (), ())
-    requests, refused, failed, sent = (sum(column) for column in columns)
+    """Summarize the chart in one sentence."""
+    requests = sum(bucket.requests for bucket in traffic.buckets)
+    refused = sum(bucket.refused for bucket in traffic.buckets)
+    failed = sum(bucket.failed for bucket in traffic.buckets)
+    response_bytes = sum(bucket.response_bytes for bucket in traffic.buckets)
     about = "about " if traffic.sampled_percent else ""
     return (
-        f"{about}{requests:,} requests, {size(sent)}; {refused:,} refused (4xx),"
+        f"{about}{requests:,} requests, {size(response_bytes)}; {refused:,} refused (4xx),"
         f" {failed:,} failed ({share(failed, requests)})"
     )
 
@@ -147,7 +151,7 @@ def _segment(low: float, high: float) -> tuple[float, float]:
     return round(CHART_HEIGHT - high, 1), round(high - low, 1)
 
 
-def _utc(text: str) -> str:
+def _as_utc(text: str) -> str:
     try:
         at = datetime.fromisoformat(text.strip())
     except ValueError:
