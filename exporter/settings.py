@@ -173,13 +173,18 @@ def resolve_dsn(option: str, settings: Settings) -> str:
 
 
 def data_folder() -> Path:
-    """Where the embedded server and the spool keep their files; created by whoever writes there.
+    """Return where the embedded server and the spool keep their files; they create it.
 
-    `ARTIFACTAPI_HOME`, else the platform's user data folder.
+    `ARTIFACTAPI_HOME`, else the platform's user data folder. For root it is a system folder instead:
+    the server does not run as root, and root's home is usually closed to other users.
     """
     home = os.environ.get("ARTIFACTAPI_HOME")
-    path = Path(home) if home else platformdirs.user_data_path("artifactapi", appauthor=False)
-    return path.expanduser().absolute()
+    if home:
+        return Path(home).expanduser().absolute()
+    if os.geteuid() == 0:
+        is_mac = platform.system() == "Darwin"
+        return Path("/Library/Application Support" if is_mac else "/var/lib", "artifactapi")
+    return platformdirs.user_data_path("artifactapi", appauthor=False).expanduser().absolute()
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:
