@@ -1,4 +1,4 @@
-"""The command `artifactapi`, each of its subcommands run as a user runs it."""
+"""The subcommands of `artifactapi`, run as processes."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_path_is_the_script(tmp_path: Path) -> None:
+def test_path_prints_script_and_invalid_config_fails(tmp_path: Path) -> None:
     assert call("path").stdout == f"{SCRIPT}\n"
     assert call("--config", str(tmp_path / "none.yaml"), "path").returncode == 1
 
 
-def test_dsn_shows_no_password(home: Path) -> None:
-    shown = call("dsn", ARTIFACTAPI_DSN="postgresql://me:hunter2@db.example:5433/log").stdout
-    assert "hunter2" not in shown
-    assert {"user=me", "host=db.example", "port=5433", "dbname=log"} <= set(shown.split())
+def test_dsn_prints_no_password(home: Path) -> None:
+    printed = call("dsn", ARTIFACTAPI_DSN="postgresql://me:hunter2@db.example:5433/log").stdout
+    assert "hunter2" not in printed
+    assert {"user=me", "host=db.example", "port=5433", "dbname=log"} <= set(printed.split())
     embedded = call("dsn", ARTIFACTAPI_HOME=str(home)).stdout
     assert f"host={home / 'postgres'}" in embedded
 
 
-def test_the_option_comes_before_the_variable() -> None:
-    shown = call("--dsn", "host=first", "dsn", ARTIFACTAPI_DSN="host=second").stdout
-    assert shown == "host=first\n"
+def test_dsn_option_overrides_environment() -> None:
+    printed = call("--dsn", "host=first", "dsn", ARTIFACTAPI_DSN="host=second").stdout
+    assert printed == "host=first\n"
 
 
-def test_psql_takes_its_own_arguments_and_gives_its_own_exit_code(dsn: str) -> None:
-    done = call("psql", "-AtXc", "SELECT 6 * 7", ARTIFACTAPI_DSN=dsn)
-    assert (done.stdout, done.returncode) == ("42\n", 0)
+def test_psql_passes_arguments_and_exit_code(dsn: str) -> None:
+    result = call("psql", "-AtXc", "SELECT 6 * 7", ARTIFACTAPI_DSN=dsn)
+    assert (result.stdout, result.returncode) == ("42\n", 0)
     assert call("psql", "-Xc", "SELECT nothing", ARTIFACTAPI_DSN=dsn).returncode == 1
 
 
-def test_psql_starts_the_embedded_server_when_nothing_else_has(home: Path) -> None:
-    done = call("psql", "-AtXc", "SHOW listen_addresses", ARTIFACTAPI_HOME=str(home))
-    assert (done.stdout, done.stderr) == ("\n", "")
-    assert not (home / "postgres" / "postmaster.pid").exists(), "it is stopped again"
+def test_psql_starts_and_stops_embedded_server(home: Path) -> None:
+    result = call("psql", "-AtXc", "SHOW listen_addresses", ARTIFACTAPI_HOME=str(home))
+    assert (result.stdout, result.stderr) == ("\n", "")
+    assert not (home / "postgres" / "postmaster.pid").exists(), "the server has stopped"
 
 
-def test_init_makes_the_schema_and_prints_grants_that_work(
+def test_init_creates_schema_and_prints_working_grants(
     dsn: str, query: Callable[..., list[tuple[object, ...]]]
 ) -> None:
     roles = ("--proxy-role", "cli_proxy", "--reader-role", "cli_reader")
@@ -61,7 +61,7 @@ def test_init_makes_the_schema_and_prints_grants_that_work(
         query("CREATE ROLE cli_proxy LOGIN; CREATE ROLE cli_reader LOGIN")
         query(first.stdout)
         proxy, reader = (
-            dsn.replace("user=postgres", f"user=cli_{it}") for it in ("proxy", "reader")
+            dsn.replace("user=postgres", f"user=cli_{role}") for role in ("proxy", "reader")
         )
         write(proxy, 1)
         assert len(AccessLog(reader).rows()) == 1
@@ -83,17 +83,17 @@ def test_init_makes_the_schema_and_prints_grants_that_work(
     "command",
     [["tail"], ["tail", "-f"], ["report"], ["export", "csv"], ["init"], ["psql"]],
 )
-def test_a_database_that_is_away_is_one_sentence(command: list[str]) -> None:
-    done = call(
+def test_unavailable_database_gives_error_without_traceback_or_password(command: list[str]) -> None:
+    result = call(
         *command, ARTIFACTAPI_DSN=f"host=127.0.0.1 port={free_port()} user=me password=hunter2"
     )
-    assert done.returncode != 0
-    assert "refused" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "hunter2" not in done.stderr
+    assert result.returncode != 0
+    assert "refused" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "hunter2" not in result.stderr
 
 
-def test_run_is_mitmdump_with_the_log_on(dsn: str, tmp_path: Path) -> None:
+def test_run_starts_mitmdump_with_access_log(dsn: str, tmp_path: Path) -> None:
     output, port = tmp_path / "output", free_port()
     listen = ("--listen-host", "127.0.0.1", "-p", str(port))
     confdir = ("--set", f"confdir={tmp_path}")
