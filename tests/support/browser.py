@@ -1,4 +1,4 @@
-"""A headless Chromium that the machine has, driven by Playwright; downloads no browser."""
+"""A headless Chromium, driven by Playwright. Uses the installed browser and downloads none."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _ARGUMENTS = [
     "--disable-quic",
     "--disable-sync",
     "--no-first-run",
-    "--no-sandbox",  # it refuses one to root
+    "--no-sandbox",  # Chromium has no sandbox for root
 ]
 
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Browser]:
-    """Run the browser while the block lasts; where there is none, the test is skipped."""
+    """Run the browser for the duration of the block. Without a browser, skip the test."""
     program = next(filter(None, map(shutil.which, _PROGRAMS)), None)
     if program is None:
         pytest.skip("no Chromium: apt-get install chromium")

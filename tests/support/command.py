@@ -1,4 +1,4 @@
-"""Run the command `artifactapi` as a user runs it, and put rows before it."""
+"""Run the `artifactapi` command as a process, and write rows for it to read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMMAND = str(Path(sys.executable).with_name("artifactapi"))
 
 
 def call(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run `artifactapi` to its end."""
+    """Run `artifactapi` and wait for its exit, for up to 60 seconds."""
     return subprocess.run(
         [COMMAND, *arguments],
         check=False,
@@ -37,7 +37,7 @@ def call(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 @contextlib.contextmanager
 def started(output: Path, *arguments: str, **env: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `artifactapi` beside the test, its output in a file, and interrupt it at the end."""
+    """Run `artifactapi` in the background with its output in a file. Interrupt it at the end."""
     with output.open("wb") as file:
         process = subprocess.Popen(
             [COMMAND, *arguments],
@@ -55,7 +55,7 @@ def started(output: Path, *arguments: str, **env: str) -> Iterator[subprocess.Po
 
 
 def write(dsn: str, *numbers: int, **changes: object) -> None:
-    """Put rows into the table, one after another."""
+    """Write one sample row per number, each in its own transaction. Create the schema if needed."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         ensure_schema(connection)
         for number in numbers:

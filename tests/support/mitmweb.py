@@ -1,4 +1,4 @@
-"""Speak to mitmweb's own interface over HTTP, with its token."""
+"""A client for the HTTP API of mitmweb, with its token."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from urllib.parse import parse_qs, urlsplit
 
 
 class WebInterface:
-    """Options and commands of a running mitmweb.
+    """Pages, options and commands of a running mitmweb.
 
     Args:
-        url: Of its page, with the token.
+        url: the URL of its page, with the token.
     """
 
     def __init__(self, url: str) -> None:
@@ -21,32 +21,32 @@ class WebInterface:
         self._token = parse_qs(parts.query)["token"][0]
 
     def options(self) -> dict[str, dict[str, Any]]:
-        """All options by name, each with its value and help."""
-        _, found = self._call("GET", "/options")
-        options: dict[str, dict[str, Any]] = json.loads(found)
+        """Return all options by name, each with its value and help."""
+        _, text = self._call("GET", "/options")
+        options: dict[str, dict[str, Any]] = json.loads(text)
         return options
 
     def get(self, path: str, *, authorized: bool = True) -> tuple[int, str]:
-        """Status and text of a page."""
+        """Return the status code and text of a page."""
         return self._call("GET", path, authorized=authorized)
 
     def set_options(self, **values: object) -> tuple[int, str]:
-        """Change options; status and text of the answer."""
+        """Change options. Return the status code and text of the response."""
         return self._call("PUT", "/options", values)
 
     def status(self) -> dict[str, Any]:
-        """What the command artifactapi.status says."""
-        code, found = self._call("POST", "/commands/artifactapi.status", {"arguments": []})
-        assert code == 200, found
-        value: dict[str, Any] = json.loads(json.loads(found)["value"])
+        """Return the result of the command artifactapi.status."""
+        code, text = self._call("POST", "/commands/artifactapi.status", {"arguments": []})
+        assert code == 200, text
+        value: dict[str, Any] = json.loads(json.loads(text)["value"])
         return value
 
     def post(self, path: str) -> int:
-        """The status of a POST that needs no more than its path."""
+        """Send a POST with an empty body. Return the status code."""
         return self._call("POST", path, {})[0]
 
     def post_without_token(self, path: str) -> int:
-        """The status a stranger gets."""
+        """Send a POST without the token. Return the status code."""
         return self._call("POST", path, {"arguments": []}, authorized=False)[0]
 
     def _call(
@@ -63,7 +63,7 @@ class WebInterface:
         try:
             body = None if content is None else json.dumps(content)
             connection.request(method, path, body, headers)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
+            response = connection.getresponse()
+            return response.status, response.read().decode()
         finally:
             connection.close()

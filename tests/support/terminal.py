@@ -1,4 +1,4 @@
-"""Run the command `artifactapi` on a terminal, with its colours, width and bars."""
+"""Run the `artifactapi` command on a terminal, with colors, a width and progress bars."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing import IO
 
 from .command import COMMAND
 
-_SECONDS = 60
+_TIMEOUT_SECONDS = 60
 
 
 def on_terminal(width: int, *arguments: str, output: IO[bytes] | None = None, **env: str) -> str:
-    """What `artifactapi` writes to a terminal of this width, in cells.
+    """Return what `artifactapi` writes to a terminal.
 
     Args:
-        width: In cells.
-        arguments: Of the command.
-        output: Where its standard output goes, if not to the terminal as its standard error does.
-        env: Variables of the environment beside the test's own.
+        width: the width of the terminal in cells.
+        arguments: the arguments of the command.
+        output: redirects standard output. Standard error always goes to the terminal.
+        env: environment variables in addition to the test's own.
 
     Raises:
-        AssertionError: it failed.
+        AssertionError: the command failed.
     """
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
@@ -42,11 +42,13 @@ def on_terminal(width: int, *arguments: str, output: IO[bytes] | None = None, **
         env=environment,
     )
     os.close(slave)
-    shown = b""
-    with contextlib.suppress(OSError):  # the other end was closed
-        while select.select([master], [], [], _SECONDS)[0] and (data := os.read(master, 65536)):
-            shown += data
+    written = b""
+    with contextlib.suppress(OSError):  # Linux: EIO once the process has closed its end
+        while select.select([master], [], [], _TIMEOUT_SECONDS)[0] and (
+            data := os.read(master, 65536)
+        ):
+            written += data
     os.close(master)
-    text = shown.decode()
-    assert process.wait(_SECONDS) == 0, text
+    text = written.decode()
+    assert process.wait(_TIMEOUT_SECONDS) == 0, text
     return text
