@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.certificates import certificate
-from tests.support.http3 import ErrorCode, Http3Upstream, ask
+from tests.support.http3 import ErrorCode, Http3Upstream, send_requests
 from tests.support.logged_proxy import Ending, LoggedProxy, logged_proxy
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def proxied(
 def test_parallel_streams(proxied: LoggedProxy) -> None:
     sizes = list(range(1000, 1010))
     agent = proxied.new_agent()
-    streams = ask(proxied.proxy.port, agent, *(f"/size/{size}" for size in sizes))
+    streams = send_requests(proxied.proxy.port, agent, *(f"/size/{size}" for size in sizes))
     rows = proxied.wait_rows(10, "user_agent = %s", agent)
     assert sorted(len(stream.body) for stream in streams) == sizes
     assert sorted(row["response_bytes"] for row in rows) == sizes
@@ -50,7 +50,7 @@ def test_parallel_streams(proxied: LoggedProxy) -> None:
 
 def test_a_stream_that_upstream_resets(proxied: LoggedProxy) -> None:
     agent = proxied.new_agent()
-    (stream,) = ask(proxied.proxy.port, agent, "/reset")
+    (stream,) = send_requests(proxied.proxy.port, agent, "/reset")
     row = proxied.row_for_agent(agent)
     # Mitmproxy does not say which side reset a stream, and so not whether the client got its 502.
     if stream.status == 200:
@@ -64,13 +64,13 @@ def test_a_stream_that_upstream_resets(proxied: LoggedProxy) -> None:
 def test_a_client_that_cancels_or_leaves(
     proxied: LoggedProxy, upstream: Http3Upstream, reset: int | None
 ) -> None:
-    agent, before = proxied.new_agent(), upstream.arrived
-    ask(
+    agent, before = proxied.new_agent(), upstream.request_count
+    send_requests(
         proxied.proxy.port,
         agent,
         *("/wait", "/wait"),
         reset=reset,
-        when=lambda: upstream.arrived == before + 2,
+        when=lambda: upstream.request_count == before + 2,
     )
     rows = proxied.wait_rows(2, "user_agent = %s", agent)
     assert {Ending.from_row(row) for row in rows} == {(None, "client_disconnected", 0, None, None)}

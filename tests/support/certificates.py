@@ -1,4 +1,4 @@
-"""Certificates for servers of this machine, good ones and bad ones."""
+"""Make certificates for test servers: a valid one, and one for each way to be invalid."""
 
 import datetime as dt
 import ipaddress
@@ -16,8 +16,8 @@ type Kind = Literal["good", "wrong-host", "expired"]
 def certificate(folder: Path, kind: Kind = "good") -> Path:
     """Write a self-signed certificate and its key to one PEM file in `folder`.
 
-    The good one is for localhost, 127.0.0.1 and ::1, and the file may also serve as the
-    certificate authority to trust; the others have one fault each.
+    The good certificate covers localhost, 127.0.0.1 and ::1. Clients can also trust the file as
+    their certificate authority. Each of the others has one fault.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     signed = _builder(key.public_key(), kind).sign(key, hashes.SHA256())

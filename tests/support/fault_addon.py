@@ -1,7 +1,7 @@
-"""A mitmproxy addon that does to a flow what a header of its request tells it to.
+"""A mitmproxy addon that interferes with a flow as a request header says.
 
-`X-Meddle: HOOK DEED` in a request, for the addon that runs before ours; `X-Meddle-Late` for the
-one after it. Loaded twice, by two names: see `fault_addons`.
+The header is `X-Fault: HOOK ACTION` for the addon that runs before artifactapi, and `X-Fault-Late`
+for the one that runs after it. `fault_addons` loads both.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HOOKS = ("requestheaders", "request", "responseheaders", "response", "http_connect")
-_BODY = """
+_SCRIPT = """
 import sys
 
 sys.path.insert(0, {root!r})
@@ -27,18 +27,18 @@ addons = [FaultAddon({header!r})]
 
 
 class FaultAddon:
-    """Obeys one header."""
+    """Runs the action that one request header names."""
 
     def __init__(self, header: str) -> None:
         self.name = f"fault-{header}"
         self._header = header
         for hook in HOOKS:
-            setattr(self, hook, partial(self._obey, hook))
+            setattr(self, hook, partial(self._run_action, hook))
 
-    def _obey(self, hook: str, flow: http.HTTPFlow) -> None:
-        told, _, deed = flow.request.headers.get(self._header, "").partition(" ")
-        if told == hook:
-            _DEEDS[deed](flow)
+    def _run_action(self, hook: str, flow: http.HTTPFlow) -> None:
+        chosen_hook, _, action = flow.request.headers.get(self._header, "").partition(" ")
+        if chosen_hook == hook:
+            _ACTIONS[action](flow)
 
 
 def _answer(flow: http.HTTPFlow) -> None:
@@ -57,13 +57,13 @@ def _stream(flow: http.HTTPFlow) -> None:
 
 
 def _double(flow: http.HTTPFlow) -> None:
-    """Stream, with every byte twice, as a generator."""
+    """Stream each chunk twice, with a generator."""
     assert flow.response
     del flow.response.headers["content-length"]
     flow.response.stream = lambda data: (part for part in (data, data))
 
 
-_DEEDS: dict[str, Callable[[http.HTTPFlow], None]] = {
+_ACTIONS: dict[str, Callable[[http.HTTPFlow], None]] = {
     "kill": http.HTTPFlow.kill,
     "answer": _answer,
     "change": _change,
@@ -72,10 +72,10 @@ _DEEDS: dict[str, Callable[[http.HTTPFlow], None]] = {
 }
 
 
-def fault_addons(folder: Path, ours: Path) -> list[Path]:
-    """Scripts for `-s`: an obedient one before and one after ours."""
+def fault_addons(folder: Path, script: Path) -> list[Path]:
+    """Write two fault addons; return the scripts for `-s`, with `script` between them."""
     root = str(Path(__file__).resolve().parents[2])
-    before, after = folder / "meddle_before.py", folder / "meddle_after.py"
-    before.write_text(_BODY.format(root=root, header="X-Meddle"))
-    after.write_text(_BODY.format(root=root, header="X-Meddle-Late"))
-    return [before, ours, after]
+    before, after = folder / "fault_before.py", folder / "fault_after.py"
+    before.write_text(_SCRIPT.format(root=root, header="X-Fault"))
+    after.write_text(_SCRIPT.format(root=root, header="X-Fault-Late"))
+    return [before, script, after]

@@ -1,4 +1,4 @@
-"""An origin for load: answers each request head with the same bytes; reads no body and checks nothing."""
+"""An origin server for load tests. It sends the same bytes for every request head and checks nothing."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import asyncio
 
 
 class FixedResponseProtocol(asyncio.Protocol):
-    """One connection of such an origin, over HTTP/1 and kept alive."""
+    """One HTTP/1 keep-alive connection. It does not read request bodies."""
 
-    def __init__(self, answer: bytes) -> None:
-        """`answer` is a whole response: head and body."""
-        self._answer = answer
+    def __init__(self, response: bytes) -> None:
+        """`response` is complete: head and body."""
+        self._response = response
         self._data = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """As asyncio.Protocol."""
+        """Keep the transport."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """As asyncio.Protocol; heads may come in pieces, or several at once."""
+        """Answer each complete request head; heads may arrive in pieces or several at once."""
         *heads, self._data = (self._data + data).split(b"\r\n\r\n")
-        self._transport.write(self._answer * len(heads))
+        self._transport.write(self._response * len(heads))

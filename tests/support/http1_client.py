@@ -1,25 +1,26 @@
-"""A client of HTTP/1 that sends what it is told, byte for byte, and says exactly what it got."""
+"""An HTTP/1 client that sends exactly the given bytes and reports exactly what it received."""
 
 import contextlib
 import socket
 import ssl
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
+from .socket_server import reset
+
 _READ = 65536
 
 
 @dataclass
 class Response:
-    """What came back for one request.
+    """The response to one request.
 
     Attributes:
-        complete: Whether it ended as its head had promised.
-        interim: The statuses of the 1xx responses before it.
+        complete: Whether the body is complete according to the head.
+        interim: The status codes of the 1xx responses before it.
     """
 
     status: int
@@ -30,7 +31,7 @@ class Response:
 
     @classmethod
     def parse(cls, head: bytes) -> Self:
-        """Read a response head; header names are lower-cased."""
+        """Parse a response head; lower-case the header names."""
         first, *lines = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
         pairs = [line.partition(":") for line in lines]
         return cls(
@@ -38,7 +39,7 @@ class Response:
         )
 
     def header(self, name: str, default: str = "") -> str:
-        """Return the first header of this lower-case name."""
+        """Return the first header with this lower-case name."""
         return next((value for key, value in self.headers if key == name), default)
 
 
@@ -46,7 +47,7 @@ class RawClient:
     """One connection to a proxy or a server.
 
     Attributes:
-        was_reset: Whether the other side ended it with a RST.
+        was_reset: Whether the peer closed it with a RST.
     """
 
     def __init__(self, address: tuple[str, int], timeout: float = 10.0) -> None:
@@ -61,44 +62,44 @@ class RawClient:
         self.close()
 
     def connect(self, host: str, port: int, *headers: str) -> Response | None:
-        """Ask a proxy for a tunnel."""
+        """Ask a proxy for a tunnel with CONNECT."""
         self.request("CONNECT", f"{host}:{port}", *headers)
         return self.read_response("CONNECT")
 
     def start_tls(
         self, server_name: str, ca: Path | None = None, protocols: Sequence[str] = ()
     ) -> str | None:
-        """Speak TLS from now on; return the protocol agreed upon.
+        """Start TLS; return the protocol that ALPN selected.
 
         Args:
-            server_name: For SNI and the check of the certificate.
-            ca: Whom to trust; without it nobody, so that the handshake fails.
-            protocols: What to offer by ALPN.
+            server_name: For SNI and for the certificate check.
+            ca: The authority to trust. Without it the handshake fails.
+            protocols: The protocols to offer with ALPN.
         """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         if ca:
             context.load_verify_locations(ca)
         if protocols:
             context.set_alpn_protocols(list(protocols))
-        # a failed handshake closes the socket it was given, but not before the alert is sent
+        # a failed handshake closes this socket, after the TLS alert was sent
         self._sock = secured = context.wrap_socket(self._sock, server_hostname=server_name)
         return secured.selected_alpn_protocol()
 
     def send(self, data: bytes) -> None:
-        """Send bytes as they are."""
+        """Send raw bytes."""
         self._sock.sendall(data)
 
     def request(
         self, method: str, target: str, *headers: str, body: bytes = b"", length: int | None = None
     ) -> None:
-        """Send a request, with a Host header unless there is one.
+        """Send a request; add a Host header if there is none.
 
         Args:
-            method: As it is.
-            target: As it is, in whichever form.
-            headers: Whole lines.
-            body: What is sent of the body.
-            length: What Content-Length says, if not the truth.
+            method: Sent unchanged.
+            target: Sent unchanged, in any form.
+            headers: Complete header lines.
+            body: The part of the body to send.
+            length: The Content-Length, if it differs from the length of `body`.
         """
         lines = [f"{method} {target} HTTP/1.1", *headers]
         if not any(line.lower().startswith("host:") for line in headers):
@@ -109,7 +110,7 @@ class RawClient:
         self.send("\r\n".join([*lines, "", ""]).encode() + body)
 
     def receive(self) -> bytes:
-        """Return some bytes, none at the end of the connection."""
+        """Return the next bytes; none at the end of the connection."""
         if self._buffer:
             data, self._buffer = self._buffer, b""
             return data
@@ -120,11 +121,11 @@ class RawClient:
             return b""
 
     def read_all(self) -> bytes:
-        """Return everything until the end of the connection."""
+        """Return all bytes up to the end of the connection."""
         return b"".join(iter(self.receive, b""))
 
     def read_response(self, method: str = "GET") -> Response | None:
-        """Return the response to a request of this method; None if not even a head came."""
+        """Return the response to a request with this method; None if the connection ends before a head."""
         interim: list[int] = []
         while head := self._read_until(b"\r\n\r\n"):
             response = Response.parse(head)
@@ -136,32 +137,31 @@ class RawClient:
         return None
 
     def half_close(self) -> None:
-        """Say that nothing more will be sent, and stay to listen."""
+        """Send a FIN, and keep reading."""
         self._sock.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
-        """End the connection with a RST."""
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._sock.close()
+        """Close the connection with a RST."""
+        reset(self._sock)
 
     def close(self) -> None:
-        """End the connection in the orderly way."""
+        """Close the connection cleanly."""
         self._sock.close()
 
-    def _read_until(self, mark: bytes) -> bytes:
-        """Return what ends with `mark`, or nothing if the connection ends before."""
+    def _read_until(self, delimiter: bytes) -> bytes:
+        """Return the bytes up to and including `delimiter`; none if the connection ends first."""
         data = bytearray()
-        while (end := data.find(mark)) < 0:
+        while (end := data.find(delimiter)) < 0:
             more = self.receive()
             if not more:
                 return b""
             data += more
-        end += len(mark)
+        end += len(delimiter)
         self._buffer = bytes(data[end:])
         return bytes(data[:end])
 
     def _read_exactly(self, size: int) -> bytes:
-        """Return so many bytes, fewer if the connection ends before."""
+        """Return `size` bytes, or fewer if the connection ends first."""
         data = bytearray()
         while len(data) < size and (more := self.receive()):
             data += more
@@ -169,8 +169,8 @@ class RawClient:
         return bytes(data[:size])
 
     def _read_body(self, response: Response, method: str) -> None:
-        bodyless = method == "HEAD" or response.status in (101, 204, 304)
-        if bodyless or (method == "CONNECT" and response.status < 300):
+        has_no_body = method == "HEAD" or response.status in (101, 204, 304)
+        if has_no_body or (method == "CONNECT" and response.status < 300):
             return
         length = response.header("content-length")
         if response.header("transfer-encoding").lower() == "chunked":
@@ -206,16 +206,16 @@ def fetch(
     body: bytes = b"",
     ca: Path | None = None,
 ) -> Response | None:
-    """Send one request through a proxy; what refused the tunnel is returned as well."""
+    """Send one request through a proxy. If the proxy refuses the tunnel, return that response."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     with contextlib.closing(RawClient(proxy)) as client:
         if parts.scheme == "http":
             client.request(method, url, *headers, body=body)
             return client.read_response(method)
-        opened = client.connect(host, parts.port or 443)
-        if opened is None or opened.status != 200:
-            return opened
+        tunnel = client.connect(host, parts.port or 443)
+        if tunnel is None or tunnel.status != 200:
+            return tunnel
         client.start_tls(host, ca)
         target = parts._replace(scheme="", netloc="").geturl() or "/"
         client.request(method, target, f"Host: {parts.netloc}", *headers, body=body)

@@ -1,4 +1,4 @@
-"""A client of HTTP/2 that runs streams side by side and ends them however the test wants."""
+"""An HTTP/2 client that runs concurrent streams and can reset them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,12 +22,12 @@ from .http1_client import RawClient
 
 @dataclass
 class Stream:
-    """What has come back on one stream.
+    """The response on one stream.
 
     Attributes:
-        status: None as long as there is no head.
-        ended: Whether the response is whole.
-        reset: The code with which either side ended the stream before its time.
+        status: None until the head arrives.
+        ended: Whether the response is complete.
+        reset: The error code, if either side reset the stream.
     """
 
     status: int | None = None
@@ -38,18 +38,18 @@ class Stream:
 
 
 class Http2Client:
-    """Speaks HTTP/2 over a connection that is ready for it.
+    """Speaks HTTP/2 over an open connection.
 
     Args:
-        raw: A plain connection (mitmproxy hangs up on that), or one on which TLS agreed on h2.
-        authority: What the requests are for.
-        scheme: Likewise.
-        lax: Whether headers may be sent that HTTP/2 forbids.
+        raw: A TLS connection that selected h2, or a plain one (which mitmproxy closes).
+        authority: The :authority of all requests.
+        scheme: The :scheme of all requests.
+        lax: Whether to allow request headers that HTTP/2 forbids.
 
     Attributes:
-        streams: Everything received, by the number of the stream.
-        goaway_code: The code of the GOAWAY the other side sent.
-        closed: Whether the other side has ended the connection.
+        streams: The responses by stream id.
+        goaway_code: The error code of the peer's GOAWAY.
+        closed: Whether the peer closed the connection.
     """
 
     def __init__(
@@ -77,12 +77,12 @@ class Http2Client:
 
     @classmethod
     def through(cls, proxy: tuple[str, int], host: str, port: int, ca: Path) -> Self:
-        """Open a tunnel through a proxy and agree on HTTP/2 in it."""
+        """Open a tunnel through a proxy and start HTTP/2 in it."""
         raw = RawClient(proxy)
         try:
-            answer = raw.connect(host, port)
-            assert answer, "the proxy hung up"
-            assert answer.status == 200, answer
+            tunnel = raw.connect(host, port)
+            assert tunnel, "the proxy closed the connection"
+            assert tunnel.status == 200, tunnel
             assert raw.start_tls(host, ca, ["h2"]) == "h2"
         except BaseException:
             raw.close()
@@ -97,20 +97,20 @@ class Http2Client:
         body: bytes = b"",
         end: bool = True,
     ) -> int:
-        """Begin a stream and return its number; without `end`, more of the body may follow."""
+        """Open a stream and return its id; with `end=False` more of the body can follow."""
         number = self._state.get_next_available_stream_id()
         self.streams[number] = Stream()
-        whole = [(":method", method), (":path", path), *self._base, *headers]
-        if body and end:  # mitmproxy can't tell an HTTP/1 upstream the end without it
-            whole.append(("content-length", str(len(body))))
-        self._state.send_headers(number, whole, end_stream=end and not body)
+        fields = [(":method", method), (":path", path), *self._base, *headers]
+        if body and end:  # mitmproxy needs it to delimit the body for an HTTP/1 upstream
+            fields.append(("content-length", str(len(body))))
+        self._state.send_headers(number, fields, end_stream=end and not body)
         self._flush()
         if body:
             self.send_body(number, body, end=end)
         return number
 
     def send_body(self, number: int, data: bytes, *, end: bool = True) -> None:
-        """Send a part of a request's body, as fast as the other side allows."""
+        """Send a part of a request body, within the peer's flow control window."""
         while data:
             size = min(self._window(number), len(data))
             last = end and size == len(data)
@@ -119,43 +119,45 @@ class Http2Client:
             data = data[size:]
 
     def reset(self, number: int, code: int = ErrorCodes.CANCEL) -> None:
-        """End one stream at once."""
+        """Reset one stream."""
         self._state.reset_stream(number, code)
         self.streams[number].reset = code
         self._flush()
 
     def goaway(self, code: int = ErrorCodes.NO_ERROR) -> None:
-        """Say that this is the end; the connection stays open until it is closed."""
+        """Send a GOAWAY; the connection stays open."""
         self._state.close_connection(code)
         self._flush()
 
     def wait(self, *numbers: int) -> Sequence[Stream]:
-        """Wait until these streams have ended in some way, and return them."""
-        wanted = [self.streams[number] for number in numbers]
-        while not self.closed and not all(one.ended or one.reset is not None for one in wanted):
+        """Wait until each of these streams has ended or was reset, and return them."""
+        streams = [self.streams[number] for number in numbers]
+        while not self.closed and not all(
+            stream.ended or stream.reset is not None for stream in streams
+        ):
             self.pump()
-        return wanted
+        return streams
 
     def pump(self) -> None:
-        """Receive once and take note of it."""
+        """Receive once and process the events."""
         data = self.raw.receive()
         self.closed = not data
         for event in self._state.receive_data(data) if data else ():
-            self._note(event)
+            self._handle(event)
         if not self.closed:
             self._flush()
 
     def _window(self, number: int) -> int:
-        while not (open_now := self._state.local_flow_control_window(number)):
+        while not (size := self._state.local_flow_control_window(number)):
             self.pump()
             if self.closed:
-                raise ConnectionError("the connection ended in mid-upload")
-        return min(open_now, self._state.max_outbound_frame_size)
+                raise ConnectionError("the connection ended during the upload")
+        return min(size, self._state.max_outbound_frame_size)
 
     def _flush(self) -> None:
         self.raw.send(self._state.data_to_send())
 
-    def _note(self, event: Event) -> None:
+    def _handle(self, event: Event) -> None:
         match event:
             case ResponseReceived():
                 stream = self.streams[event.stream_id]

@@ -1,4 +1,4 @@
-"""HTTP/3 on this machine: an upstream that ends responses in several ways, and a client."""
+"""An HTTP/3 upstream that ends responses in several ways, and an HTTP/3 client."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-__all__ = ["ErrorCode", "Http3Upstream", "ask"]
+__all__ = ["ErrorCode", "Http3Upstream", "send_requests"]
 
 
 class _Upstream(QuicConnectionProtocol):
-    """Answers /size/N with N bytes, resets /reset after 100, never answers /wait."""
+    """Answers /size/N with N bytes, resets /reset after 100 bytes, and never answers /wait."""
 
     def __init__(self, owner: Http3Upstream, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -39,12 +39,12 @@ class _Upstream(QuicConnectionProtocol):
     def quic_event_received(self, event: QuicEvent) -> None:
         if not hasattr(self, "_http"):
             self._http = H3Connection(self._quic)
-        for one in self._http.handle_event(event):
-            if isinstance(one, HeadersReceived):
-                self._answer(one.stream_id, dict(one.headers)[b":path"].decode())
+        for http_event in self._http.handle_event(event):
+            if isinstance(http_event, HeadersReceived):
+                self._answer(http_event.stream_id, dict(http_event.headers)[b":path"].decode())
 
     def _answer(self, stream: int, path: str) -> None:
-        self._owner.arrived += 1
+        self._owner.request_count += 1
         if path == "/wait":
             return
         size = int(path.rpartition("/")[2]) if path.startswith("/size/") else 100
@@ -52,7 +52,7 @@ class _Upstream(QuicConnectionProtocol):
         self._http.send_data(stream, body(size), end_stream=path != "/reset")
         self.transmit()
         if path == "/reset":
-            self._loop.call_later(0.2, self._reset, stream)  # what was sent goes first
+            self._loop.call_later(0.2, self._reset, stream)  # the body must arrive first
 
     def _reset(self, stream: int) -> None:
         self._quic.reset_stream(stream, ErrorCode.H3_INTERNAL_ERROR)
@@ -60,10 +60,10 @@ class _Upstream(QuicConnectionProtocol):
 
 
 class Http3Upstream(LoopThread):
-    """Listens while its `with` lasts.
+    """Listens on loopback inside its `with` block.
 
     Attributes:
-        arrived: How many requests reached it.
+        request_count: The number of requests received.
     """
 
     def __init__(self, certificate: Path) -> None:
@@ -73,7 +73,7 @@ class Http3Upstream(LoopThread):
         self._settings.certificate = load_pem_x509_certificate(text)
         self._settings.private_key = load_pem_private_key(text, None)
         self.port = 0
-        self.arrived = 0
+        self.request_count = 0
 
     async def _open(self) -> None:
         self._server = await serve(
@@ -88,10 +88,10 @@ class Http3Upstream(LoopThread):
 
 
 class _Client(QuicConnectionProtocol):
-    """Notes what comes back, and wakes whoever waits."""
+    """Collects responses and wakes `wait`."""
 
-    def begin(self) -> None:
-        """Speak HTTP/3 from now on."""
+    def start_http(self) -> None:
+        """Start HTTP/3 on the connection."""
         self.http = H3Connection(self._quic)
         self.streams: dict[int, Stream] = {}
         self.changed = asyncio.Event()
@@ -103,12 +103,12 @@ class _Client(QuicConnectionProtocol):
             for stream in self.streams.values():
                 stream.ended = True
         elif hasattr(self, "http"):
-            for one in self.http.handle_event(event):
-                self._note(one)
+            for http_event in self.http.handle_event(event):
+                self._handle(http_event)
         if hasattr(self, "changed"):
             self.changed.set()
 
-    def _note(self, event: H3Event) -> None:
+    def _handle(self, event: H3Event) -> None:
         if isinstance(event, HeadersReceived):
             self.streams[event.stream_id].status = int(dict(event.headers)[b":status"])
             self.streams[event.stream_id].ended |= event.stream_ended
@@ -117,7 +117,7 @@ class _Client(QuicConnectionProtocol):
             self.streams[event.stream_id].ended |= event.stream_ended
 
     def request(self, path: str, agent: str) -> int:
-        """Begin a stream."""
+        """Send a request on a new stream."""
         number = self._quic.get_next_available_stream_id()
         self.streams[number] = Stream()
         headers = {":method": "GET", ":scheme": "https", ":authority": "localhost", ":path": path}
@@ -127,27 +127,30 @@ class _Client(QuicConnectionProtocol):
         return number
 
     async def wait(self, numbers: Sequence[int]) -> None:
-        """Wait until these streams have ended in some way."""
-        while not all(self.streams[one].ended or self.streams[one].reset for one in numbers):
+        """Wait until each of these streams has ended or was reset."""
+        while not all(
+            self.streams[number].ended or self.streams[number].reset for number in numbers
+        ):
             self.changed.clear()
             await asyncio.wait_for(self.changed.wait(), 10)
 
 
-def ask(
+def send_requests(
     port: int,
     agent: str,
     *paths: str,
     reset: int | None = None,
     when: Callable[[], bool] | None = None,
 ) -> list[Stream]:
-    """Ask for these side by side on one connection, and wait for the answers.
+    """Request all paths concurrently on one connection, and wait for the responses.
 
-    With `when`, leave them as soon as it holds; with `reset`, first end each by this code.
+    With `when`, close the connection as soon as that is true. With `reset`, first reset each
+    stream with this error code.
     """
-    return asyncio.run(_ask(port, agent, paths, reset, when))
+    return asyncio.run(_send_requests(port, agent, paths, reset, when))
 
 
-async def _ask(
+async def _send_requests(
     port: int,
     agent: str,
     paths: Sequence[str],
@@ -165,7 +168,7 @@ async def _ask(
         "127.0.0.1", port, configuration=settings, create_protocol=_Client
     ) as client:
         assert isinstance(client, _Client)
-        client.begin()
+        client.start_http()
         numbers = [client.request(path, agent) for path in paths]
         if when is None:
             await client.wait(numbers)

@@ -1,4 +1,7 @@
-"""Where the messages of PostgreSQL's protocol begin and end in a stream of bytes."""
+"""Split a stream of bytes into the messages of PostgreSQL's protocol.
+
+It does not interpret the messages. See the PostgreSQL manual, "Message Formats".
+"""
 
 import struct
 from collections.abc import Iterator
@@ -13,23 +16,23 @@ _STARTUPS = {
 
 @dataclass
 class Handshake:
-    """What the two directions of a connection must know of each other.
+    """State that both directions of a connection share.
 
     Attributes:
-        asked: How many requests for encryption still wait for their answer of one bare byte.
-        encrypted: Whether what follows can no longer be read.
+        pending: The number of encryption requests without their one-byte answer.
+        encrypted: Whether the rest of the connection is encrypted, so that it cannot be split.
     """
 
-    asked: int = 0
+    pending: int = 0
     encrypted: bool = False
 
 
 @dataclass
 class Splitter:
-    """Cuts one direction of a connection into messages.
+    """Splits one direction of a connection into messages.
 
     Attributes:
-        frontend: Whether this is the client's direction, whose first messages have no letter.
+        frontend: Whether the client sends in this direction. Its first messages have no type letter.
     """
 
     frontend: bool
@@ -38,13 +41,13 @@ class Splitter:
     _started: bool = False
 
     def feed(self, data: bytes) -> Iterator[tuple[str, bytes]]:
-        """Take bytes; yield each message they complete, with its letter or name."""
+        """Add bytes; yield the type letter (or name) and bytes of each message they complete."""
         self._bytes += data
-        while found := self._next():
-            yield found
+        while message := self._next():
+            yield message
 
     def rest(self) -> bytes:
-        """Return the message that was begun and not ended."""
+        """Return the bytes of an incomplete message."""
         return bytes(self._bytes)
 
     def _next(self) -> tuple[str, bytes] | None:
@@ -52,9 +55,9 @@ class Splitter:
             return ("encrypted", self._take(len(self._bytes))) if self._bytes else None
         if self.frontend and not self._started:
             return self._startup()
-        if not self.frontend and self.handshake.asked:
+        if not self.frontend and self.handshake.pending:
             return self._answer() if self._bytes else None
-        return self._lettered()
+        return self._typed()
 
     def _take(self, size: int) -> bytes:
         taken = bytes(self._bytes[:size])
@@ -69,17 +72,17 @@ class Splitter:
             return None
         name = _STARTUPS.get(code, "startup")
         if name in ("sslrequest", "gssencrequest"):
-            self.handshake.asked += 1
+            self.handshake.pending += 1
         self._started = name == "startup"
         return name, self._take(size)
 
     def _answer(self) -> tuple[str, bytes]:
-        self.handshake.asked -= 1
+        self.handshake.pending -= 1
         answer = self._take(1)
         self.handshake.encrypted = answer in (b"S", b"G")
         return f"answer:{answer.decode('latin-1')}", answer
 
-    def _lettered(self) -> tuple[str, bytes] | None:
+    def _typed(self) -> tuple[str, bytes] | None:
         if len(self._bytes) < 5:
             return None
         (size,) = struct.unpack_from("!i", self._bytes, 1)

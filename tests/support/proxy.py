@@ -1,4 +1,4 @@
-"""A real mitmdump or mitmweb in a process of its own."""
+"""Run a real mitmdump or mitmweb in a child process."""
 
 import os
 import re
@@ -21,7 +21,7 @@ _WEB = re.compile(r"Web server listening at (\S+)")
 
 
 def free_port() -> int:
-    """Return a port nothing listens on now, for what can't be told to choose one itself."""
+    """Return a free port, for programs that cannot choose one themselves."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
@@ -30,23 +30,23 @@ def free_port() -> int:
 
 @cache
 def _authority() -> dict[str, bytes]:
-    """The files of one authority that all proxies of a test run share: each takes long to make."""
+    """Return the files of the authority that all proxies of a test run share; creating one is slow."""
     with tempfile.TemporaryDirectory() as folder:
         CertStore.create_store(Path(folder), "mitmproxy", 2048)
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 class Mitm:
-    """Runs the proxy while its `with` lasts, on a free port of this machine.
+    """Runs the proxy inside its `with` block, on a free loopback port.
 
     Args:
-        folder: Where the configuration (`confdir`) and the output go.
-        arguments: More of the command line; with a `--mode` of their own, they name its port.
-        scripts: Each becomes a `-s`.
-        env: Variables on top of those of this process.
-        program: Which of mitmproxy's programs to run.
-        listens: Whether to wait until it listens; not with `-n`, nor where start-up shall fail.
-        timeout: Seconds to wait for that, and for the end.
+        folder: The folder for the configuration (`confdir`) and the output.
+        arguments: More command-line arguments. A `--mode` among them must set its own port.
+        scripts: Scripts to load with `-s`.
+        env: Environment variables to add to those of this process.
+        program: The mitmproxy program to run.
+        listens: Whether to wait until it listens. Use False with `-n` or if startup must fail.
+        timeout: Seconds to wait until it listens, and until it ends.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Mitm:
             )
         if self._listens:
             try:
-                self._await_port()
+                self._wait_port()
             except BaseException:
                 self.kill()
                 raise
@@ -106,58 +106,58 @@ class Mitm:
 
     @property
     def url(self) -> str:
-        """Where it listens, as the value of a proxy variable."""
+        """The proxy URL, as for `http_proxy`."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where it listens, as a socket wants it."""
+        """The listening address and port."""
         return "127.0.0.1", self.port
 
     @property
     def web_url(self) -> str:
-        """The page of mitmweb, with its token."""
+        """The URL of mitmweb's page, with its token."""
         found = eventually(lambda: _WEB.search(self.output()), self._timeout)
         assert found
         return found[1]
 
     @property
     def ca_path(self) -> Path:
-        """The authority its certificates are signed by."""
+        """The certificate of the authority that signs its certificates."""
         return self.folder / "confdir" / "mitmproxy-ca-cert.pem"
 
     @property
     def pid(self) -> int:
-        """The number of the process."""
+        """The process id."""
         return self.process.pid
 
     def output(self) -> str:
-        """Return all it has written so far, on both streams."""
+        """Return its output so far, stdout and stderr."""
         return self._log.read_text(errors="replace")
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for it to end by itself; return its exit code."""
+        """Wait until it ends by itself; return its exit code."""
         return self.process.wait(timeout or self._timeout)
 
     def terminate(self, timeout: float | None = None) -> int:
-        """Ask it to end, once, and wait; return its exit code."""
+        """Send one SIGTERM, wait until it ends, and return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.wait(timeout)
 
     def kill(self) -> None:
-        """End it as a crash would."""
+        """Kill it, as a crash would."""
         self.process.kill()
         self.process.wait()
 
-    def _await_port(self) -> None:
-        found = eventually(self._port_or_end, self._timeout)
-        if found is True:
-            raise RuntimeError(f"the proxy ended at once:\n{self.output()}")
-        self.port = int(found)
+    def _wait_port(self) -> None:
+        port = eventually(self._port_or_ended, self._timeout)
+        if port is True:
+            raise RuntimeError(f"the proxy ended during startup:\n{self.output()}")
+        self.port = int(port)
 
-    def _port_or_end(self) -> str | bool:
-        """Return the port, True once the process is gone, False before either."""
+    def _port_or_ended(self) -> str | bool:
+        """Return the port, or True if the process has ended, or False if neither yet."""
         ended = self.process.poll() is not None
         found = _LISTENING.search(self.output())
         return found[2] if found and not ended else ended

@@ -1,4 +1,4 @@
-"""A TCP relay between a client and its server, which can fail in every way a wire can."""
+"""A TCP relay between a client and a server that simulates network faults."""
 
 import asyncio
 import contextlib
@@ -17,18 +17,18 @@ from .socket_server import SocketServer, reset
 type Direction = Literal["to_server", "to_client"]
 type Target = tuple[str, int] | Path
 
-_HELD = 1024 * 1024  # a pipe holds no more than this, unless it is a black hole
+_MAX_HELD_BYTES = 1024 * 1024  # per pipe, except in a black hole
 _READ = 65536
-_UNSENT = 0x894B  # SIOCOUTQNSD: bytes the kernel has taken and not yet sent
+_UNSENT = 0x894B  # SIOCOUTQNSD: bytes in the kernel's buffer that were not sent yet
 
 
 class CutError(Exception):
-    """The wire was cut here."""
+    """The relay cuts the connection here."""
 
 
 @dataclass
 class _Fault:
-    """What is to happen once, at a place counted from when it was armed, on each connection."""
+    """A fault that happens once, at a position that each connection counts from the arming on."""
 
     direction: Direction
     action: Literal["cut", "swallow"]
@@ -40,7 +40,7 @@ class _Fault:
 
 @dataclass(eq=False)
 class _Pipe:
-    """One direction of one connection: what was read waits in `held` until it may go on."""
+    """One direction of one connection. Bytes wait in `held` until they may be sent."""
 
     relay: "Relay"
     direction: Direction
@@ -52,7 +52,7 @@ class _Pipe:
     swallows: bool = False
 
     async def read(self) -> None:
-        """Read until the end; None in `held` stands for a cut, no bytes for the end."""
+        """Read until the end. In `held`, None stands for a cut and b"" for the end."""
         loop = asyncio.get_running_loop()
         data = b"?"
         try:
@@ -65,7 +65,7 @@ class _Pipe:
             self._hold(None)
 
     async def write(self) -> None:
-        """Pass on what is held, when it is due, until the end or a cut."""
+        """Send the held bytes when they are due, until the end or a cut."""
         loop = asyncio.get_running_loop()
         data: bytes | None = b"?"
         while data:
@@ -74,7 +74,7 @@ class _Pipe:
             await asyncio.sleep(max(0.0, due - loop.time()))
             await self.relay.until(lambda: self.relay.delivers)
             if data is None:
-                await self._sent()
+                await self._wait_sent()
                 raise CutError
             await self._send(data)
             self.size -= len(data)
@@ -83,7 +83,7 @@ class _Pipe:
             self.sink.shutdown(socket.SHUT_WR)
 
     def _has_room(self) -> bool:
-        return self.size < _HELD or not self.relay.delivers
+        return self.size < _MAX_HELD_BYTES or not self.relay.delivers
 
     def _hold(self, data: bytes | None) -> None:
         due = asyncio.get_running_loop().time() + self.relay.latency
@@ -144,8 +144,8 @@ class _Pipe:
             await asyncio.sleep(self.relay.pause)
             await self.relay.until(lambda: self.relay.delivers)
 
-    async def _sent(self) -> None:
-        """Wait until the kernel sent what it took: a RST would throw it away."""
+    async def _wait_sent(self) -> None:
+        """Wait until the kernel has sent its buffer: a RST would discard it."""
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(1):
                 while struct.unpack("i", ioctl(self.sink, _UNSENT, b"\0" * 4))[0]:  # noqa: ASYNC110
@@ -153,18 +153,18 @@ class _Pipe:
 
 
 class Relay(SocketServer):
-    """Listens on this machine while its `with` lasts and passes everything on to `target`.
+    """Listens on loopback inside its `with` block and relays to `target`.
 
-    Every method may be called from any thread and has taken effect when it returns. Faults that
-    are counted (`cut_after`, `cut_at_message`, `swallow_from_message`) count from the call on, on
-    each connection for itself, and happen once: then `struck` is true and what comes later passes.
+    All methods are thread-safe and have taken effect when they return. The counted faults
+    (`cut_after`, `cut_at_message`, `swallow_from_message`) count per connection, from the call on.
+    They happen once: then `struck` is true and later traffic passes.
 
     Args:
-        target: Address or path of the Unix socket to connect to.
-        postgres: Whether to read PostgreSQL's protocol, for what concerns messages.
+        target: The address or the path of the Unix socket to connect to.
+        postgres: Whether to parse PostgreSQL's protocol, which faults at messages need.
 
     Attributes:
-        seen: The letters of the messages read so far, by direction.
+        seen: The type letters of the messages read so far, by direction.
         struck: Whether the counted fault has happened.
     """
 
@@ -181,87 +181,87 @@ class Relay(SocketServer):
         self._change = asyncio.Event()
 
     def cut(self) -> None:
-        """Drop every connection with a RST and refuse new ones, until `mend`."""
+        """Reset every connection and refuse new ones, until `mend`."""
         self.call(self._refuse())
 
     def blackhole(self) -> None:
-        """Take bytes and connections, and pass nothing on; `mend` passes on what was held."""
+        """Accept connections and bytes but forward nothing; `mend` forwards the held bytes."""
         self.call(self._set(delivers=False))
 
     def zero_window(self) -> None:
-        """Stop reading, so that both sides find the window closed, until `mend`."""
+        """Stop reading, so that the TCP windows of both sides close, until `mend`."""
         self.call(self._stop_reading())
 
     def delay(self, seconds: float) -> None:
-        """Let every byte arrive so much later."""
+        """Delay every byte."""
         self.call(self._set(latency=seconds))
 
     def trickle(self, pause: float = 0.0) -> None:
-        """Pass on one byte at a time."""
+        """Forward one byte at a time, with a pause in seconds after each."""
         self.call(self._set(trickles=True, pause=pause))
 
     def mend(self) -> None:
-        """Be a good wire again; what was cut or swallowed stays lost."""
+        """End all faults; cut or swallowed bytes stay lost."""
         self.call(self._mend())
 
     def cut_after(self, direction: Direction, size: int) -> None:
-        """Drop the connection with a RST once `size` bytes have passed."""
+        """Reset the connection after `size` bytes."""
         self.call(self._arm(_Fault(direction, "cut", "bytes", size)))
 
     def cut_at_message(self, direction: Direction, index: int, *, inside: bool = False) -> None:
-        """Drop the connection before the message of this index, or in its middle."""
+        """Reset the connection before the message with this index, or in its middle."""
         self.call(self._arm(_Fault(direction, "cut", "messages", index, inside)))
 
     def swallow_from_message(self, direction: Direction, index: int) -> None:
-        """Lose the message of this index and all that follow it on the connection."""
+        """Drop the message with this index and all later ones on the connection."""
         self.call(self._arm(_Fault(direction, "swallow", "messages", index)))
 
     async def until(self, check: Callable[[], bool]) -> None:
-        """Wait for what a pipe needs; for the pipes."""
+        """Wait until `check` is true. Only pipes call this."""
         while not check():
             await self._change.wait()
 
     def changed(self) -> None:
-        """Let the pipes look again; for the pipes."""
+        """Make the waiting pipes check again. Only pipes call this."""
         self._change.set()
         self._change = asyncio.Event()
 
     def fault_for(self, direction: Direction, unit: str) -> _Fault | None:
-        """Return the armed fault if it concerns this; for the pipes."""
+        """Return the armed fault for this direction and unit. Only pipes call this."""
         fault = self._fault
         return fault if fault and (fault.direction, fault.unit) == (direction, unit) else None
 
     def strike(self) -> None:
-        """Note that the armed fault has happened; for the pipes."""
+        """Record that the armed fault has happened. Only pipes call this."""
         self._fault = None
         self.struck = True
 
     async def _serve(self, client: socket.socket) -> None:
         server = socket.socket(socket.AF_UNIX if isinstance(self._target, Path) else socket.AF_INET)
         server.setblocking(False)
-        orderly = False
+        clean = False
         try:
             await self.until(lambda: self.delivers)
             target = str(self._target) if isinstance(self._target, Path) else self._target
             await self._loop.sock_connect(server, target)
             await self._pump(client, server)
-            orderly = True
+            clean = True
         except* (OSError, CutError):
-            pass  # the other side learns of it by the RST
+            pass  # the RST tells the other side
         finally:
             for sock in (client, server):
-                sock.close() if orderly else reset(sock)
+                sock.close() if clean else reset(sock)
 
     async def _pump(self, client: socket.socket, server: socket.socket) -> None:
         handshake = Handshake()
-        there = Splitter(frontend=True, handshake=handshake) if self._postgres else None
-        back = Splitter(frontend=False, handshake=handshake) if self._postgres else None
+        to_server = Splitter(frontend=True, handshake=handshake) if self._postgres else None
+        to_client = Splitter(frontend=False, handshake=handshake) if self._postgres else None
         async with asyncio.TaskGroup() as group:
             for pipe in (
-                _Pipe(self, "to_server", client, server, there),
-                _Pipe(self, "to_client", server, client, back),
+                _Pipe(self, "to_server", client, server, to_server),
+                _Pipe(self, "to_client", server, client, to_client),
             ):
-                _hurry(pipe.sink)
+                _send_immediately(pipe.sink)
                 group.create_task(pipe.read())
                 group.create_task(pipe.write())
 
@@ -275,14 +275,14 @@ class Relay(SocketServer):
         await self._set(reads=False)
 
     async def _mend(self) -> None:
-        self._resize(_HELD)
+        self._resize(_MAX_HELD_BYTES)
         self._fault = None
         await self._set(delivers=True, reads=True, trickles=False, latency=0.0, pause=0.0)
         self._listen()
 
     def _resize(self, size: int) -> None:
         for client in self._tasks.values():
-            with contextlib.suppress(OSError):  # it may have just been closed
+            with contextlib.suppress(OSError):  # it may just have closed
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
     async def _arm(self, fault: _Fault) -> None:
@@ -290,6 +290,6 @@ class Relay(SocketServer):
         self.struck = False
 
 
-def _hurry(sink: socket.socket) -> None:
+def _send_immediately(sink: socket.socket) -> None:
     if sink.family != socket.AF_UNIX:
         sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,4 +1,4 @@
-"""Exchanges and rows like any other, for tests to vary."""
+"""Make ordinary exchanges and rows. Tests change the fields that they are about."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from exporter.rows.entry_builder import EntryBuilder
 
 
 def make_exchange(number: int = 0, **changes: Any) -> Exchange:
-    """An exchange like any other; `number` tells them apart."""
+    """Make an ordinary exchange; `number` determines its id and its start time."""
     start = 1_700_000_000.0 + number / 1000
-    usual = Exchange(
+    exchange = Exchange(
         flow_id=f"{number:08x}-0000-4000-8000-000000000000",
         started_at=start,
         ended_at=start + 0.25,
@@ -41,9 +41,9 @@ def make_exchange(number: int = 0, **changes: Any) -> Exchange:
         sha256=None,
         size=1200,
     )
-    return replace(usual, **changes)
+    return replace(exchange, **changes)
 
 
 def make_entry(number: int = 0, **changes: Any) -> AccessLogEntry:
-    """A row like any other; `number` tells them apart."""
+    """Make an ordinary row; `number` determines its id and its start time."""
     return EntryBuilder(Settings(node="test")).build(make_exchange(number))._replace(**changes)

@@ -1,4 +1,4 @@
-"""A log of made-up traffic for a test module to ask questions about."""
+"""An access log filled with generated traffic, for tests that query it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def seeded_log(server: Postgres, plan: Plan) -> Iterator[AccessLog]:
-    """Make a log in a schema of its own for as long as the block runs, with the rows of the plan."""
+    """Create an access log with the rows of `plan` in a new schema; drop it afterwards."""
     with temporary_schema(server) as dsn:
         with psycopg.connect(dsn, autocommit=True) as connection:
             ensure_schema(connection)

@@ -1,33 +1,33 @@
-"""One HTTP/1 connection as an upstream sees it: requests read, bytes sent, an end made."""
+"""An upstream's side of one HTTP/1 connection: read requests, send raw bytes, close or reset."""
 
 import asyncio
-import socket
-import struct
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from urllib.parse import parse_qsl, urlsplit
+
+from .socket_server import reset_on_close
 
 HEAD_LIMIT = 16 * 1024 * 1024
 _PATTERN = bytes(range(251)) * 256
 
 
 def body(size: int, start: int = 0) -> bytes:
-    """Return `size` bytes of the one endless body all responses are cut from."""
+    """Return `size` bytes of the repeating pattern that all bodies consist of, from `start` on."""
     offset = start % len(_PATTERN)
     copies = (offset + size) // len(_PATTERN) + 1
     return (_PATTERN * copies)[offset : offset + size]
 
 
 def head(status: int, *headers: str) -> bytes:
-    """Return a response head, with the usual phrase for a usual status."""
-    phrase = HTTPStatus(status).phrase if status in HTTPStatus else "Unheard Of"
+    """Return a response head, with the standard reason phrase if the status has one."""
+    phrase = HTTPStatus(status).phrase if status in HTTPStatus else "Unknown"
     lines = [f"HTTP/1.1 {status} {phrase}", *headers, "", ""]
     return "\r\n".join(lines).encode("latin-1")
 
 
 @dataclass
 class ReceivedRequest:
-    """A request that reached the upstream; the body's part grows while it comes in."""
+    """A request that reached the upstream; `body_length` grows as the body arrives."""
 
     method: str
     target: str
@@ -39,7 +39,7 @@ class ReceivedRequest:
 
     @classmethod
     def parse(cls, raw_head: bytes) -> "ReceivedRequest":
-        """Read a request head; a header name is lower-cased, nothing else is touched."""
+        """Parse a request head. Lower-case the header names; keep the rest as received."""
         first, *lines = raw_head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
         method, target, version = first.split(" ", 2)
         pairs = [line.partition(":") for line in lines]
@@ -48,102 +48,100 @@ class ReceivedRequest:
 
     @property
     def path(self) -> str:
-        """The target's path, whatever form the target has."""
+        """The path of the target, in any of the forms of a target."""
         return urlsplit(self.target).path
 
     @property
     def query(self) -> dict[str, str]:
-        """The target's query, the last of equal names."""
+        """The query parameters; the last value of a repeated name."""
         return dict(parse_qsl(urlsplit(self.target).query, keep_blank_values=True))
 
     def header(self, name: str, default: str = "") -> str:
-        """Return the first header of this lower-case name."""
+        """Return the first header with this lower-case name."""
         return next((value for key, value in self.headers if key == name), default)
 
 
 class ServerConnection:
-    """A connection with the request now being answered on it.
+    """A connection and the request that it is answering.
 
     Attributes:
-        arrival: The request being answered.
-        gate: Set once the test lets slow responses go on.
+        request: The request being answered.
+        released: Set when the test lets waiting responses continue.
     """
 
-    arrival: ReceivedRequest
+    request: ReceivedRequest
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, released: asyncio.Event
     ) -> None:
         self.reader = reader
-        self.gate = gate
+        self.released = released
         self._writer = writer
 
     @property
     def size(self) -> int:
-        """How large a body the request asks for."""
-        return int(self.arrival.query.get("size", "1000"))
+        """The body size that the request asks for, in bytes."""
+        return int(self.request.query.get("size", "1000"))
 
     @property
     def open(self) -> bool:
-        """Whether another request may come."""
-        keep = self.arrival.header("connection").lower() != "close"
-        return keep and self.arrival.version != "HTTP/1.0" and not self._writer.is_closing()
+        """Whether another request may follow."""
+        keep_alive = self.request.header("connection").lower() != "close"
+        return keep_alive and self.request.version != "HTTP/1.0" and not self._writer.is_closing()
 
     async def read_head(self) -> ReceivedRequest:
         """Wait for the next request."""
-        self.arrival = ReceivedRequest.parse(await self.reader.readuntil(b"\r\n\r\n"))
-        return self.arrival
+        self.request = ReceivedRequest.parse(await self.reader.readuntil(b"\r\n\r\n"))
+        return self.request
 
     async def read_body(self) -> None:
-        """Read what is left of the request, counting it."""
-        if self.arrival.header("expect").lower() == "100-continue":
+        """Read and count the body of the request."""
+        if self.request.header("expect").lower() == "100-continue":
             await self.send(head(100))
-        if self.arrival.header("transfer-encoding").lower() == "chunked":
+        if self.request.header("transfer-encoding").lower() == "chunked":
             await self._read_chunks()
         else:
-            await self._count(int(self.arrival.header("content-length", "0")))
-        self.arrival.complete = True
+            await self._read_and_count(int(self.request.header("content-length", "0")))
+        self.request.complete = True
 
     async def send(self, data: bytes) -> None:
-        """Send bytes as they are."""
+        """Send raw bytes."""
         self._writer.write(data)
         await self._writer.drain()
 
     async def send_body(self, size: int, start: int = 0) -> None:
-        """Send a part of the endless body, unless the request was a HEAD."""
-        if self.arrival.method == "HEAD":
+        """Send a part of the body pattern, unless the request was a HEAD."""
+        if self.request.method == "HEAD":
             return
         step = len(_PATTERN)
         for offset in range(start, start + size, step):
             await self.send(body(min(step, start + size - offset), offset))
 
     async def respond(self, status: int, data: bytes = b"", *headers: str) -> None:
-        """Send a whole, sized response; of a HEAD, the head."""
-        shown = b"" if self.arrival.method == "HEAD" else data
-        await self.send(head(status, f"Content-Length: {len(data)}", *headers) + shown)
+        """Send a complete response with Content-Length; only its head for a HEAD request."""
+        sent_body = b"" if self.request.method == "HEAD" else data
+        await self.send(head(status, f"Content-Length: {len(data)}", *headers) + sent_body)
 
     def close(self) -> None:
-        """End the connection in the orderly way."""
+        """Close the connection cleanly."""
         self._writer.close()
 
     def reset(self) -> None:
-        """End the connection with a RST."""
-        linger = struct.pack("ii", 1, 0)
-        raw = self._writer.get_extra_info("socket")
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        """Close the connection with a RST."""
+        reset_on_close(self._writer.get_extra_info("socket"))
         self._writer.transport.abort()
 
-    async def _count(self, size: int) -> None:
+    async def _read_and_count(self, size: int) -> None:
         while size:
             data = await self.reader.read(min(size, 65536))
             if not data:
-                raise EOFError("the request was cut off")
-            self.arrival.body_length += len(data)
+                raise EOFError("the request is incomplete")
+            self.request.body_length += len(data)
             size -= len(data)
 
     async def _read_chunks(self) -> None:
         while size := int((await self.reader.readline()).split(b";")[0], 16):
-            await self._count(size)
+            await self._read_and_count(size)
             await self.reader.readline()
         while await self.reader.readline() not in (b"\r\n", b""):
             pass

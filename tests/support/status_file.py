@@ -1,4 +1,4 @@
-"""A script for mitmproxy that writes the counters of the access log to a file, some lines a second."""
+"""A mitmproxy script that writes the status of artifactapi to a file, five times a second."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from mitmproxy import ctx, exceptions
 if TYPE_CHECKING:
     from mitmproxy.addonmanager import Loader
 
-_TICK_SECONDS = 0.2
+_INTERVAL_SECONDS = 0.2
 
 
 class StatusFile:
-    """Asks for the counters by the command a user would take."""
+    """Runs the command `artifactapi.status`, as a user would."""
 
     def load(self, loader: Loader) -> None:
-        """Declare where the lines go."""
-        loader.add_option("status_file", str, "", "Where the counters go, a line each time.")
+        """Declare the option for the file."""
+        loader.add_option("status_file", str, "", "The status file: one line of JSON each time.")
 
     def running(self) -> None:
-        """Begin."""
-        self._tick()
+        """Start writing."""
+        self._write_status()
 
-    def _tick(self) -> None:
+    def _write_status(self) -> None:
         try:
             status = json.loads(ctx.master.commands.call("artifactapi.status"))
         except exceptions.CommandError:
-            pass  # the script is just being loaded anew
+            pass  # mitmproxy is reloading the script
         else:
             with Path(ctx.options.status_file).open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"at": time.monotonic(), **status}) + "\n")
-        asyncio.get_running_loop().call_later(_TICK_SECONDS, self._tick)
+        asyncio.get_running_loop().call_later(_INTERVAL_SECONDS, self._write_status)
 
 
 addons = [StatusFile()]

@@ -1,26 +1,26 @@
-"""An HTTP/1 server whose responses end in whatever way the path asks for."""
+"""An HTTP/1 server whose responses end as the request path asks."""
 
 import asyncio
 import socket
 import ssl
 from pathlib import Path
 
-from .endings import BEFORE_BODY, find
+from .endings import RESPOND_BEFORE_BODY, find_responder
 from .server_connection import HEAD_LIMIT, ReceivedRequest, ServerConnection
 from .socket_server import SocketServer
 
-_PATIENCE = 5.0  # seconds for the beginning and the end of TLS
+_TLS_SECONDS = 5.0  # limit for a handshake and for a TLS shutdown
 
 
 class RawUpstream(SocketServer):
-    """Listens on this machine while its `with` lasts; see `endings` for the paths.
+    """Listens on loopback inside its `with` block; see `endings` for the paths.
 
     Args:
-        certificate: PEM file with certificate and key; with it the server speaks TLS.
+        certificate: A PEM file with a certificate and its key; turns on TLS.
         host: The address to listen on.
 
     Attributes:
-        requests: The requests that reached it, in order of their heads.
+        requests: The requests received, in the order of their heads.
     """
 
     def __init__(self, certificate: Path | None = None, host: str = "127.0.0.1") -> None:
@@ -33,36 +33,36 @@ class RawUpstream(SocketServer):
 
     @property
     def host(self) -> str:
-        """The address it listens on."""
+        """The listening address."""
         return self.address[0]
 
     @property
     def port(self) -> int:
-        """The port it listens on."""
+        """The listening port."""
         return self.address[1]
 
     @property
     def url(self) -> str:
-        """Where it listens, without a slash at the end."""
+        """The base URL, without a trailing slash."""
         name = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self._tls else 'http'}://{name}:{self.port}"
 
     def release(self) -> None:
-        """Let every response that waits go on."""
-        self._loop.call_soon_threadsafe(self._gate.set)
+        """Let every waiting response continue."""
+        self._loop.call_soon_threadsafe(self._released.set)
 
     def hold(self) -> None:
-        """Make the responses wait again."""
-        self._loop.call_soon_threadsafe(self._gate.clear)
+        """Make responses wait again."""
+        self._loop.call_soon_threadsafe(self._released.clear)
 
     async def _open(self) -> None:
-        self._gate = asyncio.Event()
+        self._released = asyncio.Event()
         await super()._open()
 
     async def _serve(self, client: socket.socket) -> None:
         reader = asyncio.StreamReader(HEAD_LIMIT)
         protocol = asyncio.StreamReaderProtocol(reader)
-        deadline = _PATIENCE if self._tls else None
+        deadline = _TLS_SECONDS if self._tls else None
         transport: asyncio.Transport | None = None
         try:
             transport, _ = await self._loop.connect_accepted_socket(
@@ -73,20 +73,20 @@ class RawUpstream(SocketServer):
                 ssl_shutdown_timeout=deadline,
             )
             writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
-            await self._converse(ServerConnection(reader, writer, self._gate))
+            await self._answer_requests(ServerConnection(reader, writer, self._released))
             writer.close()
             await writer.wait_closed()
         except (OSError, EOFError):
-            pass  # the other side went away, as it may
+            pass  # the client may leave at any time
         finally:
             if transport:
                 transport.abort()
 
-    async def _converse(self, wire: ServerConnection) -> None:
+    async def _answer_requests(self, connection: ServerConnection) -> None:
         while True:
-            self.requests.append(await wire.read_head())
-            if wire.arrival.path not in BEFORE_BODY:
-                await wire.read_body()
-            await find(wire.arrival.path)(wire)
-            if not wire.open:
+            self.requests.append(await connection.read_head())
+            if connection.request.path not in RESPOND_BEFORE_BODY:
+                await connection.read_body()
+            await find_responder(connection.request.path)(connection)
+            if not connection.open:
                 return

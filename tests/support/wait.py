@@ -1,4 +1,4 @@
-"""Wait for what a test expects, and no longer."""
+"""Wait for a condition instead of sleeping."""
 
 import threading
 import time
@@ -8,14 +8,14 @@ _PAUSE = 0.01
 
 
 def eventually[Value](check: Callable[[], Value], timeout: float = 10.0) -> Value:
-    """Return the first truthy value of `check`, or fail with the last one it gave.
+    """Call `check` until it returns a truthy value, and return that value.
 
     Args:
-        check: Asked again and again; may not raise.
-        timeout: Seconds, on the monotonic clock.
+        check: Called every 10 ms; must not raise.
+        timeout: In seconds.
 
     Raises:
-        AssertionError: Nothing truthy came in time.
+        AssertionError: Every value was falsy until the timeout. The message holds the last one.
     """
     deadline = time.monotonic() + timeout
     while not (value := check()):

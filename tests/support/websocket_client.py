@@ -1,4 +1,4 @@
-"""A websocket's client, which can also leave without a word."""
+"""A WebSocket client that can close cleanly or reset the connection."""
 
 from typing import Self
 
@@ -18,16 +18,16 @@ from .http1_client import RawClient
 
 
 class WebSocketClient:
-    """Opens a websocket over a connection that is ready for it.
+    """Opens a WebSocket over an open connection.
 
     Args:
-        raw: To a server, to a proxy (then `target` is a whole URL), or inside a tunnel.
+        raw: A connection to a server, to a proxy (then `target` is a full URL), or in a tunnel.
         host: The Host header.
-        target: What to ask for.
+        target: The request target.
 
     Attributes:
-        rejected: The status, where there came another than 101.
-        close_code: What the other side closed with; 1006 if it left without saying.
+        rejected: The status code, if the server answered with another one than 101.
+        close_code: The peer's close code; 1006 if it left without a close frame.
     """
 
     def __init__(self, raw: RawClient, host: str, target: str) -> None:
@@ -38,9 +38,9 @@ class WebSocketClient:
         self._opened = False
         self._messages: list[str | bytes] = []
         self._parts = bytearray()
-        self._say(Request(host=host, target=target))
+        self._send_event(Request(host=host, target=target))
         while not self._opened and self.rejected is None and self.close_code is None:
-            self._pump()
+            self._receive_events()
 
     def __enter__(self) -> Self:
         return self
@@ -51,57 +51,57 @@ class WebSocketClient:
     def send(self, message: str | bytes) -> None:
         """Send one message."""
         if isinstance(message, str):
-            self._say(TextMessage(message))
+            self._send_event(TextMessage(message))
         else:
-            self._say(BytesMessage(message))
+            self._send_event(BytesMessage(message))
 
     def receive(self) -> str | bytes | None:
-        """Return the next message; None once the websocket is closed."""
+        """Return the next message; None when the WebSocket is closed."""
         while not self._messages and self.close_code is None:
-            self._pump()
+            self._receive_events()
         return self._messages.pop(0) if self._messages else None
 
     def close(self, code: int = 1000, reason: str = "") -> None:
-        """Close in the orderly way and wait for the answer."""
-        self._say(CloseConnection(code=code, reason=reason))
+        """Send a close frame and wait for the peer's."""
+        self._send_event(CloseConnection(code=code, reason=reason))
         while self.close_code is None:
-            self._pump()
+            self._receive_events()
 
     def abort(self) -> None:
-        """Leave with a RST."""
+        """Close the connection with a RST."""
         self.raw.reset()
 
-    def _say(self, event: Event) -> None:
+    def _send_event(self, event: Event) -> None:
         self.raw.send(self._state.send(event))
 
-    def _pump(self) -> None:
+    def _receive_events(self) -> None:
         data = self.raw.receive()
         self._state.receive_data(data or None)
         for event in self._state.events():
-            self._note(event)
+            self._handle(event)
         if not data and self.close_code is None:
             self.close_code = 1006
 
-    def _note(self, event: Event) -> None:
+    def _handle(self, event: Event) -> None:
         match event:
             case AcceptConnection():
                 self._opened = True
             case RejectConnection():
                 self.rejected = event.status_code
             case Ping():
-                self._say(event.response())
+                self._send_event(event.response())
             case TextMessage() | BytesMessage():
                 self._collect(event.data, event.message_finished)
             case CloseConnection():
-                self._closed(event)
+                self._handle_close(event)
 
     def _collect(self, data: str | bytes | bytearray, finished: bool) -> None:
         self._parts += data.encode() if isinstance(data, str) else data
         if finished:
-            whole, self._parts = bytes(self._parts), bytearray()
-            self._messages.append(whole.decode() if isinstance(data, str) else whole)
+            message, self._parts = bytes(self._parts), bytearray()
+            self._messages.append(message.decode() if isinstance(data, str) else message)
 
-    def _closed(self, event: CloseConnection) -> None:
+    def _handle_close(self, event: CloseConnection) -> None:
         self.close_code = int(event.code)
         if self._state.state.name == "REMOTE_CLOSING":
-            self._say(event.response())
+            self._send_event(event.response())
