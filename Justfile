@@ -6,41 +6,46 @@ default: lint test
 run *arguments:
     mitmdump -s addon/artifactapi.py {{arguments}}
 
-# origin, proxy, real clients and the rows they leave, on this machine alone
+# a local registry, a proxy, real clients, and the rows they leave; uses no network
 demo:
     python tests/demo.py
 
+# all tests, two at a time
 test *options:
-    python -m pytest {{options}}
+    python -m pytest --numprocesses 2 --dist loadfile {{options}}
+
+# in under a minute: no proxy processes, no browser, nothing marked slow
+test-fast *options:
+    python -m pytest --numprocesses 2 --dist loadfile -m "not slow" tests/unit tests/postgres {{options}}
 
 lint:
     ruff check .
     ruff format --check .
     mypy
-    lint-imports
+    lint-imports --no-logo
 
 fix:
     ruff check --fix .
     ruff format .
 
-# build the wheel and run it where no source tree is near
+# build the wheel and use it outside the checkout
 package:
     rm -rf dist
     uv build
     python tests/wheel_check.py dist/*.whl
 
-# break everything around a proxy under load, e.g. `just chaos --minutes 10 --seed 7`
+# inject faults around a proxy under load, e.g. `just chaos --minutes 10 --seed 7`
 chaos *options:
     python -m tests.chaos {{options}}
 
-# fill the table with made-up traffic of a month, e.g. `just seed-rows 100000`; 0 takes it out again
+# fill the table with a month of generated traffic, e.g. `just seed-rows 100000`; 0 removes it
 seed-rows rows *options:
     python -m tests.bench.seed_rows {{rows}} {{options}}
 
-# measure what the log costs, and write docs/benchmarks.md; `just bench --quick` takes a minute
+# measure what the log costs and write docs/benchmarks.md; `just bench --quick` takes a minute
 bench *options:
     uv run --group bench python -m tests.bench {{options}}
 
-# the parts of it by themselves, in nanoseconds
+# time the parts of the hook and the writer separately
 microbench *options:
     uv run --group bench python -m pytest -W ignore::DeprecationWarning --benchmark-columns=min,median,iqr,rounds tests/bench/micro.py {{options}}

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     Query = Callable[..., list[tuple[object, ...]]]
 
+pytestmark = pytest.mark.slow
+
 _COUNT = "SELECT count(*), count(DISTINCT flow_id) FROM access_log"
 _SLACK_SECONDS = 0.2  # what a deadline may be overrun by
 _NOISE_SECONDS = 0.5  # what a busy machine adds to that in a test

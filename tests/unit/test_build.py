@@ -134,6 +134,7 @@ def test_a_process_that_is_gone_costs_no_row(
     assert "worker process restarted" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_is_ended_in_time(row_builder: RowBuilder) -> None:
     pending = row_builder.build(exchanges(1))
     pending.result()
@@ -147,6 +148,7 @@ def test_a_process_that_hangs_is_ended_in_time(row_builder: RowBuilder) -> None:
     assert row_builder.failures == 1
 
 
+@pytest.mark.slow
 def test_a_process_that_takes_nothing_is_ended_in_time(row_builder: RowBuilder) -> None:
     row_builder.start_worker()
     os.kill(pid_of(row_builder), signal.SIGSTOP)
@@ -158,6 +160,7 @@ def test_a_process_that_takes_nothing_is_ended_in_time(row_builder: RowBuilder) 
     assert [*entries] == here(found)
 
 
+@pytest.mark.slow
 def test_at_a_stop_it_gets_half_of_the_time(row_builder: RowBuilder, deadline: Deadline) -> None:
     row_builder.start_worker()
     os.kill(pid_of(row_builder), signal.SIGSTOP)
@@ -170,6 +173,7 @@ def test_at_a_stop_it_gets_half_of_the_time(row_builder: RowBuilder, deadline: D
     assert [*entries] == here(found)
 
 
+@pytest.mark.slow
 def test_a_stop_beside_a_process_that_hangs_writes_all(dsn: str, query: Query) -> None:
     memory = replace(_SETTINGS.with_dsn(dsn), spool=SpoolSettings(max_bytes=0))
     exporter = Exporter(memory)
@@ -275,6 +279,7 @@ def test_a_batch_keeps_its_entries_packed_until_they_are_looked_at() -> None:
     assert all(isinstance(it, type(entries[0])) for it in batch)
 
 
+@pytest.mark.slow
 def test_rows_come_once_each_while_it_is_killed_again_and_again(
     dsn: str, query: Query, monkeypatch: pytest.MonkeyPatch
 ) -> None:

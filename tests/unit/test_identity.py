@@ -201,6 +201,7 @@ def hostile_paths(count: int) -> list[str]:
     return paths
 
 
+@pytest.mark.slow
 def test_hostile_paths_take_bounded_time() -> None:
     """With backtracking, a single one of the 100,000 paths could take minutes."""
     hosts = [*HOSTS.values(), "charts.example", "github.example", "ghcr.example", "nexus.example"]
