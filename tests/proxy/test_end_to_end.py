@@ -323,7 +323,7 @@ def test_the_start_line_names_no_password_and_a_row_alone_is_there_within_two_se
     output = proxy.output()
     port = re.search(r"port=(\d+)", dsn)
     assert port
-    line = f"rows go to postgres@127.0.0.1:{port[1]}/postgres. See them with: artifactapi tail -f"
+    line = f"logging to postgres@127.0.0.1:{port[1]}/postgres; show the rows with: artifactapi tail -f"
     assert output.count(line) == 1
     assert "hunter2" not in output
     assert "unknown option artifactapi_fliter; it has no effect. The options are" in output, (
@@ -370,7 +370,7 @@ def test_a_wrong_setting_stops_the_start_with_one_sentence(tmp_path: Path) -> No
         output = proxies[case].output()
         assert output.count(sentence) == 1, output
         assert "Traceback" not in output
-        assert "rows go to" not in output
+        assert "logging to" not in output
 
 
 # -- the embedded server -----------------------------------------------------------------------
