@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from exporter.postgres.connection import describe
-from exporter.read.export import GOACCESS_OPTIONS, count, for_terminal, streamed
+from exporter.read.export import GOACCESS_OPTIONS, count_rows, printable_line, stream_rows
 from exporter.read.human import printable_json
 from exporter.read.lines import header, line
 from exporter.read.report import make_report
@@ -116,7 +116,7 @@ def tail(
     print_notice = functools.partial(click.echo, err=True)
     with errors_in_one_sentence(), contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends --follow
         batches = tail_rows(
-            settings, selection, lines, following=following, as_json=as_json, say=print_notice
+            settings, selection, lines, following=following, as_json=as_json, notify=print_notice
         )
         for number, rows in enumerate(batches):
             is_first = number == 0
@@ -178,8 +178,8 @@ def export(settings: Settings, format_name: str, *, raw: bool, selection: Select
                 click.echo("No matching request fetched an artifact.", err=True)
             return
         # Close the COPY before the connection; closing the connection would wait for it.
-        with contextlib.closing(streamed(connection, selection, format_name, raw=raw)) as lines:
-            _write(lines, format_name, lambda: count(connection, selection))
+        with contextlib.closing(stream_rows(connection, selection, format_name, raw=raw)) as lines:
+            _write(lines, format_name, lambda: count_rows(connection, selection))
 
 
 def _sbom(connection: DeadlineConnection, selection: Selection) -> str:
@@ -195,7 +195,7 @@ def _sbom(connection: DeadlineConnection, selection: Selection) -> str:
         raise click.ClickException(str(e)) from None
 
 
-def _write(lines: Iterator[bytes], format_name: str, count_rows: Callable[[], int | None]) -> None:
+def _write(lines: Iterator[bytes], format_name: str, get_total: Callable[[], int | None]) -> None:
     """Write all lines to standard output.
 
     A progress bar shows if a person waits for the lines without seeing them: standard error is a
@@ -204,14 +204,14 @@ def _write(lines: Iterator[bytes], format_name: str, count_rows: Callable[[], in
     out, to_terminal = sys.stdout.buffer, sys.stdout.isatty()
     console = Console(stderr=True)
     show_progress = console.is_terminal and not to_terminal
-    total = count_rows() if show_progress else None
+    total = get_total() if show_progress else None
     if total is not None and format_name == "csv":
         total += 1  # the header line
     with Progress(*_PROGRESS_COLUMNS, console=console, disable=not show_progress) as progress:
         task = progress.add_task(format_name, total=total)
         for batch in itertools.batched(lines, _LINES_PER_WRITE):
             if to_terminal:
-                out.writelines(for_terminal(line, format_name) for line in batch)
+                out.writelines(printable_line(line, format_name) for line in batch)
             else:
                 out.writelines(batch)
             progress.advance(task, len(batch))

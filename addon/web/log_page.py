@@ -21,6 +21,8 @@ from addon.web.query_pool import TooManyQueriesError
 from exporter.health import judge
 from exporter.read import human, lines, time_search
 from exporter.read import page as queries
+from exporter.read.gaps import recent_gaps
+from exporter.read.newest import Cursor
 from exporter.read.selection import FILTER_NAMES, Selection, SelectionError
 from exporter.read.session import DATABASE_ERRORS
 
@@ -147,14 +149,14 @@ class _ListHandler(_PageHandler):
             self.set_status(http.HTTPStatus.BAD_REQUEST)
             return
         page.is_first = after is None
-        seconds = self.query_pool.settings.page.query_seconds / time_search.MOST_SHARE
+        seconds = self.query_pool.settings.page.query_seconds / time_search.MAX_OVERRUN
         if page.is_first and selection.since is None:
             seconds = min(seconds, time_search.SEARCH_SECONDS)
         try:
             page.rows, page.gaps = await self.query_pool.run(
                 lambda connection: (
-                    queries.newest(connection, selection, MAX_ROWS, after, seconds),
-                    queries.recent_gaps(connection, _MAX_GAPS),
+                    queries.list_rows(connection, selection, MAX_ROWS, after, seconds),
+                    recent_gaps(connection, _MAX_GAPS),
                 )
             )
             if page.with_traffic:
@@ -187,7 +189,9 @@ class _RowHandler(_PageHandler):
             )
             return
         try:
-            columns = await self.query_pool.run(lambda connection: queries.one(connection, cursor))
+            columns = await self.query_pool.run(
+                lambda connection: queries.row_columns(connection, cursor)
+            )
         except TooManyQueriesError:
             self.render_error(http.HTTPStatus.SERVICE_UNAVAILABLE, _BUSY)
         except DATABASE_ERRORS as e:
@@ -204,7 +208,7 @@ class _RowHandler(_PageHandler):
             self.render("row.html", columns=columns, flow_id=flow_id if in_mitmweb else None)
 
 
-def _cursor(handler: _PageHandler) -> queries.Cursor | None:
+def _cursor(handler: _PageHandler) -> Cursor | None:
     """Return the position that the URL gives with `at` and `id`, or None if it gives none.
 
     Raises:
@@ -217,7 +221,7 @@ def _cursor(handler: _PageHandler) -> queries.Cursor | None:
         started_at = datetime.fromisoformat(at)
         if started_at.tzinfo is None:
             started_at = started_at.replace(tzinfo=UTC)
-        return queries.Cursor(started_at, UUID(flow_id))
+        return Cursor(started_at, UUID(flow_id))
     except ValueError:
         raise SelectionError(
             "The address has no valid position in the log; start again from the newest rows."

@@ -7,23 +7,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from exporter.read import lines
+from exporter.read.chart import SVG_WIDTH, svg_bars
 from exporter.read.human import printable, share, size
+from exporter.read.status import is_failure, is_refusal
 
 if TYPE_CHECKING:
     from exporter.health import Health
-    from exporter.read.page import ColumnValue, Gap, Rows, Traffic
-    from exporter.read.tail import Row
+    from exporter.read.chart import ChartBar
+    from exporter.read.gaps import RecordedGap
+    from exporter.read.newest import Row
+    from exporter.read.page import ColumnValue, RowPage, Traffic, TrafficBucket
 
 MAX_FILTER_LENGTH = 500  # characters per search field
-CHART_WIDTH = 960
+CHART_WIDTH = SVG_WIDTH
 CHART_HEIGHT = 120
+SEGMENTS = ("failed", "refused", "ok")  # CSS classes of a bar's segments, from the bottom up
 
 _TIME_FILTERS = ("since", "until")
 _MAX_PATH_LENGTH = 400
-_REDIRECT, _REFUSED, _FAILED = 300, 400, 500  # the lowest status code of each class
+_FIRST_REDIRECT = 300
 
 
 @dataclass
@@ -36,20 +41,9 @@ class Page:
     with_traffic: bool = True  # False: only the parts that a live update replaces
     is_first: bool = True  # the newest rows, which update themselves
     error: str | None = None  # why the database gave no answer
-    rows: Rows | None = None
-    gaps: list[Gap] = field(default_factory=list)
+    rows: RowPage | None = None
+    gaps: list[RecordedGap] = field(default_factory=list)
     traffic: Traffic | None = None
-
-
-class Bar(NamedTuple):
-    """One bar of the chart, for one time interval. Numbers are in viewBox units."""
-
-    x: float
-    width: float
-    ok: tuple[float, float]  # y and height; so are the next two
-    refused: tuple[float, float]
-    failed: tuple[float, float]
-    title: str
 
 
 def with_utc_times(filters: dict[str, str]) -> dict[str, str]:
@@ -76,11 +70,11 @@ def last_write(text: str | None) -> str:
 
 def css_class(row: Row) -> str:
     """Return the style sheet's class for the row's outcome."""
-    if row.status_code is None or row.status_code >= _FAILED:
+    if is_failure(row.status_code):
         return "failed"
-    if row.status_code >= _REFUSED:
+    if is_refusal(row.status_code):
         return "refused"
-    return "redirect" if row.status_code >= _REDIRECT else "ok"
+    return "redirect" if (row.status_code or 0) >= _FIRST_REDIRECT else "ok"
 
 
 def url(row: Row) -> str:
@@ -107,31 +101,15 @@ def value(column: ColumnValue) -> str | None:
     return printable(str(column.value))
 
 
-def bars(traffic: Traffic) -> list[Bar]:
-    """Return the bars of the chart. The highest bar is as high as the chart."""
-    top = max((bucket.requests for bucket in traffic.buckets), default=0) or 1
-    step = CHART_WIDTH / (len(traffic.buckets) or 1)
-    found = []
-    for number, bucket in enumerate(traffic.buckets):
-        failed, refused, total = (
-            CHART_HEIGHT * count / top
-            for count in (bucket.failed, bucket.failed + bucket.refused, bucket.requests)
-        )
-        title = (
-            f"{minute(bucket.at)} UTC: {bucket.requests:,} requests, {bucket.refused:,} of them 4xx,"
-            f" {bucket.failed:,} failed, {size(bucket.response_bytes)}"
-        )
-        found.append(
-            Bar(
-                x=round(number * step, 1),
-                width=round(step * 0.85, 1),
-                ok=_segment(refused, total),
-                refused=_segment(failed, refused),
-                failed=_segment(0, failed),
-                title=title,
-            )
-        )
-    return found
+def bars(traffic: Traffic) -> list[tuple[str, ChartBar]]:
+    """Return the bars of the chart with their titles. Each bar has the segments named in SEGMENTS."""
+    stacks = [
+        # In a sample, each count is rounded separately, so the rest could be -1.
+        (bucket.failed, bucket.refused, max(0, bucket.requests - bucket.failed - bucket.refused))
+        for bucket in traffic.buckets
+    ]
+    titles = map(_bar_title, traffic.buckets)
+    return list(zip(titles, svg_bars(stacks, CHART_HEIGHT), strict=True))
 
 
 def totals(traffic: Traffic) -> str:
@@ -147,8 +125,11 @@ def totals(traffic: Traffic) -> str:
     )
 
 
-def _segment(low: float, high: float) -> tuple[float, float]:
-    return round(CHART_HEIGHT - high, 1), round(high - low, 1)
+def _bar_title(bucket: TrafficBucket) -> str:
+    return (
+        f"{minute(bucket.at)} UTC: {bucket.requests:,} requests, {bucket.refused:,} of them 4xx,"
+        f" {bucket.failed:,} failed, {size(bucket.response_bytes)}"
+    )
 
 
 def _as_utc(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.postgres.connection import Deadline
 from exporter.postgres.embedded import EmbeddedServer
-from exporter.read.page import reading
+from exporter.read.page import page_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,5 +65,5 @@ class QueryPool:
         # The exporter keeps the embedded server running; here we only need its address.
         dsn = settings.page.dsn or settings.database.dsn or EmbeddedServer().dsn
         seconds = settings.page.query_seconds
-        with reading(dsn, settings.database, seconds, self._deadline) as connection:
+        with page_session(dsn, settings.database, seconds, self._deadline) as connection:
             return query(connection)

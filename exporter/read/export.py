@@ -1,4 +1,4 @@
-"""Stream rows out of Postgres by COPY, in constant memory, as CSV, JSON lines or GoAccess reads them."""
+"""Stream rows with COPY, in constant memory, as CSV, JSON lines or input for GoAccess."""
 
 from __future__ import annotations
 
@@ -16,32 +16,31 @@ if TYPE_CHECKING:
     from ..postgres.connection import DeadlineConnection
     from .selection import Selection
 
-STATEMENT_SECONDS = 4 * 3600.0  # a whole month goes through a slow pipe
+_STATEMENT_SECONDS = 4 * 3600.0  # enough for a month of rows through a slow pipe
 _COUNT_SECONDS = 30.0
 
-# Text may be a client's. In a spreadsheet a cell that begins so is a formula; OWASP, "CSV
-# Injection", has these characters and the remedy; full-width ones count, too.
 _NOT_TEXT = frozenset(
     {"started_at", "flow_id", "logged_at", "client_ip", "client_port", "port", "status_code"}
     | {"request_bytes", "response_bytes", "duration_ms", "ttfb_ms", "connect_ms", "server_ip"}
     | {"cache_age_s", "sha256"}
 )
-_OF_CLIENTS = frozenset(COLUMN_NAMES) - _NOT_TEXT
-_GUARDED = sql.SQL(
+_TEXT_COLUMNS = frozenset(COLUMN_NAMES) - _NOT_TEXT
+# Clients choose these texts. A spreadsheet reads a cell that starts with one of these characters as a
+# formula; the fullwidth ones count too. OWASP, "CSV Injection", has the list and the remedy.
+_WITHOUT_FORMULA = sql.SQL(
     "CASE WHEN {column} ~ E'^[=+@\\t\\r\\n\\uff1d\\uff0b\\uff20\\uff0d-]' THEN '''' || {column}"
     " ELSE {column} END AS {column}"
 )
 
 _CSV = sql.SQL("COPY ({query}) TO STDOUT (FORMAT csv, HEADER)")
-# Each line is one field that holds neither of these two characters, so that COPY leaves it as it is:
-# JSON escapes them (RFC 8259 7), and GoAccess' fields are rid of them.
+# Each line is one field without these two characters, so COPY changes nothing: JSON escapes them
+# (RFC 8259 7), and _FIELD removes them for GoAccess.
 _LINES = sql.SQL("COPY ({query}) TO STDOUT (FORMAT csv, QUOTE E'\\x01', DELIMITER E'\\x02')")
 
 _ROWS = sql.SQL("SELECT {columns} FROM access_log WHERE {where} ORDER BY started_at, flow_id")
 _COUNT = sql.SQL("SELECT count(*) FROM access_log WHERE {where}")
 
-# What was never asked, answered or known is "-", and an address that is not known the unspecified one:
-# GoAccess refuses a line without.
+# GoAccess rejects empty fields, so unknown is "-", and an unknown address is 0.0.0.0.
 GOACCESS_OPTIONS = (
     "--log-format='%h|%e|%d|%t|%r|%s|%b|%D|%v|%C|%M|%u' --date-format=%d/%b/%Y --time-format=%H:%M:%S"
     " --no-strict-status"
@@ -65,26 +64,25 @@ _FIELD = sql.SQL(
 )
 
 
-def streamed(
-    connection: DeadlineConnection, selection: Selection, form: str, *, raw: bool = False
+def stream_rows(
+    connection: DeadlineConnection, selection: Selection, format_name: str, *, raw: bool = False
 ) -> Generator[bytes]:
-    r"""The rows in order of their start, each with its newline; within one read-only transaction.
+    r"""Yield the rows in order of started_at, one line each, with \n at the end. Times are in UTC.
 
     Args:
-        connection: In autocommit; used by nobody else until the iterator is done or closed.
+        connection: In autocommit mode. Not usable otherwise until the generator is exhausted or closed.
         selection: Which rows.
-        form: csv (first a line of the columns' names), jsonl, or goaccess, which GOACCESS_OPTIONS
-            read. Times are in UTC.
-        raw: Leave text in CSV as it is, also where a spreadsheet would take it for a formula.
+        format_name: csv (starts with a header line), jsonl, or goaccess (for GOACCESS_OPTIONS).
+        raw: In csv, do not neutralize formulas.
 
     Raises:
-        psycopg.Error, DeadlineExceededError: the server refused or went away.
+        psycopg.Error, DeadlineExceededError: the query failed, took too long, or lost its connection.
     """
     where, values = selection.where()
-    rows = _ROWS.format(columns=_COLUMNS_OF[form](raw), where=where)
-    statement = (_CSV if form == "csv" else _LINES).format(query=rows)
+    query = _ROWS.format(columns=_columns(format_name, raw=raw), where=where)
+    statement = (_CSV if format_name == "csv" else _LINES).format(query=query)
     with (
-        read_only(connection, STATEMENT_SECONDS),
+        read_only(connection, _STATEMENT_SECONDS),
         connection.cursor() as cursor,
         cursor.copy(statement, values) as copy,
     ):
@@ -92,11 +90,11 @@ def streamed(
             yield bytes(data)
 
 
-def count(connection: DeadlineConnection, selection: Selection) -> int | None:
-    """How many rows there are to stream; None where counting takes longer than is worth it.
+def count_rows(connection: DeadlineConnection, selection: Selection) -> int | None:
+    """Return the number of selected rows, or None if counting takes too long.
 
     Raises:
-        psycopg.Error, DeadlineExceededError: the server refused or went away.
+        psycopg.Error, DeadlineExceededError: the query failed or lost its connection.
     """
     where, values = selection.where()
     try:
@@ -107,35 +105,31 @@ def count(connection: DeadlineConnection, selection: Selection) -> int | None:
     return int(row[0]) if row else None
 
 
-def for_terminal(line: bytes, form: str) -> bytes:
-    """The same line without what would command a terminal."""
+def printable_line(line: bytes, format_name: str) -> bytes:
+    """Make a line safe for a terminal: escape control characters."""
     text = line.decode().removesuffix("\n")
-    return ((printable_json if form == "jsonl" else printable)(text) + "\n").encode()
+    return ((printable_json if format_name == "jsonl" else printable)(text) + "\n").encode()
 
 
-def _csv_columns(raw: bool) -> sql.Composed:
-    if raw:
-        return ALL_COLUMNS
-    return sql.SQL(", ").join(map(_guarded, COLUMN_NAMES))
+def _columns(format_name: str, *, raw: bool) -> sql.Composed:
+    if format_name == "jsonl":
+        return JSON_ROW
+    if format_name == "goaccess":
+        return _goaccess_columns()
+    return ALL_COLUMNS if raw else sql.SQL(", ").join(map(_csv_column, COLUMN_NAMES))
 
 
-def _guarded(name: str) -> sql.Composable:
+def _csv_column(name: str) -> sql.Composable:
     if name == "sha256":
         return sql.SQL("encode(sha256, 'hex') AS sha256")
-    if name in _OF_CLIENTS:
-        return _GUARDED.format(column=sql.Identifier(name))
+    if name in _TEXT_COLUMNS:
+        return _WITHOUT_FORMULA.format(column=sql.Identifier(name))
     return sql.Identifier(name)
 
 
-def _json_columns(_: bool) -> sql.Composed:
-    return JSON_ROW
-
-
-def _goaccess_columns(_: bool) -> sql.Composed:
-    names = {"user": "proxy_user", "method": "method", "path": "path", "host": "host"}
-    names |= {"content_type": "content_type", "agent": "user_agent"}
-    names |= {"version": "http_version", "cache": "cache_status"}
-    return _GOACCESS.format(**{k: _FIELD.format(sql.Identifier(v)) for k, v in names.items()})
-
-
-_COLUMNS_OF = {"csv": _csv_columns, "jsonl": _json_columns, "goaccess": _goaccess_columns}
+def _goaccess_columns() -> sql.Composed:
+    columns = {"user": "proxy_user", "method": "method", "path": "path", "host": "host"}
+    columns |= {"content_type": "content_type", "agent": "user_agent"}
+    columns |= {"version": "http_version", "cache": "cache_status"}
+    fields = {field: _FIELD.format(sql.Identifier(name)) for field, name in columns.items()}
+    return _GOACCESS.format(**fields)

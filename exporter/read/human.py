@@ -1,26 +1,29 @@
-"""Numbers and foreign text as a person reads them; knows no table and no terminal."""
+"""Format sizes, durations, shares, and text from clients, for people. Knows no table and no terminal."""
 
 from __future__ import annotations
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _KILO = 1000
-_BASIC_PLANE = 0xFFFF
+_LAST_OF_BASIC_PLANE = 0xFFFF
 
 
 def printable(text: str) -> str:
-    r"""Text a terminal or a page may be shown: control characters and the like become \x1b."""
+    r"""Make text safe to show: replace unprintable characters with escapes such as \x1b."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def printable_json(text: str) -> str:
-    r"""JSON a terminal may be shown, with the same meaning: what is not printable becomes \u009b."""
+    r"""Make JSON safe to show, without changing its meaning: escape unprintable characters as \u009b."""
     return "".join(c if c.isprintable() else _json_escape(c) for c in text)
 
 
 def size(count: float | None) -> str:
-    """Bytes in decimal units: 1.2 MB; "-" where unknown."""
+    """Format bytes in decimal units, such as 1.2 MB. None: "-".
+
+    rich.filesize.decimal would write "999 bytes", which is too long for a table, and "1,000.0 kB".
+    """
     if count is None:
         return "-"
     amount = float(count)
@@ -32,7 +35,7 @@ def size(count: float | None) -> str:
 
 
 def duration(milliseconds: float | None) -> str:
-    """0.8 ms, 12 ms, 1.2 s, 3m 10s, 30m, 2h 05m; "-" where unknown."""
+    """Format a duration, such as 0.8 ms, 12 ms, 1.2 s, 3m 10s, 30m or 2h 05m. None: "-"."""
     if milliseconds is None:
         return "-"
     if milliseconds < 10:  # noqa: PLR2004
@@ -42,15 +45,15 @@ def duration(milliseconds: float | None) -> str:
     seconds = milliseconds / 1000
     if seconds < 59.95:  # noqa: PLR2004
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, remainder = divmod(round(seconds), 60)
     if minutes < 60:  # noqa: PLR2004
-        return f"{minutes}m {rest:02}s" if rest else f"{minutes}m"
+        return f"{minutes}m {remainder:02}s" if remainder else f"{minutes}m"
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h {minutes:02}m" if minutes else f"{hours}h"
 
 
 def share(part: float, whole: float) -> str:
-    """A part as percentage; "-" of nothing, and neither 0 % nor 100 % unless it is that."""
+    """Format a part of a whole in percent. Only exact values show as 0.0 % and 100.0 %. "-" if the whole is 0."""
     if not whole:
         return "-"
     percentage = 100 * part / whole
@@ -63,7 +66,7 @@ def share(part: float, whole: float) -> str:
 
 def _json_escape(character: str) -> str:
     code = ord(character)
-    if code <= _BASIC_PLANE:
+    if code <= _LAST_OF_BASIC_PLANE:
         return f"\\u{code:04x}"
     high, low = divmod(code - 0x10000, 0x400)
     return f"\\u{0xD800 + high:04x}\\u{0xDC00 + low:04x}"

@@ -1,4 +1,4 @@
-"""Rows as lines for a terminal of any width, or for none; finds no rows."""
+"""Format rows as lines of text, for a terminal of any width or for a pipe. Runs no queries."""
 
 from __future__ import annotations
 
@@ -10,67 +10,81 @@ from rich.text import Text
 
 from ..rows.cache_status import FROM_CACHE
 from .human import duration, printable, size
+from .status import is_failure, is_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .tail import Row
+    from .newest import Row
 
-_GAP = "  "
-_MIN_WHAT = 8  # a narrower terminal breaks the lines
-_SERVER_ERROR = 500
-_SHORT = {"REVALIDATED": "REVALID", "UPDATING": "UPDATE"}
+_SEPARATOR = "  "
+_MIN_WHAT_CELLS = 8  # on a narrower terminal, lines wrap
+_SHORT_CACHE_STATUS = {"REVALIDATED": "REVALID", "UPDATING": "UPDATE"}
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class _TailColumn(NamedTuple):
-    """A cell of fixed width; `least` is the narrowest terminal it is shown in."""
+    """A column of fixed width, in cells. Terminals narrower than `min_terminal` do not show it."""
 
     name: str
     width: int
-    least: int
-    to_the_right: bool
+    min_terminal: int
+    right_aligned: bool
     text: Callable[[Row], str]
     style: Callable[[Row], str]
 
 
 def header(width: int | None) -> Text:
-    """The line above the rows; `width` in cells, None for what is no terminal."""
-    cells = [_aligned(it.name, it) for it in _shown(width)]
-    return Text(_GAP.join([*cells, "what"]), style="bold")
+    """Return the header line. `width` is the terminal's, in cells; None: not a terminal."""
+    cells = [_aligned(column.name, column) for column in _shown_columns(width)]
+    return Text(_SEPARATOR.join([*cells, "what"]), style="bold")
 
 
 def line(row: Row, width: int | None) -> Text:
-    """One row as a line with its colours, cut to `width` cells; what a client sent is made printable."""
+    """Format one row with colors, cut to `width` cells. Text from clients is printable."""
     text = Text()
-    for column in _shown(width):
+    for column in _shown_columns(width):
         text.append(_aligned(column.text(row), column), style=column.style(row))
-        text.append(_GAP)
-    error = f"{_GAP}{printable(row.error_type)}" if row.error_type else ""
+        text.append(_SEPARATOR)
+    error = f"{_SEPARATOR}{printable(row.error_type)}" if row.error_type else ""
     what = printable(row.purl) if row.purl else url(row)
     if width is not None:
-        what = _shortened(what, max(_MIN_WHAT, width - text.cell_len - cell_len(error)))
+        what = _shortened(what, max(_MIN_WHAT_CELLS, width - text.cell_len - cell_len(error)))
     text.append(what)
     return text.append(error, style="red")
 
 
-def _shown(width: int | None) -> list[_TailColumn]:
-    return [it for it in _COLUMNS if width is None or width >= it.least]
+def caller(row: Row) -> str:
+    """Return the proxy user, or else the client address. In SQL: access_log_caller."""
+    return printable(row.proxy_user or str(row.client_ip or "-"))
+
+
+def url(row: Row) -> str:
+    """Return the requested URL, without its query."""
+    is_default = row.port is None or row.port == _DEFAULT_PORTS.get(row.scheme or "")
+    port = "" if is_default else f":{row.port}"
+    scheme = f"{row.scheme}://" if row.scheme else ""
+    return printable(f"{scheme}{row.host or ''}{port}{row.path or ''}")
+
+
+def _shown_columns(width: int | None) -> list[_TailColumn]:
+    return [column for column in _COLUMNS if width is None or width >= column.min_terminal]
 
 
 def _aligned(text: str, column: _TailColumn) -> str:
     if cell_len(text) >= column.width:
         return _shortened(text, column.width)
     padding = " " * (column.width - cell_len(text))
-    return padding + text if column.to_the_right else text + padding
+    return padding + text if column.right_aligned else text + padding
 
 
 def _shortened(text: str, width: int) -> str:
-    """Without its middle: a URL's host and, more yet, its file's name tell the most."""
+    """Cut out the middle: the host at the start and, even more, the file name at the end matter most."""
     if cell_len(text) <= width:
         return text
-    room = 2 * width // 3
-    tail = text[-room:]
-    while cell_len(tail) > room:
+    max_tail_cells = 2 * width // 3
+    tail = text[-max_tail_cells:]
+    while cell_len(tail) > max_tail_cells:
         tail = tail[1:]
     return set_cell_size(text, width - 1 - cell_len(tail)) + "\u2026" + tail
 
@@ -79,7 +93,7 @@ def _time(row: Row) -> str:
     now = datetime.now().astimezone()
     try:
         at = row.started_at.astimezone()
-    except OverflowError:  # at the edge of the calendar there may be no local time
+    except OverflowError:  # the first or last day of the calendar
         at = row.started_at
     if at.date() == now.date():
         return f"{at:%H:%M:%S.%f}"[:12]
@@ -91,14 +105,16 @@ def _status(row: Row) -> str:
 
 
 def _status_style(row: Row) -> str:
-    if row.status_code is None or row.status_code >= _SERVER_ERROR:
+    if is_failure(row.status_code):
         return "bold red"
-    return {4: "yellow", 3: "blue", 2: "green"}.get(row.status_code // 100, "")
+    if is_refusal(row.status_code):
+        return "yellow"
+    return {3: "blue", 2: "green"}.get((row.status_code or 0) // 100, "")
 
 
 def _cache(row: Row) -> str:
-    word = row.cache_status or "-"
-    return printable(_SHORT.get(word, word))
+    status = row.cache_status or "-"
+    return printable(_SHORT_CACHE_STATUS.get(status, status))
 
 
 def _cache_style(row: Row) -> str:
@@ -107,27 +123,14 @@ def _cache_style(row: Row) -> str:
     return "green" if row.cache_status in FROM_CACHE else "yellow"
 
 
-def who(row: Row) -> str:
-    """The proxy user, or else the address."""
-    return printable(row.proxy_user or str(row.client_ip or "-"))
-
-
-def url(row: Row) -> str:
-    """What was asked for."""
-    default = {"http": 80, "https": 443}.get(row.scheme or "")
-    port = "" if row.port in (None, default) else f":{row.port}"
-    scheme = f"{row.scheme}://" if row.scheme else ""
-    return printable(f"{scheme}{row.host or ''}{port}{row.path or ''}")
-
-
 _COLUMNS = (
-    _TailColumn("time", 12, 0, to_the_right=False, text=_time, style=lambda _: ""),
-    _TailColumn("status", 6, 0, to_the_right=True, text=_status, style=_status_style),
+    _TailColumn("time", 12, 0, right_aligned=False, text=_time, style=lambda _: ""),
+    _TailColumn("status", 6, 0, right_aligned=True, text=_status, style=_status_style),
     _TailColumn(
         "method",
         7,
         120,
-        to_the_right=False,
+        right_aligned=False,
         text=lambda row: printable(row.method or "-"),
         style=lambda _: "",
     ),
@@ -135,7 +138,7 @@ _COLUMNS = (
         "size",
         8,
         60,
-        to_the_right=True,
+        right_aligned=True,
         text=lambda row: size(row.response_bytes),
         style=lambda _: "dim",
     ),
@@ -143,10 +146,10 @@ _COLUMNS = (
         "took",
         7,
         70,
-        to_the_right=True,
+        right_aligned=True,
         text=lambda row: duration(row.duration_ms),
         style=lambda _: "dim",
     ),
-    _TailColumn("cache", 7, 110, to_the_right=False, text=_cache, style=_cache_style),
-    _TailColumn("who", 16, 100, to_the_right=False, text=who, style=lambda _: "cyan"),
+    _TailColumn("cache", 7, 110, right_aligned=False, text=_cache, style=_cache_style),
+    _TailColumn("who", 16, 100, right_aligned=False, text=caller, style=lambda _: "cyan"),
 )

@@ -1,4 +1,4 @@
-"""Answer what the page asks about the log: read-only SQL that ends in time; no HTML, no threads."""
+"""Run the queries of the page in mitmweb. They are read-only and limited in time. No HTML, no threads."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from uuid import UUID
 from psycopg import sql
 
 from ..postgres.connection import DeadlineExceededError, connect, describe
-from . import time_search
-from .session import read_only, time_limited
-from .tail import Row, columns, moment
+from .newest import BY_START, Cursor, Row, newest
+from .session import read_only
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,32 +25,19 @@ if TYPE_CHECKING:
     from ..settings import DatabaseSettings
     from .selection import Selection
 
-TRAFFIC_SPAN = timedelta(hours=24)  # looked at where nobody says since when
-_GRACE_SECONDS = 0.5  # the server ends a statement first: it says why
-_BUCKETS = 48
-# What a query may cost by the planner's estimate before the traffic is told from a sample. One page
-# read in order is 1, a row some 0.02: here it stands for about a million rows, and well under a second.
+TRAFFIC_SPAN = timedelta(hours=24)  # default
+_GRACE_SECONDS = 0.5  # lets the server end a statement first, because its error gives the reason
+_MAX_BUCKETS = 48
+# Above this cost, as the planner estimates it, the traffic is counted in a sample. A page read in
+# order costs 1 and a row about 0.02; so this is about a million rows, and well under a second.
 _SAMPLE_ABOVE_COST = 60_000.0
 
-_LEAST_ID = UUID(int=0)  # no row comes before it at the same moment
+_SMALLEST_ID = UUID(int=0)  # as a cursor's flow_id: no row with the same started_at comes after it
 _EPOCH = datetime.fromtimestamp(0, UTC)
-_LATEST = datetime(9000, 1, 1, tzinfo=UTC)  # leaves room to count on from
+_LATEST = datetime(9000, 1, 1, tzinfo=UTC)  # leaves room for buckets after it
 _SECOND = timedelta(seconds=1)
 _MICROSECOND = timedelta(microseconds=1)
 
-# The first half of the condition on the cursor is what partitions are pruned by.
-_ROWS = sql.SQL("""
-    SELECT * FROM (
-      SELECT {columns} FROM access_log WHERE {where} AND {cursor} AND {stretch}
-    ) AS newest
-    ORDER BY started_at DESC, flow_id DESC LIMIT %(limit)s
-""")
-_CURSOR = sql.SQL("started_at <= %(at)s AND (started_at, flow_id) < (%(at)s, %(id)s)")
-# OFFSET 0 has it planned as if all rows of the stretch were wanted: few match, if any.
-_STRETCH = sql.SQL("started_at >= %(from)s AND started_at < %(to)s OFFSET 0")
-_BEFORE = sql.SQL("""
-    SELECT max(started_at) FROM access_log WHERE {span} AND {cursor} AND started_at < %(to)s
-""")
 _ROW = "SELECT * FROM access_log WHERE started_at = %s AND flow_id = %s"
 _COMMENTS = """
     SELECT attname, col_description(attrelid, attnum) FROM pg_attribute
@@ -59,80 +45,66 @@ _COMMENTS = """
 """
 _TRAFFIC = sql.SQL("""
     SELECT date_bin(%(width)s, started_at, %(origin)s) AS bucket, count(*),
-           count(*) FILTER (WHERE status_code BETWEEN 400 AND 499),
-           count(*) FILTER (WHERE status_code IS NULL OR status_code >= 500),
+           count(*) FILTER (WHERE access_log_refused(status_code)),
+           count(*) FILTER (WHERE access_log_failed(status_code)),
            coalesce(sum(response_bytes), 0)
     FROM access_log {sample}
     WHERE started_at >= %(since)s AND started_at < %(until)s AND {where}
     GROUP BY 1
 """)
 _SAMPLE = sql.SQL("TABLESAMPLE SYSTEM ({}) REPEATABLE (1)")
-_GAPS = """
-    SELECT node, from_at, to_at, reason, entries FROM access_log_gap
-    WHERE to_at > now() - interval '7 days' ORDER BY to_at DESC LIMIT %s
-"""
+
+# SQLSTATEs: PostgreSQL docs, appendix A.
+_QUERY_CANCELED = "57014"
+_INSUFFICIENT_PRIVILEGE = "42501"
+_UNDEFINED_TABLE = "42P01"
 
 
-class Cursor(NamedTuple):
-    """A place between two rows: the next page begins after this one."""
-
-    started_at: datetime
-    flow_id: UUID
-
-
-class Rows(NamedTuple):
-    """A page of the list, newest first."""
+class RowPage(NamedTuple):
+    """One page of the list, newest row first."""
 
     rows: list[Row]
-    older: Cursor | None  # where the next page begins; None: these are the last
-    searched_back_to: datetime | None = None  # what is older was not looked at; None: all was
+    older: Cursor | None  # where the next page starts; None: this is the last page
+    searched_back_to: datetime | None = None  # None: the search was complete
 
 
 class ColumnValue(NamedTuple):
-    """One column of a row, with what the database says of its meaning."""
+    """One column of a row, with its comment from the schema."""
 
     name: str
     value: Any
     comment: str
 
 
-class Bucket(NamedTuple):
-    """What happened in one stretch of time."""
+class TrafficBucket(NamedTuple):
+    """The traffic in one interval of time."""
 
     at: datetime
     requests: int
-    refused: int  # 4xx
-    failed: int  # 5xx, or no response
+    refused: int
+    failed: int
     response_bytes: int
 
 
 class Traffic(NamedTuple):
-    """Equal stretches of time in order, all of them, also the empty."""
+    """The traffic in consecutive intervals of equal length, including those without requests."""
 
-    buckets: list[Bucket]
+    buckets: list[TrafficBucket]
     since: datetime
     until: datetime
-    sampled_percent: float | None  # the counts are an estimate from so many; None: all counted
-
-
-class Gap(NamedTuple):
-    """A hole of the log; as in access_log_gap."""
-
-    node: str
-    from_at: datetime
-    to_at: datetime
-    reason: str
-    entries: int
+    sampled_percent: (
+        float | None
+    )  # share of the table that the estimates are from; None: exact counts
 
 
 @contextlib.contextmanager
-def reading(
+def page_session(
     dsn: str, settings: DatabaseSettings, seconds: float, deadline: Deadline | None = None
 ) -> Iterator[Connection[Any]]:
-    """A connection in a transaction that can change nothing; all its statements end in `seconds`.
+    """Open a connection in a read-only transaction. All statements together get `seconds`.
 
-    The transaction, and not the session, bears the limits: behind a pooler the session goes on
-    to the writer.
+    The limits are set in the transaction, not in the session: behind a pooler, the writer may get
+    the same session next.
 
     Raises:
         psycopg.Error, DeadlineExceededError: see `explain`.
@@ -143,54 +115,30 @@ def reading(
             yield connection
 
 
-def newest(
+def list_rows(
     connection: Connection[Any],
     selection: Selection,
     limit: int,
-    after: Cursor | None = None,
-    seconds: float = time_search.SEARCH_SECONDS,
-) -> Rows:
-    """At most `limit` rows, newest first, from the newest or `after` the last of another page.
+    after: Cursor | None,
+    search_seconds: float,
+) -> RowPage:
+    """Return the page that starts with the newest row, or after the last row of another page.
 
-    Rows that filters name are looked for in the newest first, for so many seconds.
+    If the selection has filters, the search takes about `search_seconds` at most.
     """
-    where, values = selection.where()
-    span, bound = selection.time_alone().where()
-    cursor = _CURSOR if after else sql.SQL("true")
-    place = {"at": after.started_at, "id": after.flow_id} if after else {}
-
-    def ask(stretch: sql.SQL, limit: int, **bounds: datetime) -> list[Row]:
-        query = _ROWS.format(columns=columns(), where=where, cursor=cursor, stretch=stretch)
-        found = connection.execute(query, {**values, **place, **bounds, "limit": limit})
-        return [Row(*row) for row in found]
-
-    def search(since: datetime, until: datetime, limit: int, seconds: float | None) -> list[Row]:
-        with time_limited(connection, seconds):
-            return ask(_STRETCH, limit, **{"from": since, "to": until})
-
-    if not selection.filters():
-        return _page(ask(sql.SQL("true"), limit + 1), limit)
-    before = _BEFORE.format(span=span, cursor=cursor)
-    rows, searched_back_to = time_search.search_back(
-        lambda until: moment(connection, before, {**bound, **place, "to": until}),
-        search,
-        limit + 1,
-        seconds,
+    found = newest(
+        connection, selection, limit + 1, BY_START, after=after, search_seconds=search_seconds
     )
-    return _page(rows, limit, searched_back_to)
+    if found.searched_back_to is not None:
+        rest = Cursor(found.searched_back_to, _SMALLEST_ID)
+        return RowPage(found.rows, rest, found.searched_back_to)
+    has_more = len(found.rows) > limit
+    rows = found.rows[:limit]
+    return RowPage(rows, Cursor(*rows[-1].key) if has_more else None)
 
 
-def _page(rows: list[Row], limit: int, searched_back_to: datetime | None = None) -> Rows:
-    """At most `limit` of the rows, and where the next page begins."""
-    if searched_back_to is not None:
-        return Rows(rows, Cursor(searched_back_to, _LEAST_ID), searched_back_to)
-    more = len(rows) > limit
-    rows = rows[:limit]
-    return Rows(rows, Cursor(rows[-1].started_at, rows[-1].flow_id) if more else None)
-
-
-def one(connection: Connection[Any], cursor: Cursor) -> list[ColumnValue]:
-    """All columns of one row in their order; empty where there is no such row."""
+def row_columns(connection: Connection[Any], cursor: Cursor) -> list[ColumnValue]:
+    """Return all columns of the row with this key, or an empty list if there is no such row."""
     found = connection.execute(_ROW, cursor)
     names = [column.name for column in found.description or ()]
     row = found.fetchone()
@@ -206,60 +154,60 @@ def one(connection: Connection[Any], cursor: Cursor) -> list[ColumnValue]:
 def traffic(
     connection: Connection[Any], selection: Selection, now: datetime | None = None
 ) -> Traffic:
-    """How much there was when: of the selection's time, or else of the last day.
+    """Count the selected requests over time. The span defaults to the last 24 hours.
 
-    Where counting every row would take too long by the planner's estimate, a part of the table's
-    pages is read, and the counts are what that part says of the whole.
+    If the planner expects a full count to take too long, only a sample of the table's pages is
+    read, and the counts are scaled up.
     """
     until = min(max(selection.until or now or datetime.now(UTC), _EPOCH), _LATEST)
     since = max(selection.since or until - TRAFFIC_SPAN, _EPOCH)
-    width = timedelta(seconds=max(1, math.ceil((until - since) / _BUCKETS / _SECOND)))
+    width = timedelta(seconds=max(1, math.ceil((until - since) / _MAX_BUCKETS / _SECOND)))
     where, values = selection.where()
     values |= {"since": since, "until": until, "width": width, "origin": _EPOCH}
     statement = _TRAFFIC.format(sample=sql.SQL(""), where=where)
-    cost = _cost(connection, statement, values)
+    cost = _estimated_cost(connection, statement, values)
     percent = None
     if cost > _SAMPLE_ABOVE_COST:
         percent = max(0.01, round(100 * _SAMPLE_ABOVE_COST / cost, 2))
         statement = _TRAFFIC.format(sample=_SAMPLE.format(sql.Literal(percent)), where=where)
-    found = {row[0]: row for row in connection.execute(statement, values)}
+    counts = {at: row for at, *row in connection.execute(statement, values)}
     scale = 100 / percent if percent else 1
-    first = (since - _EPOCH) // width  # bars stand still while the time goes on
+    # Buckets start at multiples of their width, so that they stay the same while time goes on.
+    first = (since - _EPOCH) // width
     last = (until - _EPOCH - _MICROSECOND) // width
     times = [_EPOCH + number * width for number in range(first, last + 1)]
     buckets = [
-        Bucket(at, *(round(int(value) * scale) for value in found.get(at, (at, 0, 0, 0, 0))[1:]))
+        TrafficBucket(at, *(round(int(count) * scale) for count in counts.get(at, (0, 0, 0, 0))))
         for at in times
     ]
     return Traffic(buckets, since, until, percent)
 
 
-def recent_gaps(connection: Connection[Any], limit: int) -> list[Gap]:
-    """The newest holes of the last seven days, newest first."""
-    return [Gap(*row) for row in connection.execute(_GAPS, (limit,))]
-
-
 def explain(error: Exception) -> str:
-    """One sentence: why the database did not answer, and what to do; no secret in it."""
+    """Say in one sentence why a query failed, and what to do. Contains no secrets."""
     state = getattr(error, "sqlstate", None)
-    if isinstance(error, DeadlineExceededError) or state == "57014":
+    if isinstance(error, DeadlineExceededError) or state == _QUERY_CANCELED:
         return (
-            "The search took too long and was ended; name a time, a host, a package or a user to narrow it,"
+            "The search took too long and was canceled; narrow it with a time, a host, a package or a user,"
             " or raise page.query_seconds."
         )
-    if state == "42501":
+    if state == _INSUFFICIENT_PRIVILEGE:
         return (
-            "This database role may not read the log; name one that may in page.dsn"
+            "This database role cannot read the log; set page.dsn to a role that can"
             " (artifactapi init prints its grants)."
         )
-    if state == "42P01":
-        return "There is no table access_log yet; the proxy makes it when it first reaches the database."
-    return f"The database could not be asked: {describe(error).rstrip('.')}."
+    if state == _UNDEFINED_TABLE:
+        return (
+            "The table access_log does not exist yet; the proxy creates it when it first connects."
+        )
+    return f"Cannot query the database: {describe(error).rstrip('.')}."
 
 
-def _cost(connection: Connection[Any], statement: sql.Composed, values: dict[str, Any]) -> float:
-    """What the planner thinks of a query, in its own unit."""
-    plan = connection.execute(sql.SQL("EXPLAIN (FORMAT JSON) ") + statement, values).fetchone()
-    document = plan[0] if plan else "[]"
-    found = json.loads(document) if isinstance(document, str) else document
-    return float(found[0]["Plan"]["Total Cost"])
+def _estimated_cost(
+    connection: Connection[Any], statement: sql.Composed, values: dict[str, Any]
+) -> float:
+    """Return the planner's cost estimate, in its own unit."""
+    row = connection.execute(sql.SQL("EXPLAIN (FORMAT JSON) ") + statement, values).fetchone()
+    document = row[0] if row else "[]"
+    plan = json.loads(document) if isinstance(document, str) else document
+    return float(plan[0]["Plan"]["Total Cost"])

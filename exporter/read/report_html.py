@@ -1,14 +1,15 @@
-"""A report as one HTML page that needs no other file and runs no script; sums up nothing."""
+"""Render a report as one self-contained HTML page without scripts. Computes no totals."""
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from .chart import SVG_WIDTH, svg_bars
 from .human import duration, printable, share, size
 
 if TYPE_CHECKING:
@@ -16,31 +17,23 @@ if TYPE_CHECKING:
 
     from jinja2 import Template
 
-    from .report import Report
+    from .report import Report, TrafficBar
 
 _TEMPLATE = Path(__file__).with_name("report.html")
-PLOT_WIDTH = 960  # units of the plots; the page scales them
-PLOT_HEIGHT = 140
-
-
-class Column(NamedTuple):
-    """One column of a plot; heights and places in the plot's units."""
-
-    x: float
-    width: float
-    height: float
-    failed_height: float
-    title: str
+_CHART_HEIGHT = 140  # units of the viewBox
 
 
 def report_html(report: Report) -> str:
-    """The page. What clients sent is made printable and escaped; times are those of this machine's zone."""
+    """Return the page, with times in the local time zone. Text from clients is printable and escaped."""
+    traffic = report.traffic
+    requests = [(bar.failures, bar.requests - bar.failures) for bar in traffic]
     return _template().render(
         report=report,
-        requests=_columns(report, "requests"),
-        bytes=_columns(report, "bytes"),
-        width=PLOT_WIDTH,
-        height=PLOT_HEIGHT,
+        titles=[_bar_title(bar) for bar in traffic],
+        request_bars=svg_bars(requests, _CHART_HEIGHT),
+        byte_bars=svg_bars([(0, bar.bytes) for bar in traffic], _CHART_HEIGHT),
+        chart_width=SVG_WIDTH,
+        chart_height=_CHART_HEIGHT,
     )
 
 
@@ -59,29 +52,16 @@ def _template() -> Template:
 
 
 def _finalize(value: Any) -> Any:
+    """Show None as a dash, and make all text printable. Markup has gone through here already."""
     if value is None:
         return "-"
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _columns(report: Report, name: str) -> list[Column]:
-    values = [getattr(bar, name) for bar in report.traffic]
-    scale = PLOT_HEIGHT / (max(values) or 1)
-    width = PLOT_WIDTH / len(values)
-    return [
-        Column(
-            x=round(number * width + width * 0.1, 2),
-            width=round(width * 0.8, 2),
-            height=round(value * scale, 2),
-            failed_height=round(bar.failures * scale, 2) if name == "requests" else 0,
-            title=_title(bar.at, bar.requests, bar.failures, bar.bytes),
-        )
-        for number, (bar, value) in enumerate(zip(report.traffic, values, strict=True))
-    ]
-
-
-def _title(at: datetime, requests: int, failures: int, count: int) -> str:
-    return f"{_moment(at)}: {requests:,} requests, {failures:,} failed, {size(count)}"
+def _bar_title(bar: TrafficBar) -> str:
+    return (
+        f"{_moment(bar.at)}: {bar.requests:,} requests, {bar.failures:,} failed, {size(bar.bytes)}"
+    )
 
 
 def _moment(at: datetime) -> str:

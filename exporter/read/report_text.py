@@ -1,4 +1,4 @@
-"""A report as one screen of a terminal; sums up nothing."""
+"""Render a report for a terminal. Computes no totals."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from .chart import segment_tops
 from .human import duration, printable, share, size
 
 if TYPE_CHECKING:
@@ -19,17 +20,18 @@ if TYPE_CHECKING:
     from .report import Report
 
 _TOP = 5
-_TWO_COLUMNS = 120  # cells; a narrower terminal has the tables below each other
-_EIGHTHS = " ▁▂▃▄▅▆▇█"
+_TWO_COLUMN_WIDTH = 120  # cells; on a narrower terminal the tables are in one column
+_BLOCKS = " ▁▂▃▄▅▆▇█"
+_EIGHTHS = 8  # of a line, the resolution of _BLOCKS
 _CHART_LINES = 5
 
 
 def report_text(report: Report, width: int) -> RenderableType:
-    """The report for a terminal of this width, in cells; what clients sent is made printable."""
+    """Return the report for a terminal of `width` cells. Text from clients is printable."""
     tables = [_remotes(report), _failures(report), _biggest(report), _cache(report)]
-    tables += [_first_seen(report), _unknown(report), _avoidable(report), _gaps(report)]
+    tables += [_first_seen(report), _unknown_hosts(report), _avoidable(report), _gaps(report)]
     notes = [Text(report.note_on_gaps, style="dim")] if report.note_on_gaps else []
-    if width < _TWO_COLUMNS:
+    if width < _TWO_COLUMN_WIDTH:
         return Group(_head(report), _chart(report, width), *tables, *notes)
     grid = Table.grid(padding=(0, 3), expand=True)
     grid.add_column(ratio=3)
@@ -40,7 +42,7 @@ def report_text(report: Report, width: int) -> RenderableType:
 
 
 def _head(report: Report) -> Text:
-    filters = "".join(f", {name} {printable(it)}" for name, it in report.filters.items())
+    filters = "".join(f", {name} {printable(value)}" for name, value in report.filters.items())
     text = Text(f"{_moment(report.since)} to {_moment(report.until)}{filters}\n", style="bold")
     fetched = report.fetched
     parts = [
@@ -54,106 +56,106 @@ def _head(report: Report) -> Text:
 
 
 def _chart(report: Report, width: int) -> Text:
-    """Requests over time; a column that holds failures is red as far up as they reach."""
-    most = max(bar.requests for bar in report.traffic)
+    """Draw the requests over time, red up to the height of the failures."""
+    stacks = [(bar.failures, bar.requests - bar.failures) for bar in report.traffic]
+    tops = segment_tops(stacks, _CHART_LINES * _EIGHTHS)
+    label = f"{max(map(sum, stacks)):,}"
+    bar_cells = max(1, min(3, (width - len(label) - 2) // len(stacks)))
     text = Text()
-    label = f"{most:,}"
-    cells = max(1, min(3, (width - len(label) - 2) // len(report.traffic)))
     for line in reversed(range(_CHART_LINES)):
         text.append(f"{label if line == _CHART_LINES - 1 else '':>{len(label)}} ", style="dim")
-        for bar in report.traffic:
-            block = _block(bar.requests, most, line) * cells
-            failing = bar.failures and _block(bar.failures, most, line) != " "
-            text.append(block, style="red" if failing else "blue")
+        for failures_top, requests_top in tops:
+            is_failing = _block(failures_top, line) != " "
+            block = _block(requests_top, line) * bar_cells
+            text.append(block, style="red" if is_failing else "blue")
         text.append("\n")
-    axis = len(report.traffic) * cells
+    chart_cells = len(stacks) * bar_cells
     first, last = _moment(report.traffic[0].at), _moment(report.until)
-    each = f"requests in {duration(report.bar_seconds * 1000)}"
+    unit = f"requests in {duration(report.bar_seconds * 1000)}"
     text.append(" " * (len(label) + 1))
     return text.append(
-        f"{first}{each:^{max(0, axis - len(first) - len(last))}}{last}\n", style="dim"
+        f"{first}{unit:^{max(0, chart_cells - len(first) - len(last))}}{last}\n", style="dim"
     )
 
 
-def _block(value: int, most: int, line: int) -> str:
-    """The part of a column that falls into a line, counted from below."""
-    if not most:
-        return " "
-    height = value * _CHART_LINES * 8 / most
-    if value and not line:
-        height = max(1.0, height)  # little is not nothing
-    return _EIGHTHS[max(0, min(8, round(height - 8 * line)))]
+def _block(top: float, line: int) -> str:
+    """Return the part of a bar that is in a line. `top` is in eighths of a line; line 0 is the lowest."""
+    if top and not line:
+        top = max(1.0, top)  # show that there is something
+    return _BLOCKS[max(0, min(_EIGHTHS, round(top - _EIGHTHS * line)))]
 
 
 def _remotes(report: Report) -> Table:
     table = _table("Remotes", "requests", "size", "failed", "p50", "p95")
-    for it in report.remotes[:_TOP]:
+    for remote in report.remotes[:_TOP]:
+        failed = share(remote.failures, remote.requests)
         table.add_row(
-            _name(it.name),
-            f"{it.requests:,}",
-            size(it.bytes),
-            Text(share(it.failures, it.requests), style="red" if it.failures else ""),
-            duration(it.p50_ms),
-            duration(it.p95_ms),
+            _name(remote.name),
+            f"{remote.requests:,}",
+            size(remote.bytes),
+            Text(failed, style="red" if remote.failures else ""),
+            duration(remote.p50_ms),
+            duration(remote.p95_ms),
         )
-    return _or_nothing(table)
+    return _or_none(table)
 
 
 def _cache(report: Report) -> Table:
     table = _table("Caches by evidence", "requests", "hits", "of bytes")
-    for it in report.cache[:_TOP]:
-        hits, of_bytes = share(it.hits, it.requests), share(it.hit_bytes, it.bytes)
-        table.add_row(_name(it.source), f"{it.requests:,}", hits, of_bytes)
-    return _or_nothing(table)
+    for cache in report.cache[:_TOP]:
+        hits = share(cache.hits, cache.requests)
+        hit_bytes = share(cache.hit_bytes, cache.bytes)
+        table.add_row(_name(cache.source), f"{cache.requests:,}", hits, hit_bytes)
+    return _or_none(table)
 
 
 def _failures(report: Report) -> Table:
     table = _table("Failures and refusals", "requests", "share")
-    for it in report.failures_by_kind[:_TOP]:
-        table.add_row(_name(it.kind), f"{it.requests:,}", share(it.requests, report.requests))
-    return _or_nothing(table)
+    for failure in report.failures_by_kind[:_TOP]:
+        of_all = share(failure.requests, report.requests)
+        table.add_row(_name(failure.kind), f"{failure.requests:,}", of_all)
+    return _or_none(table)
 
 
 def _biggest(report: Report) -> Table:
     table = _table("Biggest artifacts", "fetches", "size")
-    for it in report.fetched.biggest[:_TOP]:
-        table.add_row(_name(it.purl), f"{it.fetches:,}", size(it.bytes))
-    return _or_nothing(table)
+    for artifact in report.fetched.biggest[:_TOP]:
+        table.add_row(_name(artifact.purl), f"{artifact.fetches:,}", size(artifact.bytes))
+    return _or_none(table)
 
 
 def _avoidable(report: Report) -> Table:
     title = f"A cache would have saved {size(report.fetched.avoidable_bytes)}"
     table = _table(title, "fetches", "saved")
-    for it in report.fetched.avoidable[:_TOP]:
-        table.add_row(_name(it.purl), f"{it.fetches:,}", size(it.avoidable_bytes))
-    return _or_nothing(table)
+    for artifact in report.fetched.avoidable[:_TOP]:
+        table.add_row(_name(artifact.purl), f"{artifact.fetches:,}", size(artifact.avoidable_bytes))
+    return _or_none(table)
 
 
 def _first_seen(report: Report) -> Table:
     table = _table(f"Never seen before: {report.fetched.new_artifacts:,}", "at", "user")
-    for it in report.fetched.first_seen[:_TOP]:
-        table.add_row(_name(it.purl), _moment(it.first_seen), _name(it.first_user))
-    return _or_nothing(table)
+    for artifact in report.fetched.first_seen[:_TOP]:
+        first_seen, user = _moment(artifact.first_seen), _name(artifact.first_user)
+        table.add_row(_name(artifact.purl), first_seen, user)
+    return _or_none(table)
 
 
-def _unknown(report: Report) -> Table:
-    table = _table(
-        f"Unknown hosts: {report.callers.unknown_hosts:,}",
-        "requests",
-        "callers",
-        "sent",
-    )
-    for it in report.callers.busiest_unknown_hosts[:_TOP]:
-        table.add_row(_name(it.name), f"{it.requests:,}", f"{it.callers:,}", size(it.sent_bytes))
-    return _or_nothing(table)
+def _unknown_hosts(report: Report) -> Table:
+    title = f"Unknown hosts: {report.callers.unknown_hosts:,}"
+    table = _table(title, "requests", "callers", "sent")
+    for host in report.callers.busiest_unknown_hosts[:_TOP]:
+        requests, callers = f"{host.requests:,}", f"{host.callers:,}"
+        table.add_row(_name(host.name), requests, callers, size(host.sent_bytes))
+    return _or_none(table)
 
 
 def _gaps(report: Report) -> Table:
-    table = _table("Gaps: what the log has lost", "entries", "from", "to")
-    for it in report.gaps[:_TOP]:
-        name = _name(f"{it.reason} {it.node}")
-        table.add_row(name, f"{it.entries:,}", _moment(it.from_at), _moment(it.to_at), style="red")
-    return _or_nothing(table)
+    table = _table("Gaps in the log", "entries", "from", "to")
+    for gap in report.gaps[:_TOP]:
+        name = _name(f"{gap.reason} {gap.node}")
+        start, end = _moment(gap.from_at), _moment(gap.to_at)
+        table.add_row(name, f"{gap.entries:,}", start, end, style="red")
+    return _or_none(table)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -164,7 +166,7 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _or_nothing(table: Table) -> Table:
+def _or_none(table: Table) -> Table:
     if not table.row_count:
         table.add_row(Text("none", style="dim"))
     return table

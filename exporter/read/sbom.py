@@ -1,4 +1,4 @@
-"""What builds really fetched as a CycloneDX document; wants the extra `sbom`."""
+"""Make a CycloneDX document of the artifacts that builds fetched. Needs the extra `sbom`."""
 
 from __future__ import annotations
 
@@ -23,66 +23,63 @@ if TYPE_CHECKING:
     from .selection import Selection
 
 _STATEMENT_SECONDS = 600.0
-MAX_COMPONENTS = 50_000  # a minute of work and 1.3 GB of memory
+MAX_COMPONENTS = 50_000  # these take a minute and 1.3 GB of memory
 
-# Fetched as in artifacts.py: the client has it now, or has it still.
-_FETCHED = sql.SQL("""
+_FETCHED_ARTIFACTS = sql.SQL("""
     SELECT purl, min(version), array_agg(DISTINCT remote) FILTER (WHERE remote IS NOT NULL),
            array_agg(DISTINCT proxy_user) FILTER (WHERE proxy_user IS NOT NULL),
            array_agg(DISTINCT ARRAY[coalesce(filename, purl), encode(sha256, 'hex')])
              FILTER (WHERE sha256 IS NOT NULL),
            count(*), min(started_at), max(started_at)
-    FROM access_log
-    WHERE artifact_kind = 'artifact' AND purl IS NOT NULL AND method = 'GET' AND error_type IS NULL
-      AND status_code IN (200, 206, 304) AND {where}
+    FROM access_log_fetches WHERE {where}
     GROUP BY purl ORDER BY purl LIMIT %(limit)s
 """)
 
 
 class TooManyError(Exception):
-    """More artifacts than one document may hold; says what to do."""
+    """There are too many artifacts for one document. The message says what to do."""
 
 
 class FetchedArtifact(NamedTuple):
-    """One artifact, over all its fetches."""
+    """All fetches of one artifact."""
 
     purl: str
     version: str | None
     remotes: list[str] | None
     users: list[str] | None
-    files: list[list[str]] | None  # name and SHA-256 of each that was hashed
+    files: list[list[str]] | None  # name and SHA-256 of each file with a known hash
     fetches: int
     first_at: datetime
     last_at: datetime
 
 
 def sbom(connection: DeadlineConnection, selection: Selection) -> str:
-    """A CycloneDX 1.6 document in JSON of the artifacts that the selected requests fetched.
+    """Return a CycloneDX 1.6 document in JSON of the artifacts that the selected requests fetched.
 
     Raises:
-        TooManyError: there are more than MAX_COMPONENTS.
-        psycopg.Error, DeadlineExceededError: the server refused or went away.
+        TooManyError: there are more than MAX_COMPONENTS artifacts.
+        psycopg.Error, DeadlineExceededError: the query failed, took too long, or lost its connection.
     """
     where, values = selection.where()
     with read_only(connection, _STATEMENT_SECONDS):
         rows = connection.execute(
-            _FETCHED.format(where=where), {**values, "limit": MAX_COMPONENTS + 1}
+            _FETCHED_ARTIFACTS.format(where=where), {**values, "limit": MAX_COMPONENTS + 1}
         ).fetchall()
     if len(rows) > MAX_COMPONENTS:
         raise TooManyError(
-            f"There are more than {MAX_COMPONENTS} artifacts; name a build with --user or a time with --since."
+            f"There are more than {MAX_COMPONENTS} artifacts; select fewer with --user or --since."
         )
     subject = Component(name=selection.user or "all builds", type=ComponentType.APPLICATION)
     tool = Component(name="artifactapi", type=ComponentType.APPLICATION)
     components = [_component(FetchedArtifact(*row)) for row in rows]
-    dependencies = [Dependency(it.bom_ref) for it in components]
+    dependencies = [Dependency(component.bom_ref) for component in components]
     bom = Bom(
         components=components,
         metadata=BomMetaData(component=subject, tools=ToolRepository(components=[tool])),
         dependencies=[Dependency(subject.bom_ref, dependencies), *dependencies],
     )
-    # They are complete; the library would look for each component in the list of all of them, which
-    # takes the square of their number.
+    # The dependencies above are complete. The library would check each of them against all components,
+    # in quadratic time.
     bom.register_dependency = lambda *_, **__: None  # type: ignore[method-assign]
     return JsonV1Dot6(bom).output_as_string(indent=2)
 
@@ -99,7 +96,7 @@ def _component(artifact: FetchedArtifact) -> Component:
         version=artifact.version or purl.version,
         purl=purl,
         bom_ref=artifact.purl,
-        # One package may come as several files, such as wheels: then each hash belongs to its file.
+        # A package can have several files, such as wheels. Then each hash belongs to a file.
         hashes=files[0].hashes if len(files) == 1 else (),
         components=files if len(files) > 1 else (),
         properties=_properties(artifact),

@@ -1,4 +1,4 @@
-"""Which rows of access_log are meant, as SQL with bound values; runs no query and formats no row."""
+"""Select rows of access_log: parse filters, and turn them into SQL with bound values. Runs no queries."""
 
 from __future__ import annotations
 
@@ -20,48 +20,50 @@ _STATUS = re.compile(r"[1-9]\d\d", re.ASCII)
 _STATUS_CLASS = re.compile(r"([1-9])xx", re.ASCII | re.IGNORECASE)
 _ERROR_TYPE = re.compile(r"_?[A-Za-z][A-Za-z_]*", re.ASCII)
 _ANY_ERROR = {"": True, "any": True, "true": True, "none": False, "false": False}
-# The column of each field that may be a glob.
-_GLOBBED: dict[LiteralString, LiteralString] = {
+# The filters that accept a * and the column of each.
+_GLOB_COLUMNS: dict[LiteralString, LiteralString] = {
     "remote": "remote",
     "host": "host",
     "package": "package",
     "user": "proxy_user",
 }
 _TIMES = ("since", "until")
-# What `text` is looked for in.
-_SEARCHED: tuple[LiteralString, ...] = ("host", "path", "package", "purl", "proxy_user")
+# The columns that the filter `text` searches.
+_TEXT_COLUMNS: tuple[LiteralString, ...] = ("host", "path", "package", "purl", "proxy_user")
 
 type Condition = tuple[LiteralString, Any]
 
 
 class SelectionError(ValueError):
-    """What was asked for can't be understood; one sentence that says which part and what is expected."""
+    """A filter is not valid. The message is one sentence that names it and says what is expected."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection:
-    """Which rows; None leaves a question out. All that are asked must be true of a row.
+    """Filters on rows. A row must match all of them; None matches every row.
 
     Raises:
-        SelectionError: a value that no row could be asked for.
+        SelectionError: a value is not valid.
     """
 
-    remote: str | None = None  # this one, and the next three: the value itself, or a glob with *
+    remote: str | None = None  # a value, or a pattern with *; likewise the next three
     host: str | None = None
     package: str | None = None
     user: str | None = None  # proxy_user
     status: str | None = None  # "404", "4xx", or "none": no response
-    error: bool | str | None = None  # whether there was one, or its error_type
+    error: bool | str | None = None  # with or without an error, or with this error_type
     slower_ms: float | None = None
-    since: datetime | None = None  # of started_at, which the partitions go by; aware
+    since: datetime | None = (
+        None  # earliest started_at, with a time zone; partitions are by this column
+    )
     until: datetime | None = None  # exclusive
-    text: str | None = None  # part of host, path, package, purl or user, in upper or lower case
+    text: str | None = None  # part of the host, path, package, purl or user; ignores case
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, str) and not _is_storable(value):
-                raise SelectionError(f"{field.name} holds a character that no row can hold.")
+                raise SelectionError(f"{field.name} holds a character that no row can contain.")
             if isinstance(value, datetime) and value.tzinfo is None:
                 raise SelectionError(f"{field.name} needs a time zone.")
         if self.slower_ms is not None and not (
@@ -72,51 +74,51 @@ class Selection:
 
     @classmethod
     def parse(cls, texts: Mapping[str, str | None], now: datetime | None = None) -> Selection:
-        """The selection that a command line or the query of a URL writes as text.
+        """Parse filters from the options of a command or the query of a URL.
 
         Args:
-            texts: By remote, host, package, user, status, error ("any", "none" or a type), slower
-                (a duration), since, until (see `parse_moment`), text; None and, but for error,
-                empty is as if left out.
-            now: What "10m" counts back from, aware; by default the clock's.
+            texts: Values by filter name: remote, host, package, user, status, error ("any", "none" or
+                a type), slower (a duration), since and until (see `parse_time`), text. None means no
+                filter. So does an empty value, except for `error`, where it means "any".
+            now: The time that durations such as "10m" count back from, with a time zone; default: now.
 
         Raises:
-            SelectionError: a name or a text that can't be understood.
+            SelectionError: a name or a value is not valid.
         """
-        given = {k: v.strip() for k, v in texts.items() if v is not None}
+        given = {name: text.strip() for name, text in texts.items() if text is not None}
         unknown = given.keys() - set(FILTER_NAMES)
         if unknown:
             raise SelectionError(f"There is no filter {min(unknown)!r}.")
         values: dict[str, Any] = {}
-        for name, value in given.items():
+        for name, text in given.items():
             if name == "error":
-                values["error"] = _parse_error(value)
-            elif value and name == "slower":
-                values["slower_ms"] = parse_duration(value, "slower") / timedelta(milliseconds=1)
-            elif value and name in {"since", "until"}:
-                values[name] = parse_moment(value, name, now)
-            elif value:
-                values[name] = value
+                values["error"] = _parse_error(text)
+            elif text and name == "slower":
+                values["slower_ms"] = parse_duration(text, "slower") / timedelta(milliseconds=1)
+            elif text and name in _TIMES:
+                values[name] = parse_time(text, name, now)
+            elif text:
+                values[name] = text
         return cls(**values)
 
     def filters(self) -> dict[str, str]:
-        """What is asked beside the time, as text: without it no row has to be looked for."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        """Return all filters except the time span, as text."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
             name: str(value)
-            for name, value in given.items()
+            for name, value in values.items()
             if value is not None and name not in _TIMES
         }
 
-    def time_alone(self) -> Selection:
-        """The same time, whatever else is asked."""
+    def time_only(self) -> Selection:
+        """Return a selection with the same time span and no other filters."""
         return Selection(since=self.since, until=self.until)
 
     def where(self) -> tuple[sql.Composed, dict[str, Any]]:
-        """A condition on the columns of access_log, and the values it binds by name.
+        """Return a condition on the columns of access_log, and the values that it binds by name.
 
-        The names begin with `where_`, so that a query can bind others beside them. Nothing asked is
-        the condition `true`.
+        The names start with `where_`, so a query can bind others too. Without filters the condition
+        is `true`.
         """
         conditions: list[LiteralString] = []
         values: dict[str, Any] = {}
@@ -133,9 +135,9 @@ class Selection:
             yield "since", ("started_at >= %(where_since)s", self.since)
         if self.until is not None:
             yield "until", ("started_at < %(where_until)s", self.until)
-        for name, column in _GLOBBED.items():
+        for name, column in _GLOB_COLUMNS.items():
             if (value := getattr(self, name)) is not None:
-                yield name, _matches(column, name, value)
+                yield name, _glob_condition(column, name, value)
         if (status := self._status_condition()) is not None:
             yield "status", status
         if isinstance(self.error, str):
@@ -145,8 +147,10 @@ class Selection:
         if self.slower_ms is not None:
             yield "slower", ("duration_ms > %(where_slower)s", float(self.slower_ms))
         if self.text is not None:
-            any_of: LiteralString = " OR ".join(f"{it} ILIKE %(where_text)s" for it in _SEARCHED)
-            yield "text", (f"({any_of})", f"%{_escaped(self.text)}%")
+            any_column: LiteralString = " OR ".join(
+                f"{column} ILIKE %(where_text)s" for column in _TEXT_COLUMNS
+            )
+            yield "text", (f"({any_column})", f"%{_like_escaped(self.text)}%")
 
     def _status_condition(self) -> Condition | None:
         if self.status is None:
@@ -158,45 +162,44 @@ class Selection:
         if found := _STATUS_CLASS.fullmatch(self.status):
             return "status_code / 100 = %(where_status)s", int(found[1])
         raise SelectionError(
-            f"status {self.status!r} can't be understood; expected one such as 404, 4xx or none."
+            f"status {self.status!r} is not valid; expected a status such as 404, 4xx or none."
         )
 
 
-# The names that `Selection.parse` takes: of a command's options and of the page's fields.
+# The names that `Selection.parse` accepts. Command options and the page's fields have the same names.
 FILTER_NAMES = tuple(f.name.removesuffix("_ms") for f in fields(Selection))
 
 
 def parse_duration(text: str, name: str = "The duration") -> timedelta:
-    """The length of `500ms`, `2s`, `10m`, `24h`, `7d` or `2w`.
+    """Parse a duration such as `500ms`, `2s`, `10m`, `24h`, `7d` or `2w`.
 
     Raises:
-        SelectionError: it is none; the sentence begins with `name`.
+        SelectionError: it is not a duration. The sentence starts with `name`.
     """
     found = _DURATION.fullmatch(text.strip())
     if found is None:
         raise SelectionError(
-            f"{name} {text!r} can't be understood; expected a duration such as 500ms, 2s, 10m, 24h or 7d."
+            f"{name} {text!r} is not valid; expected a duration such as 500ms, 2s, 10m, 24h or 7d."
         )
     try:
         return timedelta(seconds=float(found[1]) * _UNIT_SECONDS[found[2]])
     except OverflowError:
-        raise SelectionError(f"{name} {text!r} is longer than time itself.") from None
+        raise SelectionError(f"{name} {text!r} is too long.") from None
 
 
-def parse_moment(text: str, name: str = "The time", now: datetime | None = None) -> datetime:
-    """The aware time that is a duration before `now`, or that ISO 8601 writes; local where it says no zone.
+def parse_time(text: str, name: str = "The time", now: datetime | None = None) -> datetime:
+    """Parse a time: how long before `now` as a duration, or ISO 8601, in local time unless it has a zone.
 
     Raises:
-        SelectionError: it is neither; the sentence begins with `name`.
+        SelectionError: it is neither. The sentence starts with `name`.
     """
     try:
         if _DURATION.fullmatch(text.strip()):
             return (now or datetime.now(UTC)) - parse_duration(text, name)
-        moment = datetime.fromisoformat(text.strip())
-        return moment.astimezone(UTC)
+        return datetime.fromisoformat(text.strip()).astimezone(UTC)
     except (ValueError, OverflowError, OSError):
         raise SelectionError(
-            f"{name} {text!r} can't be understood; expected how long ago, such as 10m, 24h or 7d,"
+            f"{name} {text!r} is not valid; expected how long ago, such as 10m, 24h or 7d,"
             " or a time such as 2026-01-31T12:00."
         ) from None
 
@@ -206,25 +209,25 @@ def _parse_error(text: str) -> bool | str:
         return _ANY_ERROR[text.lower()]
     if not _ERROR_TYPE.fullmatch(text):
         raise SelectionError(
-            f"error {text!r} can't be understood; expected any, none or an error_type such as dns."
+            f"error {text!r} is not valid; expected any, none or an error_type such as dns."
         )
     return text
 
 
-def _matches(column: LiteralString, name: LiteralString, value: str) -> Condition:
-    """Equality where it will do: it can use an index."""
-    if name == "host":  # rows have it in lower case
+def _glob_condition(column: LiteralString, name: LiteralString, value: str) -> Condition:
+    """Compare for equality unless there is a *, because equality can use an index."""
+    if name == "host":  # lower case in all rows
         value = value.lower()
     if "*" in value:
-        return f"{column} LIKE %(where_{name})s", _escaped(value).replace("*", "%")
+        return f"{column} LIKE %(where_{name})s", _like_escaped(value).replace("*", "%")
     return f"{column} = %(where_{name})s", value
 
 
-def _escaped(text: str) -> str:
-    r"""Text that LIKE takes for itself: PostgreSQL docs, 9.7.1, with the default escape \."""
+def _like_escaped(text: str) -> str:
+    r"""Escape the wildcards of LIKE: PostgreSQL docs, 9.7.1, with the default escape character \."""
     return re.sub(r"([\\%_])", r"\\\1", text)
 
 
 def _is_storable(text: str) -> bool:
-    """Postgres' text holds no NUL, and UTF-8 no lone surrogate."""
+    """Return whether PostgreSQL can store the text: UTF-8, without NUL and lone surrogates."""
     return "\x00" not in text and not any("\ud800" <= c <= "\udfff" for c in text)

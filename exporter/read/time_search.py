@@ -1,4 +1,4 @@
-"""Search a log from its newest row back, as far as a given time reaches; knows no table and no filter."""
+"""Search a log backwards from its newest row until a time budget is used up. Knows no table and no filter."""
 
 from __future__ import annotations
 
@@ -11,55 +11,58 @@ from psycopg.errors import QueryCanceled
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-SEARCH_SECONDS = 0.6  # how long whoever names no time is kept waiting
-_FIRST = timedelta(minutes=10)
-_GROWTH = 4
-_LONGEST = timedelta(days=7)  # however little it took to search a time in which nothing happened
-_LEAST_SHARE = 0.1  # of the time: with less left no other stretch is begun
-_LEAST_SECONDS = 0.001
-MOST_SHARE = 2  # of the time that is left: then a stretch is given up
-_BEFORE_ALL = datetime.min.replace(tzinfo=UTC)
-_EVER_AFTER = datetime.max.replace(tzinfo=UTC)
+SEARCH_SECONDS = 0.6  # budget of a search without a start time
+MAX_OVERRUN = 2  # a stretch is canceled after this multiple of the remaining time
+_FIRST_STRETCH = timedelta(minutes=10)
+_MAX_STRETCH = timedelta(days=7)  # even if the stretch before, perhaps an empty one, took no time
+_MAX_GROWTH = 4
+_MIN_REMAINING_SHARE = 0.1  # with less of the budget left, no other stretch starts
+_MIN_SECONDS = 0.001
+_MIN_TIME = datetime.min.replace(tzinfo=UTC)
+_MAX_TIME = datetime.max.replace(tzinfo=UTC)
 
 
 def search_back[Row](
-    newest: Callable[[datetime], datetime | None],
-    ask: Callable[[datetime, datetime, int, float | None], list[Row]],
+    newest_before: Callable[[datetime], datetime | None],
+    search: Callable[[datetime, datetime, int, float | None], list[Row]],
     limit: int,
     seconds: float,
 ) -> tuple[list[Row], datetime | None]:
-    """The newest `limit` rows that match, and back to when was searched; None: far enough, or all.
+    """Return the newest `limit` matching rows, and how far back the search got.
 
-    It is searched in stretches, each as long as, by the one before, the time that is left allows,
-    and at most four times as long as that one. One stretch is searched however little time there is.
-    It may take up to twice `seconds` where there was much more in the last one than expected.
+    The second value is None if all rows were searched or `limit` rows were found.
+
+    The search goes in stretches of time. Each starts at the newest row that is left, so times without
+    rows cost nothing. Its length depends on how fast the last stretch was, and is at most four times
+    as long. The first stretch is always searched in full. The search can take up to twice `seconds`
+    if the last stretch has far more rows than expected.
 
     Args:
-        newest: When the newest row before a moment was, whether it matches or not.
-        ask: Matching rows from one moment up to another, the newest first, so many at most; raises
-            QueryCanceled after so many seconds, where that is given.
+        newest_before: Returns the time of the newest row before a time, matching or not.
+        search: Returns the matching rows between two times, newest first, at most as many as its
+            third argument. Raises QueryCanceled after the seconds in its fourth, unless that is None.
         limit: How many rows are enough.
-        seconds: How long to go on.
+        seconds: The time budget.
     """
     give_up_at = time.monotonic() + seconds
-    length, since, may_take = _FIRST, _EVER_AFTER, None
+    length, since, stretch_seconds = _FIRST_STRETCH, _MAX_TIME, None
     rows: list[Row] = []
-    while (at := newest(since)) is not None:
-        began = time.monotonic()
-        until = at + timedelta.resolution
-        since = until - min(length, until - _BEFORE_ALL)
+    while (newest := newest_before(since)) is not None:
+        started = time.monotonic()
+        until = newest + timedelta.resolution
+        since = until - min(length, until - _MIN_TIME)
         try:
-            rows += ask(since, until, limit - len(rows), may_take)
+            rows += search(since, until, limit - len(rows), stretch_seconds)
         except QueryCanceled:
-            if may_take is None:
+            if stretch_seconds is None:
                 raise
             return rows, until
         if len(rows) == limit:
             break
         now = time.monotonic()
-        left, took = give_up_at - now, max(now - began, _LEAST_SECONDS)
-        if left < seconds * _LEAST_SHARE:
+        remaining, elapsed = give_up_at - now, max(now - started, _MIN_SECONDS)
+        if remaining < seconds * _MIN_REMAINING_SHARE:
             return rows, since
-        may_take = MOST_SHARE * left
-        length = min(_LONGEST, length * min(_GROWTH, left / took))
+        stretch_seconds = MAX_OVERRUN * remaining
+        length = min(_MAX_STRETCH, length * min(_MAX_GROWTH, remaining / elapsed))
     return rows, None

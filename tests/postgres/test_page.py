@@ -13,7 +13,9 @@ import pytest
 from exporter import Settings
 from exporter.postgres.connection import DeadlineExceededError, connect
 from exporter.postgres.schema import ensure_schema
-from exporter.read.page import Cursor, Rows, explain, newest, one, reading, recent_gaps, traffic
+from exporter.read.gaps import recent_gaps
+from exporter.read.newest import Cursor
+from exporter.read.page import RowPage, explain, list_rows, page_session, row_columns, traffic
 from exporter.read.selection import Selection
 from exporter.rows.entry import AccessLogEntry
 from exporter.rows.text import timestamp
@@ -47,7 +49,7 @@ def write(any_dsn: str) -> Iterator[Callable[[list[AccessLogEntry]], None]]:
 def table(any_dsn: str) -> Iterator[Connection[Any]]:
     with connect(any_dsn, _SETTINGS) as connection:
         ensure_schema(connection)
-    with reading(any_dsn, _SETTINGS, 5) as connection:
+    with page_session(any_dsn, _SETTINGS, 5) as connection:
         yield connection
 
 
@@ -57,11 +59,11 @@ def entry(number: int, at: datetime, **changes: Any) -> AccessLogEntry:
 
 def _pages(
     connection: Connection[Any], selection: Selection, limit: int, seconds: float = 5
-) -> Iterator[Rows]:
-    page = newest(connection, selection, limit, seconds=seconds)
+) -> Iterator[RowPage]:
+    page = list_rows(connection, selection, limit, None, seconds)
     yield page
     while page.older is not None:
-        page = newest(connection, selection, limit, page.older, seconds)
+        page = list_rows(connection, selection, limit, page.older, seconds)
         yield page
 
 
@@ -73,7 +75,7 @@ def test_pages_hold_each_row_once_newest_first(
     times = [_NOON + timedelta(hours=hour // 3 * 6) for hour in range(12)]
     entries = [entry(number, at) for number, at in enumerate(times)]
     write(entries)
-    with reading(any_dsn, _SETTINGS, 5) as connection:
+    with page_session(any_dsn, _SETTINGS, 5) as connection:
         pages = list(_pages(connection, Selection(), limit))
     assert all(len(page.rows) == limit for page in pages[:-1])
     found = [(row.started_at, str(row.flow_id)) for page in pages for row in page.rows]
@@ -86,7 +88,7 @@ def test_only_what_is_selected_is_on_the_pages(
     write: Callable[[list[AccessLogEntry]], None], any_dsn: str
 ) -> None:
     write([entry(n, _NOON + timedelta(minutes=n), status_code=200 + n % 2 * 204) for n in range(9)])
-    with reading(any_dsn, _SETTINGS, 5) as connection:
+    with page_session(any_dsn, _SETTINGS, 5) as connection:
         pages = list(_pages(connection, Selection(status="4xx"), 2))
     assert [[row.status_code for row in page.rows] for page in pages] == [[404, 404], [404, 404]]
 
@@ -97,7 +99,7 @@ def test_a_search_that_has_no_time_left_says_how_far_it_came_and_the_next_page_g
 ) -> None:
     times = [_NOON + timedelta(minutes=7 * n) for n in range(12)]
     write([entry(n, at, status_code=200 + n % 2 * 204) for n, at in enumerate(times)])
-    with reading(any_dsn, _SETTINGS, 5) as connection:
+    with page_session(any_dsn, _SETTINGS, 5) as connection:
         pages = list(_pages(connection, Selection(status="4xx"), limit, seconds=0))
         (whole,) = _pages(connection, Selection(status="4xx", since=_NOON), 50)
     assert [row for page in pages for row in page.rows] == whole.rows
@@ -116,9 +118,11 @@ def test_a_row_is_shown_with_all_columns_and_what_they_mean(
     row = entry(5, _NOON)
     write([row])
     cursor = Cursor(_NOON, UUID(row.flow_id))
-    with reading(any_dsn, _SETTINGS, 5) as connection:
-        columns = {it.name: it for it in one(connection, cursor)}
-        assert one(connection, cursor._replace(started_at=_NOON + timedelta(seconds=1))) == []
+    with page_session(any_dsn, _SETTINGS, 5) as connection:
+        columns = {it.name: it for it in row_columns(connection, cursor)}
+        assert (
+            row_columns(connection, cursor._replace(started_at=_NOON + timedelta(seconds=1))) == []
+        )
     assert set(columns) == {*AccessLogEntry._fields, "logged_at"}
     assert columns["path"].value == row.path
     assert all(it.comment for it in columns.values())
@@ -137,7 +141,7 @@ def test_the_traffic_counts_every_row_of_its_time(
             for n in range(120)
         ]
     )
-    with reading(any_dsn, _SETTINGS, 5) as connection:
+    with page_session(any_dsn, _SETTINGS, 5) as connection:
         found = traffic(connection, Selection(), now=_NOON + timedelta(seconds=1))
         only = traffic(connection, Selection(status="404"), now=_NOON + timedelta(seconds=1))
         hour = traffic(
@@ -176,7 +180,7 @@ def test_no_time_is_too_strange(
     selection = Selection(since=since, until=until)
     found = traffic(table, selection)
     assert len(found.buckets) <= 50
-    assert newest(table, selection, 5) == Rows([], None)
+    assert list_rows(table, selection, 5, None, 5) == RowPage([], None)
 
 
 def test_a_large_table_is_sampled_and_says_so(
@@ -194,7 +198,7 @@ def test_a_large_table_is_sampled_and_says_so(
         )
         connection.execute("ANALYZE access_log")
     monkeypatch.setattr("exporter.read.page._SAMPLE_ABOVE_COST", 200.0)
-    with reading(any_dsn, _SETTINGS, 5) as connection:
+    with page_session(any_dsn, _SETTINGS, 5) as connection:
         found = traffic(connection, Selection(), now=datetime(2026, 3, 2, tzinfo=UTC))
     assert found.sampled_percent is not None
     assert found.sampled_percent < 50
@@ -210,25 +214,25 @@ def test_a_slow_question_ends_in_time_with_a_sentence(any_dsn: str) -> None:
     began = time.monotonic()
     with (
         pytest.raises((psycopg.errors.QueryCanceled, DeadlineExceededError)) as caught,
-        reading(any_dsn, _SETTINGS, 0.2) as connection,
+        page_session(any_dsn, _SETTINGS, 0.2) as connection,
     ):
         connection.execute("SELECT pg_sleep(60)")
     assert time.monotonic() - began < 5
-    assert explain(caught.value).startswith("The search took too long and was ended")
+    assert explain(caught.value).startswith("The search took too long and was canceled")
 
 
 def test_what_is_missing_is_said_in_a_sentence(any_dsn: str) -> None:
     with (
         pytest.raises(psycopg.Error) as caught,
-        reading(any_dsn, _SETTINGS, 5) as connection,
+        page_session(any_dsn, _SETTINGS, 5) as connection,
     ):
-        newest(connection, Selection(), 1)
-    assert explain(caught.value).startswith("There is no table access_log yet")
+        list_rows(connection, Selection(), 1, None, 5)
+    assert explain(caught.value).startswith("The table access_log does not exist yet")
     unreachable = "host=127.0.0.1 port=1 user=me password=hunter2"
-    with pytest.raises(psycopg.Error) as caught, reading(unreachable, _SETTINGS, 5):
+    with pytest.raises(psycopg.Error) as caught, page_session(unreachable, _SETTINGS, 5):
         pass
     sentence = explain(caught.value)
-    assert sentence.startswith("The database could not be asked: ")
+    assert sentence.startswith("Cannot query the database: ")
     assert "hunter2" not in sentence
 
 
@@ -246,9 +250,9 @@ def test_a_role_that_may_only_write_is_told_what_to_do(
             as_writer = any_dsn.replace("user=postgres", f"user={role}")
             with (
                 pytest.raises(psycopg.errors.InsufficientPrivilege) as caught,
-                reading(as_writer, _SETTINGS, 5) as mine,
+                page_session(as_writer, _SETTINGS, 5) as mine,
             ):
-                newest(mine, Selection(), 1)
+                list_rows(mine, Selection(), 1, None, 5)
         finally:
             connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
     assert "page.dsn" in explain(caught.value)
@@ -262,5 +266,5 @@ def test_the_newest_gaps_come_first(any_dsn: str) -> None:
             " SELECT gen_random_uuid(), 'n', at, at, 'rejected', n"
             " FROM (SELECT n, now() - n * interval '1 day' AS at FROM generate_series(1, 9) AS n) AS it"
         )
-    with reading(any_dsn, _SETTINGS, 5) as connection:
+    with page_session(any_dsn, _SETTINGS, 5) as connection:
         assert [it.entries for it in recent_gaps(connection, 3)] == [1, 2, 3]

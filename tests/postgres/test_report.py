@@ -237,7 +237,7 @@ def test_gaps_are_said_to_be_of_all_requests_where_filters_are_given(
     with open_database(Settings().with_dsn(table)) as connection:
         of_build = make_report(connection, Selection(user="build-1"), NOW)
     assert of_build.gaps == report.gaps != []
-    said = "The gaps are those of all requests, whatever the filters."
+    said = "The gaps are those of all requests, regardless of the filters."
     for width in (80, 150):
         console = Console(width=width)
         with console.capture() as shown:

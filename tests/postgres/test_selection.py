@@ -10,7 +10,7 @@ import pytest
 from psycopg import sql
 
 from exporter import Settings
-from exporter.read.selection import Selection, SelectionError, parse_duration, parse_moment
+from exporter.read.selection import Selection, SelectionError, parse_duration, parse_time
 from exporter.write.database import Database
 from tests.support.access_log import temporary_schema
 from tests.support.samples import make_entry
@@ -149,7 +149,7 @@ def test_durations_and_moments() -> None:
     given = ["500ms", "2s", "10m", "24h", "7d", "2w", "1.5h"]
     seconds = [0.5, 2, 600, 86_400, 604_800, 1_209_600, 5400]
     assert [parse_duration(it).total_seconds() for it in given] == seconds
-    assert parse_moment("10m", now=NOW) == NOW - timedelta(minutes=10)
-    assert parse_moment("2026-03-05T13:00+01:00") == NOW
-    assert parse_moment("2026-03-05T12:00Z") == NOW
-    assert parse_moment("2026-03-05").tzinfo is not None
+    assert parse_time("10m", now=NOW) == NOW - timedelta(minutes=10)
+    assert parse_time("2026-03-05T13:00+01:00") == NOW
+    assert parse_time("2026-03-05T12:00Z") == NOW
+    assert parse_time("2026-03-05").tzinfo is not None
