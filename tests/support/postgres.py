@@ -1,4 +1,4 @@
-"""Run a real PostgreSQL of a given version on a loopback port, for tests."""
+"""Run a real PostgreSQL server of a given version on a loopback port, for tests."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from typing import Self
 import psutil
 
 from exporter.postgres.embedded import programs
+from exporter.postgres.server_identity import Identity, change_owner, run_as, runnable_programs
 
 _DEBIAN = Path("/usr/lib/postgresql")
+_TIMEOUT_SECONDS = 120.0
 
 
 def available() -> dict[str, Path]:
-    """Folders of PostgreSQL programs by version: ours, and what Debian has installed."""
+    """Folders of PostgreSQL programs by version: from our dependency, and from Debian packages."""
     found = {"18": programs()}
     for folder in sorted(_DEBIAN.glob("[0-9]*")):
         if (folder / "bin" / "initdb").exists():
@@ -29,7 +31,7 @@ def available() -> dict[str, Path]:
 
 
 def free_port() -> int:
-    """A port nobody listens on just now."""
+    """A port that is not in use right now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -37,17 +39,22 @@ def free_port() -> int:
 
 
 class Postgres:
-    """A server from `initdb` to `stop`, without fsync; a context manager."""
+    """A new server without fsync; a context manager. Root runs it as `nobody`."""
 
     def __init__(self, program_folder: Path) -> None:
-        self._programs = program_folder
         self.folder = Path(tempfile.mkdtemp(prefix="artifactapi-pg-"))
         self.data = self.folder / "data"
         self.port = free_port()
-        self._account = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
-        if self._account:
-            os.chown(self.folder, self._account.pw_uid, self._account.pw_gid)
-        self.run("initdb", "-D", self.data, "-U", "postgres", "--auth=trust", "--no-sync")
+        self._identity = None
+        if os.geteuid() == 0:
+            account = pwd.getpwnam("nobody")
+            self._identity = Identity(account.pw_uid, account.pw_gid)
+            change_owner(self.folder, self._identity)
+        self._programs = runnable_programs(program_folder, self._identity, self.folder)
+        encoding = ("--encoding=UTF8", "--locale=C")  # like the embedded server
+        self.run(
+            "initdb", "-D", self.data, "-U", "postgres", "--auth=trust", "--no-sync", *encoding
+        )
         self.configure(
             fsync="off", max_connections="60", unix_socket_directories=f"'{self.folder}'"
         )
@@ -73,7 +80,7 @@ class Postgres:
             file.writelines(f"{key} = {value}\n" for key, value in settings.items())
 
     def start(self) -> None:
-        """Start and wait until it accepts connections."""
+        """Start the server and wait until it accepts connections."""
         options = f"-h 127.0.0.1 -p {self.port}"
         log = self.folder / "log"
         try:
@@ -82,7 +89,7 @@ class Postgres:
             raise RuntimeError(f"{e.output}\n{log.read_text()[-2000:]}") from None
 
     def stop(self, mode: str = "immediate") -> None:
-        """Stop and wait."""
+        """Stop the server and wait for its end."""
         self.run("pg_ctl", "stop", "-w", "-D", self.data, "-m", mode)
 
     @property
@@ -91,29 +98,18 @@ class Postgres:
         return int((self.data / "postmaster.pid").read_text().split("\n", 1)[0])
 
     def kill(self) -> None:
-        """As the machine's out-of-memory killer would do, with all its processes."""
+        """Kill all processes of the server, like the kernel's out-of-memory killer."""
         postmaster = psutil.Process(self.pid)
-        family = [postmaster, *postmaster.children()]
-        for process in family:
+        processes = [postmaster, *postmaster.children()]
+        for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(family, timeout=10)
+        psutil.wait_procs(processes, timeout=10)
 
     def run(self, program: str, *arguments: str | Path) -> str:
-        """Run one of PostgreSQL's programs as an account it accepts; its output."""
-        with tempfile.TemporaryFile("w+") as output:
-            done = subprocess.run(
-                [self._programs / program, *arguments],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                check=False,
-                cwd="/",
-                user=self._account.pw_uid if self._account else None,
-                group=self._account.pw_gid if self._account else None,
-                extra_groups=[] if self._account else None,
-            )
-            output.seek(0)
-            text = output.read()
+        """Run one of PostgreSQL's programs, not as root, and return its output."""
+        command: list[str | Path] = [self._programs / program, *arguments]
+        done = run_as(self._identity, command, _TIMEOUT_SECONDS)
         if done.returncode:
-            raise subprocess.CalledProcessError(done.returncode, program, text)
-        return text
+            raise subprocess.CalledProcessError(done.returncode, program, done.stdout)
+        return done.stdout
