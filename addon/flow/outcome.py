@@ -19,50 +19,52 @@ if TYPE_CHECKING:
 
     from addon.flow.state import FlowState
 
-_BAD_GATEWAY = 502
-_TOO_LARGE = 413
 _BAD_REQUEST = 400
 _PROXY_AUTH = 407
+_TOO_LARGE = 413
+_BAD_GATEWAY = 502
 _MULTIPLEXED = (b"h2", b"h3")
 # RFC 6455 7.4.1: normal closure, going away, no status given.
 _NORMAL_CLOSE_CODES = frozenset({None, 1000, 1001, 1005})
 
-# (pattern, error_type, status that mitmproxy sends to a client that still listens)
-_MESSAGES: tuple[tuple[re.Pattern[str], str, int | None], ...] = tuple(
-    (re.compile(pattern), error_type, status)
-    for pattern, error_type, status in (
-        (r"Request body exceeds mitmproxy's body_size_limit", "too_large", _TOO_LARGE),
-        (r"Response body exceeds mitmproxy's body_size_limit", "too_large", _BAD_GATEWAY),
-        (
-            r"from client, refusing|Invalid request scheme|HTTP CONNECT request",
-            "protocol",
-            _BAD_REQUEST,
-        ),
-        (r"from server, refusing|Cannot parse HTTP response", "protocol", _BAD_GATEWAY),
+_REQUEST_TOO_LARGE = "Request body exceeds mitmproxy's body_size_limit."
+# The error type of a message, by how it begins: mitmproxy's own words come first, and what a peer
+# contributed (a reason phrase, raw bytes) comes last, so it cannot choose the type. Only the words of
+# OSError and OpenSSL tell why a connection failed; no field of the flow does.
+_MESSAGES = tuple(
+    (re.compile(pattern, re.DOTALL), error_type)
+    for pattern, error_type in (
+        (r"(?:Request|Response) body exceeds mitmproxy's body_size_limit", "too_large"),
+        (r"Connection killed", "killed"),
+        # An upstream proxy gave another answer to CONNECT than 2xx.
+        (r"Upstream proxy \S+ refused HTTP CONNECT request|Error connecting to ", "connect"),
+        (r"Received .* from server, refusing|Cannot parse HTTP response", "protocol"),
         (
             r"unexpected server response: b[\"']HTTP/1",
             "upstream_closed",
-            _BAD_GATEWAY,
         ),  # an incomplete response head
-        (r"unexpected server response", "protocol", _BAD_GATEWAY),
-        (r"Connection killed", "killed", _BAD_GATEWAY),
+        (r"unexpected server response", "protocol"),
+        (r"HTTP/1 protocol error: peer (?:unexpectedly )?closed", "upstream_closed"),
+        (r"HTTP/2 connection closed", "upstream_closed"),
+        (r"HTTP/[123] protocol error|Received HTTP/2 data frame", "protocol"),
         (
-            (
-                r"\[Errno -\d+\]|Name or service not known|nodename nor servname|getaddrinfo failed"
-                r"|No address associated|name resolution"
-            ),
-            "dns",
-            _BAD_GATEWAY,
+            r"server closed connection|peer closed connection|connection closed|EOF",
+            "upstream_closed",
         ),
-        (r"\[Errno (?:110|60)\]|timed out|[Tt]imeout", "connect_timeout", _BAD_GATEWAY),
-        (r"Connect call failed|\[Errno|Multiple exceptions|[Rr]efused", "connect", _BAD_GATEWAY),
-        (
-            r"[Cc]ertificate|does not speak TLS|OpenSSL|TLS|SSL|QUIC handshake|handshake",
-            "tls_upstream",
-            _BAD_GATEWAY,
-        ),
-        (r"closed|peer unexpectedly|EOF|NO_ERROR", "upstream_closed", _BAD_GATEWAY),
-        (r"protocol error|Received|invalid|Invalid", "protocol", _BAD_GATEWAY),
+        (r"\[Errno (?:-\d+|8)\]", "dns"),  # getaddrinfo; 8 is EAI_NONAME on macOS
+        (r"(?:Multiple exceptions: .*)?\[Errno (?:110|60)\]|.*timed out", "connect_timeout"),
+        (r"\[Errno \d+\]|Multiple exceptions|connection cancelled", "connect"),
+        (r"Certificate |The remote server |OpenSSL |tlsv1 |sslv3 |ssl/tls ", "tls_upstream"),
+    )
+)
+# QUIC reports the peer's own words, if it sent any.
+_QUIC_MESSAGES = tuple(
+    (re.compile(pattern), error_type)
+    for pattern, error_type in (
+        (r"[Tt]imeout|timed out", "connect_timeout"),
+        (r"(?i)certificate|TLS|handshake|crypto", "tls_upstream"),
+        (r"closed|NO_ERROR", "upstream_closed"),
+        (r"(?i)protocol|invalid", "protocol"),
     )
 )
 # Messages of a client that left. For any other message after an incomplete HTTP/1 head, mitmproxy sends 400.
@@ -87,7 +89,7 @@ def outcome(flow: http.HTTPFlow, state: FlowState) -> Outcome:
     if state.cut_by_shutdown or state.orphaned:
         return _without_end(flow, state, head_sent=head_sent)
     if state.is_connect:
-        return _connect_outcome(flow)
+        return _connect_outcome(flow, state)
     if flow.error is None:
         return _answered(flow, state)
     message = flow.error.msg
@@ -95,8 +97,8 @@ def outcome(flow: http.HTTPFlow, state: FlowState) -> Outcome:
         sent = response is not None and state.has_whole_response and head_sent
         return Outcome(response.status_code if sent and response else None, "killed", message)
     if response is not None and (head_sent or (state.is_import and response.timestamp_end)):
-        return Outcome(response.status_code, _kind(flow, message)[0], message)
-    error_type, status = _kind(flow, message)
+        return Outcome(response.status_code, _failure(flow, state, message)[0], message)
+    error_type, status = _failure(flow, state, message)
     # A replay has no client. For a flow from a file it is unknown what the client received.
     received = status if not (state.is_import or flow.is_replay == "request") else None
     return Outcome(received, error_type, message)
@@ -126,19 +128,25 @@ def _answered(flow: http.HTTPFlow, state: FlowState) -> Outcome:
     return Outcome(status, None, None)
 
 
-def _connect_outcome(flow: http.HTTPFlow) -> Outcome:
+def _connect_outcome(flow: http.HTTPFlow, state: FlowState) -> Outcome:
     """A CONNECT that was refused, or whose tunnel was never used."""
     if flow.error is not None:
         return Outcome(None, "killed", flow.error.msg)
     status = flow.response.status_code if flow.response else None
     text = flow.server_conn.error
     if text:
-        return Outcome(status, _kind(flow, text)[0], text)
+        return Outcome(status, _failure(flow, state, text)[0], text)
     return Outcome(status, "proxy_auth" if status == _PROXY_AUTH else None, None)
 
 
-def _kind(flow: http.HTTPFlow, message: str) -> tuple[str, int | None]:
-    """Error type, and the status that mitmproxy itself sent to the client."""
+def _failure(flow: http.HTTPFlow, state: FlowState, message: str) -> tuple[str, int | None]:
+    """Error type, and the status that mitmproxy itself sent to the client.
+
+    The status follows mitmproxy's ErrorCode.http_status_code: 400 and 413 for a request that it does
+    not accept, 502 for everything that upstream or the way there did wrong.
+    """
+    if state.refused_by_mitmproxy:
+        return "protocol", _BAD_REQUEST
     if message.startswith("Client disconnected"):
         return ("upstream_timeout" if _timed_out(flow) else "client_disconnected"), None
     # The client of a saved or replayed flow left long ago.
@@ -150,10 +158,18 @@ def _kind(flow: http.HTTPFlow, message: str) -> tuple[str, int | None]:
     reset = _RESET.match(message)
     if reset:
         return _reset_kind(flow, reset["code"])
-    for pattern, error_type, status in _MESSAGES:
-        if pattern.search(message):
-            return error_type, status
-    return "_OTHER", _BAD_GATEWAY
+    return _error_type(flow, message), _TOO_LARGE if message == _REQUEST_TOO_LARGE else _BAD_GATEWAY
+
+
+def _error_type(flow: http.HTTPFlow, message: str) -> str:
+    for pattern, error_type in _MESSAGES:
+        if pattern.match(message):
+            return error_type
+    if flow.server_conn.transport_protocol == "udp":
+        for pattern, error_type in _QUIC_MESSAGES:
+            if pattern.search(message):
+                return error_type
+    return "_OTHER"
 
 
 def _reset_kind(flow: http.HTTPFlow, code: str) -> tuple[str, int | None]:

@@ -18,6 +18,7 @@ class FlowState:
 
     is_import = False  # read from a file
     is_connect = False  # a CONNECT request
+    refused_by_mitmproxy = False  # a request that mitmproxy's validation did not accept
     is_tunnel = False  # a CONNECT request that was granted
     has_response_head = False  # from upstream or from an addon
     answered_by_addon = False

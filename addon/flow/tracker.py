@@ -52,6 +52,10 @@ class FlowTracker:
         self._open[flow] = state = FlowState()
         if not (flow.live or flow.client_conn.connected):
             state.is_import = True
+        elif (
+            flow.error is not None
+        ):  # only mitmproxy's validation of the request runs before this hook
+            state.refused_by_mitmproxy = True
         if flow.is_replay == "request":
             state.original_server = flow.server_conn
         if self._unused_tunnels:
