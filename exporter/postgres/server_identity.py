@@ -122,7 +122,7 @@ def run_as(
             )
         except OSError as e:
             if identity and e.errno in {errno.EPERM, errno.EINVAL}:
-                raise _cannot_switch(identity, e) from None
+                raise _cannot_switch(e) from None
             raise
         output.seek(0)
         return subprocess.CompletedProcess(done.args, done.returncode, output.read())
@@ -140,7 +140,7 @@ def change_owner(path: Path, identity: Identity) -> None:
                 os.chown(os.path.join(folder, name), *identity, follow_symlinks=False)  # noqa: PTH118
         os.chown(path, *identity)
     except OSError as e:
-        raise _cannot_switch(identity, e) from None
+        raise _cannot_switch(e) from None
 
 
 def create_folder(folder: Path, identity: Identity | None) -> None:
@@ -278,8 +278,8 @@ def _owner_name(uid: int) -> str:
         return f"uid {uid}"
 
 
-def _cannot_switch(identity: Identity, error: OSError) -> OSError:
+def _cannot_switch(error: OSError) -> OSError:
     return OSError(
-        f"{_REFUSED}, and this root user may not hand files or processes to uid {identity.uid} "
+        f"{_REFUSED}, and this root user may not change the owner of files or switch to another uid "
         f"({error.strerror}); run the proxy as an ordinary user or set a DSN"
     )

@@ -22,6 +22,7 @@ from tests.bench.apart import measure_apart
 from tests.bench.machine import describe_machine
 from tests.bench.plot import Panel, draw
 from tests.bench.report import Report, table, write_markdown
+from tests.support.environment import personal_variables
 from tests.support.postgres import Postgres, available
 
 if TYPE_CHECKING:
@@ -56,9 +57,8 @@ def main(*, quick: bool, only: tuple[str, ...], output: Path | None) -> None:
     console = Console()
     console.width = max(console.width, _WIDTH)  # else the table can't be read
     started = time.monotonic()
-    for name in [*os.environ]:
-        if name.startswith(("ARTIFACTAPI_", "PG")) or name.lower().endswith("_proxy"):
-            del os.environ[name]
+    for name in personal_variables():
+        del os.environ[name]
     figures: list[Figure] = []
     failed = []
     server = Postgres(available()["18"])

@@ -461,7 +461,7 @@ def test_root_that_may_not_switch_users_gets_one_sentence(folder: Path) -> None:
         stdin=subprocess.DEVNULL,
         cwd=Path(__file__).parents[2],
     )
-    assert "may not hand files or processes to uid" in done.stdout
+    assert "may not change the owner of files or switch to another uid" in done.stdout
     assert done.stdout.count("\n") == 1
     assert not folder.exists()
 
