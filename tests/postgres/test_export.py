@@ -1,4 +1,4 @@
-"""`artifactapi export`: what other tools read of it is what the table holds, however many rows there are."""
+"""`artifactapi export`: other tools read from it exactly what is in the table, however many rows there are."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ ARTIFACT: dict[str, Any] = {"artifact_kind": "artifact", "ecosystem": "pypi", "r
 
 
 def rows() -> Iterator[Any]:
-    """Hostile text in every column that may hold it, and each kind of row there is."""
+    """Yield rows with hostile text in every column that can contain it, and rows of every kind."""
     for number, text in enumerate(HOSTILE):
         yield make_entry(
             number, user_agent=text, proxy_user=text, path=f"/{text}", error=text, package=text
@@ -97,9 +97,9 @@ def exported(dsn: str, *arguments: str) -> str:
 
 
 def expected(dsn: str) -> list[dict[str, Any]]:
-    """The rows, in order, as text, which is what a file can hold."""
+    """Return the rows of the table in order, with values as text."""
     found = AccessLog(f"{dsn} options='{_options(dsn)} -ctimezone=UTC'").rows()
-    return [{k: _told(v) for k, v in row.items()} for row in found]
+    return [{k: _as_text(v) for k, v in row.items()} for row in found]
 
 
 def _options(dsn: str) -> str:
@@ -107,13 +107,13 @@ def _options(dsn: str) -> str:
     return str(options)
 
 
-def _told(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, bytes):
         return value.hex()
     return "" if value is None else str(value)
 
 
-def test_raw_csv_is_the_table(table: str) -> None:
+def test_raw_csv_equals_the_table(table: str) -> None:
     found = list(csv.DictReader(io.StringIO(exported(table, "csv", "--raw"), newline="")))
     assert list(found[0]) == list(COLUMN_NAMES)
     for row, truth in zip(found, expected(table), strict=True):
@@ -124,7 +124,7 @@ def test_raw_csv_is_the_table(table: str) -> None:
         assert row == truth
 
 
-def test_no_cell_of_csv_is_a_formula(table: str) -> None:
+def test_csv_has_no_formulas(table: str) -> None:
     found = list(csv.DictReader(io.StringIO(exported(table, "csv"), newline="")))
     assert len(found) == len(list(rows()))
     for row in found:
@@ -133,7 +133,7 @@ def test_no_cell_of_csv_is_a_formula(table: str) -> None:
     assert [row["user_agent"].removeprefix("'") for row in found[: len(HOSTILE)]] == list(HOSTILE)
 
 
-def test_jsonl_is_the_table(table: str) -> None:
+def test_jsonl_equals_the_table(table: str) -> None:
     lines = exported(table, "jsonl").split("\n")
     assert lines.pop() == ""
     for line, truth in zip(lines, expected(table), strict=True):
@@ -149,22 +149,22 @@ def test_jsonl_is_the_table(table: str) -> None:
             "flow_id",
             "host",
         ):
-            assert _told(row[name]) == truth[name]
+            assert _as_text(row[name]) == truth[name]
         assert type(row["response_bytes"]) is int
 
 
-def test_filters_say_which_rows(table: str) -> None:
+def test_filters_select_rows(table: str) -> None:
     assert len(exported(table, "jsonl", "--host", "other.*").splitlines()) == 1
     assert len(exported(table, "csv", "--status", "none").splitlines()) == 2
     assert exported(table, "goaccess", "--since", "1m") == ""
 
 
-def test_a_terminal_gets_no_control_characters_and_a_pipe_no_bar(
+def test_terminal_gets_no_control_characters_and_a_file_all_bytes(
     table: str, tmp_path: Path
 ) -> None:
-    for form in ("csv", "jsonl", "goaccess"):
-        text = on_terminal(80, "--dsn", table, "export", form)
-        assert all(c.isprintable() for c in text.replace("\r\n", "")), form
+    for format_name in ("csv", "jsonl", "goaccess"):
+        text = on_terminal(80, "--dsn", table, "export", format_name)
+        assert all(c.isprintable() for c in text.replace("\r\n", "")), format_name
     with (tmp_path / "file").open("w+b") as file:
         shown = on_terminal(80, "--dsn", table, "export", "csv", "--raw", output=file)
         file.seek(0)
@@ -173,7 +173,7 @@ def test_a_terminal_gets_no_control_characters_and_a_pipe_no_bar(
     assert f"{count + 1}/{count + 1}" in shown
 
 
-def test_an_export_that_was_interrupted_is_no_success(table: str) -> None:
+def test_interrupted_export_fails(table: str) -> None:
     with psycopg.connect(table) as connection:
         connection.execute("LOCK TABLE access_log IN ACCESS EXCLUSIVE MODE")
         with subprocess.Popen(
@@ -181,7 +181,7 @@ def test_an_export_that_was_interrupted_is_no_success(table: str) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         ) as process:
-            eventually(lambda: _waits(table))
+            eventually(lambda: _is_waiting(table))
             process.send_signal(signal.SIGINT)
             output, errors = process.communicate(timeout=20)
     assert process.returncode != 0
@@ -189,13 +189,13 @@ def test_an_export_that_was_interrupted_is_no_success(table: str) -> None:
     assert b"Traceback" not in errors
 
 
-def _waits(dsn: str) -> bool:
+def _is_waiting(dsn: str) -> bool:
     with psycopg.connect(dsn) as connection:
         waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'COPY%'"
         return bool((connection.execute(waiting).fetchone() or (0,))[0])
 
 
-def test_whoever_stops_reading_gets_no_traceback(table: str) -> None:
+def test_closed_pipe_gives_no_traceback(table: str) -> None:
     command = f"{COMMAND} export jsonl | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", command],
@@ -208,14 +208,17 @@ def test_whoever_stops_reading_gets_no_traceback(table: str) -> None:
     assert len(done.stdout.splitlines()) == 2
 
 
-@pytest.mark.parametrize("form", ["csv", "jsonl", "goaccess"])
-def test_whoever_stops_reading_much_is_not_waited_for(dsn: str, form: str) -> None:
+@pytest.mark.parametrize("format_name", ["csv", "jsonl", "goaccess"])
+def test_closed_pipe_ends_a_large_export(dsn: str, format_name: str) -> None:
     database = Database(Settings().with_dsn(dsn).database)
     database.write([make_entry(number) for number in range(20_000)])
     database.close()
     environment = {**os.environ, "ARTIFACTAPI_DSN": dsn}
     with subprocess.Popen(
-        [COMMAND, "export", form], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [COMMAND, "export", format_name],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as export:
         assert export.stdout is not None
         assert export.stderr is not None
@@ -242,38 +245,39 @@ def test_goaccess_reads_every_line(table: str, tmp_path: Path) -> None:
     assert (general["valid_requests"], general["failed_requests"]) == (count, 0)
     truth = expected(table)
     assert general["bandwidth"] == sum(int(row["response_bytes"] or 0) for row in truth)
-    hosts = {it["data"]: it["hits"]["count"] for it in found["vhosts"]["data"]}
+    hosts = {host["data"]: host["hits"]["count"] for host in found["vhosts"]["data"]}
     assert hosts == {"registry.example": count - 1, "other.example": 1}
-    users = {it["data"]: it["hits"]["count"] for it in found["remote_user"]["data"]}
+    users = {user["data"]: user["hits"]["count"] for user in found["remote_user"]["data"]}
     assert users["build-1"] == 8
 
 
-def test_cyclonedx_is_valid_and_lists_what_was_really_fetched(table: str) -> None:
+def test_cyclonedx_is_valid_and_lists_the_fetched_artifacts(table: str) -> None:
     text = exported(table, "cyclonedx", "--user", "build-1")
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     document = json.loads(text)
-    found = {it["purl"]: it for it in document["components"]}
+    found = {component["purl"]: component for component in document["components"]}
     assert set(found) == {"pkg:pypi/demo@1.0", "pkg:npm/%40scope/thing@2.0"}
     thing = found["pkg:npm/%40scope/thing@2.0"]
     assert (thing["group"], thing["name"], thing["version"]) == ("@scope", "thing", "2.0")
     assert thing["hashes"] == [{"alg": "SHA-256", "content": DIGESTS[2].hex()}]
-    assert {it["name"]: it["value"] for it in thing["properties"]}["artifactapi:fetches"] == "2"
+    properties = {item["name"]: item["value"] for item in thing["properties"]}
+    assert properties["artifactapi:fetches"] == "2"
     demo = found["pkg:pypi/demo@1.0"]
-    assert "hashes" not in demo, "two files have two"
-    files = {it["name"]: it["hashes"][0]["content"] for it in demo["components"]}
+    assert "hashes" not in demo, "the two files have different hashes"
+    files = {file["name"]: file["hashes"][0]["content"] for file in demo["components"]}
     assert files == {"demo-1.0.whl": DIGESTS[0].hex(), "demo-1.0.tar.gz": DIGESTS[1].hex()}
     assert document["metadata"]["component"]["name"] == "build-1"
-    graph = {it["ref"]: it.get("dependsOn") for it in document["dependencies"]}
+    graph = {node["ref"]: node.get("dependsOn") for node in document["dependencies"]}
     assert graph[document["metadata"]["component"]["bom-ref"]] == sorted(found)
 
 
-def test_an_empty_sbom_is_valid_too(table: str) -> None:
+def test_empty_sbom_is_valid(table: str) -> None:
     text = exported(table, "cyclonedx", "--user", "nobody")
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
     assert "components" not in json.loads(text)
 
 
-def test_more_rows_take_no_more_memory(dsn: str) -> None:
+def test_memory_does_not_grow_with_the_number_of_rows(dsn: str) -> None:
     write(dsn, 1)
     with psycopg.connect(dsn) as connection:
         connection.execute(
@@ -293,7 +297,7 @@ def test_more_rows_take_no_more_memory(dsn: str) -> None:
     assert peak < 90 * MIB
 
 
-def test_reading_can_neither_change_nor_last(dsn: str) -> None:
+def test_read_only_transactions_cannot_write_and_are_limited_in_time(dsn: str) -> None:
     write(dsn, 1)
     with open_database(Settings().with_dsn(dsn)) as connection:
         with (
@@ -307,7 +311,7 @@ def test_reading_can_neither_change_nor_last(dsn: str) -> None:
             assert connection.execute("SELECT count(*) FROM access_log").fetchone() == (1,)
 
 
-def test_an_unknown_form_is_refused_with_those_there_are() -> None:
+def test_unknown_format_is_rejected_with_a_list_of_formats() -> None:
     done = call("export", "xml")
     assert done.returncode == 2
     assert "'cyclonedx'" in done.stderr

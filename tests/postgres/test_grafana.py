@@ -1,7 +1,7 @@
-"""configs/grafana-dashboard.json: what Grafana would ask of each panel, asked of a real log.
+"""configs/grafana-dashboard.json: each panel's query, run on a real log as Grafana would run it.
 
-Macros and variables are written out by the rules of Grafana's own Postgres data source (its
-macros.go, and the documentation's "Advanced variable format options" for `sqlstring`).
+Macros and variables are expanded like in Grafana's PostgreSQL data source (its macros.go, and the
+documentation's "Advanced variable format options" for `sqlstring`).
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ VARIABLES = {variable["name"]: variable for variable in DASHBOARD["templating"][
 _TO = datetime(2026, 5, 31, 12, tzinfo=UTC)
 _FROM = _TO - timedelta(days=2)
 _STEP_SECONDS = 3600
-_WIDTH = 24  # of Grafana's grid
+_GRID_WIDTH = 24
 
 
-class Choice(NamedTuple):
-    """What somebody has chosen above the panels; nothing chosen: all."""
+class Variables(NamedTuple):
+    """The values selected above the panels. Empty means all."""
 
     remote: tuple[str, ...] = ()
     node: tuple[str, ...] = ()
     user: str = ""
 
-    def fits(self, row: Mapping[str, Any], *, remote: bool = True) -> bool:
-        """Whether a panel that heeds all of it, or all but the remote, counts this row."""
+    def matches(self, row: Mapping[str, Any], *, remote: bool = True) -> bool:
+        """Return whether a panel counts this row. `remote`: whether the panel filters by remote."""
         return (
             (not remote or not self.remote or row["remote"] in self.remote)
             and (not self.node or row["node"] in self.node)
@@ -64,15 +64,15 @@ class Choice(NamedTuple):
         )
 
 
-_ALL = Choice()
+_ALL = Variables()
 
 
-def written_out(sql: str, choice: Choice = _ALL) -> str:
-    """The statement as it would reach Postgres."""
+def expanded(sql: str, variables: Variables = _ALL) -> str:
+    """Expand the variables and macros of a statement."""
     for name in ("remote", "node"):
-        chosen = ",".join(map(quoted, getattr(choice, name))) or VARIABLES[name]["allValue"]
+        chosen = ",".join(map(quoted, getattr(variables, name))) or VARIABLES[name]["allValue"]
         sql = sql.replace(f"${{{name}:sqlstring}}", chosen)
-    sql = sql.replace("${user:sqlstring}", quoted(choice.user))
+    sql = sql.replace("${user:sqlstring}", quoted(variables.user))
     sql = sql.replace("$__interval_ms", str(_STEP_SECONDS * 1000)).replace("$__interval", "1h")
     return re.sub(r"\$([_a-zA-Z0-9]+)\(([^)]*)\)", macro, sql)
 
@@ -106,29 +106,29 @@ def rows(seeded: AccessLog) -> list[Row]:
 
 
 @pytest.fixture(scope="module")
-def ask(seeded: AccessLog) -> Iterator[Callable[[str], list[tuple[Any, ...]]]]:
+def query(seeded: AccessLog) -> Iterator[Callable[[str], list[tuple[Any, ...]]]]:
     with psycopg.connect(seeded.dsn, autocommit=True) as connection:
         yield lambda sql: connection.execute(sql.encode()).fetchall()
 
 
-Ask = Callable[[str], list[tuple[Any, ...]]]
-Truth = Callable[["list[Row]", Choice], "Iterable[tuple[Any, ...]]"]
+Query = Callable[[str], list[tuple[Any, ...]]]
+ExpectedRows = Callable[["list[Row]", Variables], "Iterable[tuple[Any, ...]]"]
 
 
-def seen(rows: list[Row], choice: Choice, *, remote: bool = True) -> list[Row]:
-    return [r for r in rows if _FROM <= r["started_at"] <= _TO and choice.fits(r, remote=remote)]
+def selected(rows: list[Row], variables: Variables, *, remote: bool = True) -> list[Row]:
+    return [r for r in rows if _FROM <= r["started_at"] <= _TO and variables.matches(r, remote=remote)]
 
 
 def step(row: Row) -> int:
     return int(row["started_at"].timestamp()) // _STEP_SECONDS * _STEP_SECONDS
 
 
-def requests(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
+def requests(rows: list[Row], variables: Variables) -> Iterable[tuple[Any, ...]]:
     def status_class(row: Row) -> tuple[int, str]:
         code = row["status_code"]
         return step(row), "no response" if code is None else f"{code // 100}xx"
 
-    for key, group in group_by(seen(rows, choice), status_class):
+    for key, group in group_by(selected(rows, variables), status_class):
         yield *key, len(group) / _STEP_SECONDS
 
 
@@ -136,66 +136,70 @@ def step_and_remote(row: Row) -> tuple[int, str]:
     return step(row), row["remote"] or "(unknown)"
 
 
-def bytes_by_remote(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
-    for key, group in group_by(seen(rows, choice), step_and_remote):
+def bytes_by_remote(rows: list[Row], variables: Variables) -> Iterable[tuple[Any, ...]]:
+    for key, group in group_by(selected(rows, variables), step_and_remote):
         sizes = not_null(group, "response_bytes")
         yield *key, sum(sizes) / _STEP_SECONDS if sizes else None
 
 
-def durations(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
-    for at, group in group_by(seen(rows, choice), step):
+def durations(rows: list[Row], variables: Variables) -> Iterable[tuple[Any, ...]]:
+    for at, group in group_by(selected(rows, variables), step):
         values = as_float4(not_null(group, "duration_ms"))
         yield at, *(percentile(values, share) for share in (0.5, 0.95, 0.99))
 
 
-def failures(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
-    for key, group in group_by(seen(rows, choice), step_and_remote):
+def failures(rows: list[Row], variables: Variables) -> Iterable[tuple[Any, ...]]:
+    for key, group in group_by(selected(rows, variables), step_and_remote):
         yield *key, sum(map(failed, group)) / len(group)
 
 
-def from_cache(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
-    told = (row for row in seen(rows, choice) if row["cache_status"] is not None)
-    for at, group in group_by(told, step):
+def from_cache(rows: list[Row], variables: Variables) -> Iterable[tuple[Any, ...]]:
+    with_evidence = (row for row in selected(rows, variables) if row["cache_status"] is not None)
+    for at, group in group_by(with_evidence, step):
         hits = [row for row in group if row["cache_status"] in HITS]
         total = sum(not_null(group, "response_bytes"))
         share = sum(not_null(hits, "response_bytes")) / total if total else None
         yield at, len(hits) / len(group), share
 
 
-def top_artifacts(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
+def top_artifacts(rows: list[Row], variables: Variables) -> Iterable[tuple[Any, ...]]:
     found = []
-    for purl, group in group_by(filter(is_fetch, seen(rows, choice)), columns_key("purl")):
+    for purl, group in group_by(filter(is_fetch, selected(rows, variables)), columns_key("purl")):
         found.append((purl, len(group), callers(group), sum(not_null(group, "response_bytes"))))
     return sorted(found, key=lambda row: (-row[3], row[0]))[:20]
 
 
-def first_seen(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
+def first_seen(rows: list[Row], variables: Variables) -> Iterable[tuple[Any, ...]]:
     found = []
     for _, group in group_by(filter(is_fetch, rows), columns_key("purl")):
         first = min(group, key=columns_key("started_at"))
-        if seen([first], choice._replace(node=())):
+        if selected([first], variables._replace(node=())):
             total = sum(not_null(group, "response_bytes"))
             found.append(
-                (*columns_key("started_at", "purl", "remote", "proxy_user")(first), len(group), total)
+                (
+                    *columns_key("started_at", "purl", "remote", "proxy_user")(first),
+                    len(group),
+                    total,
+                )
             )
     return sorted(found, key=lambda row: row[0], reverse=True)[:100]
 
 
-def unknown_hosts(rows: list[Row], choice: Choice) -> Iterable[tuple[Any, ...]]:
-    strangers = (row for row in seen(rows, choice, remote=False) if row["remote"] is None)
-    for key, group in group_by(strangers, columns_key("host", "port", "scheme")):
+def unknown_hosts(rows: list[Row], variables: Variables) -> Iterable[tuple[Any, ...]]:
+    requests = (row for row in selected(rows, variables, remote=False) if row["remote"] is None)
+    for key, group in group_by(requests, columns_key("host", "port", "scheme")):
         sent = not_null(group, "request_bytes")
         moments = not_null(group, "started_at")
         total = sum(sent) if sent else None
         yield *key, len(group), callers(group), total, min(moments), max(moments)
 
 
-TRUTHS: dict[str, Truth] = {
+EXPECTED_ROWS: dict[str, ExpectedRows] = {
     "Requests by status class": requests,
     "Bytes by remote": bytes_by_remote,
     "Durations": durations,
     "Failures": failures,
-    "Answers from a cache": from_cache,
+    "Responses from a cache": from_cache,
     "Top artifacts": top_artifacts,
     "Never fetched before": first_seen,
     "Unknown hosts": unknown_hosts,
@@ -203,45 +207,45 @@ TRUTHS: dict[str, Truth] = {
 
 
 @pytest.mark.parametrize(
-    "choice",
+    "variables",
     [
-        Choice(),
-        Choice(remote=("pypi", "nexus:npm-proxy")),
-        Choice(node=("seed-2",)),
-        Choice(remote=("debian",), node=("seed", "seed-3")),
+        Variables(),
+        Variables(remote=("pypi", "nexus:npm-proxy")),
+        Variables(node=("seed-2",)),
+        Variables(remote=("debian",), node=("seed", "seed-3")),
     ],
     ids=["all", "remotes", "node", "both"],
 )
-@pytest.mark.parametrize("title", TRUTHS)
-def test_a_panel_shows_what_the_rows_say(
-    title: str, choice: Choice, rows: list[Row], ask: Ask
+@pytest.mark.parametrize("title", EXPECTED_ROWS)
+def test_panel_matches_the_rows(
+    title: str, variables: Variables, rows: list[Row], query: Query
 ) -> None:
-    found = [tuple(map(number, row)) for row in ask(written_out(sql_of(title), choice))]
-    compare(found, list(TRUTHS[title](rows, choice)))
+    found = [tuple(map(number, row)) for row in query(expanded(sql_of(title), variables))]
+    compare(found, list(EXPECTED_ROWS[title](rows, variables)))
 
 
-@pytest.mark.parametrize("title", TRUTHS)
-def test_a_panel_can_be_about_one_build(title: str, rows: list[Row], ask: Ask) -> None:
-    strangers = seen([r for r in rows if r["remote"] is None and r["proxy_user"]], Choice())
-    fetches = seen([r for r in rows if is_fetch(r) and r["proxy_user"]], Choice())
-    busy = strangers if title == "Unknown hosts" else fetches
-    choice = Choice(user=busy[0]["proxy_user"])
-    found = [tuple(map(number, row)) for row in ask(written_out(sql_of(title), choice))]
-    compare(found, list(TRUTHS[title](rows, choice)), least=0 if "before" in title else 1)
+@pytest.mark.parametrize("title", EXPECTED_ROWS)
+def test_panel_can_show_one_build(title: str, rows: list[Row], query: Query) -> None:
+    unknown = selected([r for r in rows if r["remote"] is None and r["proxy_user"]], Variables())
+    fetches = selected([r for r in rows if is_fetch(r) and r["proxy_user"]], Variables())
+    candidates = unknown if title == "Unknown hosts" else fetches
+    variables = Variables(user=candidates[0]["proxy_user"])
+    found = [tuple(map(number, row)) for row in query(expanded(sql_of(title), variables))]
+    compare(found, list(EXPECTED_ROWS[title](rows, variables)), least=0 if "before" in title else 1)
 
 
 def compare(found: list[tuple[Any, ...]], expected: list[tuple[Any, ...]], least: int = 1) -> None:
     assert len(found) == len(expected) >= least
-    for one, other in zip(sorted(found, key=repr), sorted(expected, key=repr), strict=True):
-        assert nearly_equal(one, other)
+    for row, other in zip(sorted(found, key=repr), sorted(expected, key=repr), strict=True):
+        assert nearly_equal(row, other)
 
 
 def number(value: Any) -> Any:
-    """Grafana draws numbers of any kind alike."""
+    """Convert decimals to float; Grafana shows both the same."""
     return value if value is None or not hasattr(value, "as_tuple") else float(value)
 
 
-def test_the_gaps_of_the_time_shown_are_there(seeded: AccessLog, ask: Ask) -> None:
+def test_gaps_in_the_time_range_are_shown(seeded: AccessLog, query: Query) -> None:
     with psycopg.connect(seeded.dsn, autocommit=True) as connection:
         for place, (start, end) in enumerate(
             [(-3, -2.5), (-3, -1.9), (-1, -0.5), (-0.1, 0.1), (-9, 9), (0.1, 0.2)]
@@ -251,39 +255,39 @@ def test_the_gaps_of_the_time_shown_are_there(seeded: AccessLog, ask: Ask) -> No
                 (f"n{place}", _TO + timedelta(days=start), _TO + timedelta(days=end)),
             )
         try:
-            mine = [row for row in ask(written_out(sql_of("Gaps"))) if row[2].startswith("n")]
-            assert [row[2:] for row in mine] == [
+            gaps = [row for row in query(expanded(sql_of("Gaps"))) if row[2].startswith("n")]
+            assert [row[2:] for row in gaps] == [
                 (name, "rejected", 1) for name in ("n3", "n2", "n1", "n4")
             ]
-            one = ask(written_out(sql_of("Gaps"), Choice(node=("n2",))))
-            assert [row[2] for row in one] == ["n2"]
+            on_node = query(expanded(sql_of("Gaps"), Variables(node=("n2",))))
+            assert [row[2] for row in on_node] == ["n2"]
         finally:
             connection.execute("DELETE FROM access_log_gap WHERE node LIKE 'n%'")
 
 
-def test_what_is_typed_into_the_dashboard_stays_text(ask: Ask) -> None:
-    hostile = Choice(user="x' OR true --", remote=("'; DROP TABLE access_log; --",))
+def test_text_typed_into_the_dashboard_cannot_inject_sql(query: Query) -> None:
+    hostile = Variables(user="x' OR true --", remote=("'; DROP TABLE access_log; --",))
     for panel in PANELS:
         if panel not in {"Gaps", "Unknown hosts"}:
-            assert ask(written_out(sql_of(panel), hostile)) == []
-    assert ask(written_out(sql_of("Unknown hosts"), hostile)) == []
+            assert query(expanded(sql_of(panel), hostile)) == []
+    assert query(expanded(sql_of("Unknown hosts"), hostile)) == []
 
 
 @pytest.mark.parametrize(("name", "least"), [("remote", 9), ("node", 3)])
-def test_the_lists_to_choose_from_are_those_of_the_time_shown(
-    name: str, least: int, rows: list[Row], ask: Ask
+def test_variables_list_the_values_in_the_time_range(
+    name: str, least: int, rows: list[Row], query: Query
 ) -> None:
-    names = {row[name] for row in seen(rows, Choice()) if row[name] is not None}
-    assert sorted(row[0] for row in ask(written_out(VARIABLES[name]["query"]))) == sorted(names)
+    names = {row[name] for row in selected(rows, Variables()) if row[name] is not None}
+    assert sorted(row[0] for row in query(expanded(VARIABLES[name]["query"]))) == sorted(names)
     assert len(names) >= least
 
 
-def test_every_panel_is_proven() -> None:
-    assert set(PANELS) == {*TRUTHS, "Gaps"}
+def test_every_panel_is_tested() -> None:
+    assert set(PANELS) == {*EXPECTED_ROWS, "Gaps"}
     assert len(PANELS) == len(DASHBOARD["panels"])
 
 
-def test_it_can_be_imported_into_any_grafana() -> None:
+def test_dashboard_can_be_imported_into_any_grafana() -> None:
     assert DASHBOARD["id"] is None
     assert VARIABLES["datasource"]["type"] == "datasource"
     chosen = {"type": VARIABLES["datasource"]["query"], "uid": "${datasource}"}
@@ -295,7 +299,7 @@ def test_it_can_be_imported_into_any_grafana() -> None:
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(PANELS)
     cells = [cell for panel in DASHBOARD["panels"] for cell in covered(panel["gridPos"])]
     assert len(cells) == len(set(cells)), "panels overlap"
-    assert all(x < _WIDTH for x, _ in cells)
+    assert all(x < _GRID_WIDTH for x, _ in cells)
 
 
 def covered(place: dict[str, int]) -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""What the page asks of a real table: which rows, how many when, and how long it may take."""
+"""The page's queries on a real table: rows, traffic over time, gaps, time limits and errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _SETTINGS = Settings().database
 _NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
-_FIRST, _LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+_MIN_TIME, _MAX_TIME = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def _pages(
 def test_pages_hold_each_row_once_newest_first(
     write: Callable[[list[AccessLogEntry]], None], any_dsn: str, limit: int
 ) -> None:
-    # Over a midnight, and three at the same moment.
+    # They span midnight, and three at a time have the same started_at.
     times = [_NOON + timedelta(hours=hour // 3 * 6) for hour in range(12)]
     entries = [entry(number, at) for number, at in enumerate(times)]
     write(entries)
@@ -80,11 +80,11 @@ def test_pages_hold_each_row_once_newest_first(
     assert all(len(page.rows) == limit for page in pages[:-1])
     found = [(row.started_at, str(row.flow_id)) for page in pages for row in page.rows]
     assert found == sorted(
-        ((datetime.fromisoformat(it.started_at), it.flow_id) for it in entries), reverse=True
+        ((datetime.fromisoformat(row.started_at), row.flow_id) for row in entries), reverse=True
     )
 
 
-def test_only_what_is_selected_is_on_the_pages(
+def test_pages_hold_only_selected_rows(
     write: Callable[[list[AccessLogEntry]], None], any_dsn: str
 ) -> None:
     write([entry(n, _NOON + timedelta(minutes=n), status_code=200 + n % 2 * 204) for n in range(9)])
@@ -94,42 +94,44 @@ def test_only_what_is_selected_is_on_the_pages(
 
 
 @pytest.mark.parametrize("limit", [1, 3, 50])
-def test_a_search_that_has_no_time_left_says_how_far_it_came_and_the_next_page_goes_on(
+def test_search_without_time_left_reports_how_far_it_got_and_the_next_page_continues(
     write: Callable[[list[AccessLogEntry]], None], any_dsn: str, limit: int
 ) -> None:
     times = [_NOON + timedelta(minutes=7 * n) for n in range(12)]
     write([entry(n, at, status_code=200 + n % 2 * 204) for n, at in enumerate(times)])
     with page_session(any_dsn, _SETTINGS, 5) as connection:
         pages = list(_pages(connection, Selection(status="4xx"), limit, seconds=0))
-        (whole,) = _pages(connection, Selection(status="4xx", since=_NOON), 50)
-    assert [row for page in pages for row in page.rows] == whole.rows
-    assert len(whole.rows) == 6
-    assert whole.searched_back_to is None
+        (complete,) = _pages(connection, Selection(status="4xx", since=_NOON), 50)
+    assert [row for page in pages for row in page.rows] == complete.rows
+    assert len(complete.rows) == 6
+    assert complete.searched_back_to is None
     assert any(page.searched_back_to for page in pages)
     assert all(
-        row.started_at >= (page.searched_back_to or _FIRST) for page in pages for row in page.rows
+        row.started_at >= (page.searched_back_to or _MIN_TIME)
+        for page in pages
+        for row in page.rows
     )
     assert pages[-1].older is None
 
 
-def test_a_row_is_shown_with_all_columns_and_what_they_mean(
+def test_row_has_all_columns_with_their_comments(
     write: Callable[[list[AccessLogEntry]], None], any_dsn: str
 ) -> None:
     row = entry(5, _NOON)
     write([row])
     cursor = Cursor(_NOON, UUID(row.flow_id))
     with page_session(any_dsn, _SETTINGS, 5) as connection:
-        columns = {it.name: it for it in row_columns(connection, cursor)}
+        columns = {column.name: column for column in row_columns(connection, cursor)}
         assert (
             row_columns(connection, cursor._replace(started_at=_NOON + timedelta(seconds=1))) == []
         )
     assert set(columns) == {*AccessLogEntry._fields, "logged_at"}
     assert columns["path"].value == row.path
-    assert all(it.comment for it in columns.values())
+    assert all(column.comment for column in columns.values())
     assert columns["purl"].value is None
 
 
-def test_the_traffic_counts_every_row_of_its_time(
+def test_traffic_counts_every_row_in_its_span(
     write: Callable[[list[AccessLogEntry]], None], any_dsn: str
 ) -> None:
     statuses = [200, 302, 404, 429, 500, None]
@@ -143,12 +145,12 @@ def test_the_traffic_counts_every_row_of_its_time(
     )
     with page_session(any_dsn, _SETTINGS, 5) as connection:
         found = traffic(connection, Selection(), now=_NOON + timedelta(seconds=1))
-        only = traffic(connection, Selection(status="404"), now=_NOON + timedelta(seconds=1))
+        not_found = traffic(connection, Selection(status="404"), now=_NOON + timedelta(seconds=1))
         hour = traffic(
             connection, Selection(since=_NOON - timedelta(hours=1), until=_NOON), now=_NOON
         )
     within = [n for n in range(120) if 17 * n * 60 <= 86_399]
-    totals = [sum(it) for it in list(zip(*found.buckets, strict=True))[1:]]
+    totals = [sum(counts) for counts in list(zip(*found.buckets, strict=True))[1:]]
     assert totals == [
         len(within),
         sum(n % 6 in {2, 3} for n in within),
@@ -159,22 +161,22 @@ def test_the_traffic_counts_every_row_of_its_time(
     assert 48 <= len(found.buckets) <= 49
     steps = {b.at - a.at for a, b in zip(found.buckets, found.buckets[1:], strict=False)}
     assert steps == {timedelta(minutes=30)}
-    assert sum(it.requests for it in only.buckets) == sum(n % 6 == 2 for n in within)
-    assert sum(it.requests for it in hour.buckets) == 3, "17, 34 and 51 minutes before"
+    assert sum(bucket.requests for bucket in not_found.buckets) == sum(n % 6 == 2 for n in within)
+    assert sum(bucket.requests for bucket in hour.buckets) == 3, "17, 34 and 51 minutes before"
 
 
 @pytest.mark.parametrize(
     ("since", "until"),
     [
-        (_FIRST, None),
-        (None, _FIRST),
-        (_LAST, None),
-        (None, _LAST),
-        (_FIRST, _LAST),
+        (_MIN_TIME, None),
+        (None, _MIN_TIME),
+        (_MAX_TIME, None),
+        (None, _MAX_TIME),
+        (_MIN_TIME, _MAX_TIME),
         (_NOON, _NOON - timedelta(days=1)),
     ],
 )
-def test_no_time_is_too_strange(
+def test_extreme_times_are_accepted(
     table: Connection[Any], since: datetime | None, until: datetime | None
 ) -> None:
     selection = Selection(since=since, until=until)
@@ -183,7 +185,7 @@ def test_no_time_is_too_strange(
     assert list_rows(table, selection, 5, None, 5) == RowPage([], None)
 
 
-def test_a_large_table_is_sampled_and_says_so(
+def test_traffic_of_a_large_table_is_sampled_and_says_so(
     any_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = 40_000
@@ -202,15 +204,15 @@ def test_a_large_table_is_sampled_and_says_so(
         found = traffic(connection, Selection(), now=datetime(2026, 3, 2, tzinfo=UTC))
     assert found.sampled_percent is not None
     assert found.sampled_percent < 50
-    assert sum(it.requests for it in found.buckets) == pytest.approx(rows, rel=0.25)
+    assert sum(bucket.requests for bucket in found.buckets) == pytest.approx(rows, rel=0.25)
 
 
-def test_nothing_can_be_written(table: Connection[Any]) -> None:
+def test_session_is_read_only(table: Connection[Any]) -> None:
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
         table.execute("DELETE FROM access_log")
 
 
-def test_a_slow_question_ends_in_time_with_a_sentence(any_dsn: str) -> None:
+def test_slow_query_is_canceled_in_time_and_explained(any_dsn: str) -> None:
     began = time.monotonic()
     with (
         pytest.raises((psycopg.errors.QueryCanceled, DeadlineExceededError)) as caught,
@@ -221,7 +223,7 @@ def test_a_slow_question_ends_in_time_with_a_sentence(any_dsn: str) -> None:
     assert explain(caught.value).startswith("The search took too long and was canceled")
 
 
-def test_what_is_missing_is_said_in_a_sentence(any_dsn: str) -> None:
+def test_missing_table_and_unreachable_server_are_explained_without_secrets(any_dsn: str) -> None:
     with (
         pytest.raises(psycopg.Error) as caught,
         page_session(any_dsn, _SETTINGS, 5) as connection,
@@ -236,9 +238,7 @@ def test_what_is_missing_is_said_in_a_sentence(any_dsn: str) -> None:
     assert "hunter2" not in sentence
 
 
-def test_a_role_that_may_only_write_is_told_what_to_do(
-    any_dsn: str, table: Connection[Any]
-) -> None:
+def test_role_without_read_access_is_told_what_to_do(any_dsn: str, table: Connection[Any]) -> None:
     assert table is not None
     role = "page_only_writes"
     with connect(any_dsn, _SETTINGS) as connection:
@@ -250,21 +250,21 @@ def test_a_role_that_may_only_write_is_told_what_to_do(
             as_writer = any_dsn.replace("user=postgres", f"user={role}")
             with (
                 pytest.raises(psycopg.errors.InsufficientPrivilege) as caught,
-                page_session(as_writer, _SETTINGS, 5) as mine,
+                page_session(as_writer, _SETTINGS, 5) as session,
             ):
-                list_rows(mine, Selection(), 1, None, 5)
+                list_rows(session, Selection(), 1, None, 5)
         finally:
             connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
     assert "page.dsn" in explain(caught.value)
 
 
-def test_the_newest_gaps_come_first(any_dsn: str) -> None:
+def test_newest_gaps_come_first(any_dsn: str) -> None:
     with connect(any_dsn, _SETTINGS) as connection:
         ensure_schema(connection)
         connection.execute(
             "INSERT INTO access_log_gap (gap_id, node, from_at, to_at, reason, entries)"
             " SELECT gen_random_uuid(), 'n', at, at, 'rejected', n"
-            " FROM (SELECT n, now() - n * interval '1 day' AS at FROM generate_series(1, 9) AS n) AS it"
+            " FROM (SELECT n, now() - n * interval '1 day' AS at FROM generate_series(1, 9) AS n) AS days"
         )
     with page_session(any_dsn, _SETTINGS, 5) as connection:
-        assert [it.entries for it in recent_gaps(connection, 3)] == [1, 2, 3]
+        assert [gap.entries for gap in recent_gaps(connection, 3)] == [1, 2, 3]

@@ -1,4 +1,4 @@
-"""`artifactapi report`: its numbers are those of the rows, in every form, and nothing in it is a client's command."""
+"""`artifactapi report`: correct numbers in every format, and no text from clients that a terminal or browser runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from exporter.read.session import open_database
 from exporter.write.database import Database
 from exporter.write.gaps import Gap
 from tests.support.access_log import temporary_schema
-from tests.support.expected_results import is_fetch
+from tests.support.expected_results import HITS, is_fetch
 from tests.support.samples import make_entry
 from tests.support.terminal import on_terminal
 
@@ -40,12 +40,11 @@ if TYPE_CHECKING:
 
 NOW = datetime(2026, 3, 5, 12, 10, tzinfo=UTC)
 SPAN = timedelta(hours=24)
-HITS = {"HIT", "STALE", "UPDATING", "REVALIDATED"}
-EVIL = "<script>alert(1)</script>\x1b]0;x\x07\u202e'\"&"
+HOSTILE_TEXT = "<script>alert(1)</script>\x1b]0;x\x07\u202e'\"&"
 
 
 def random_rows() -> list[AccessLogEntry]:
-    """Two days of every kind of row, the same each time."""
+    """Return two days of rows of every kind, the same each time."""
     chance = random.Random(7)
     found = []
     for number in range(900):
@@ -59,13 +58,13 @@ def random_rows() -> list[AccessLogEntry]:
                 number,
                 started_at=at.isoformat(),
                 client_ip=f"192.0.2.{chance.randrange(9)}",
-                proxy_user=chance.choice([None, "build-1", "build-2", EVIL]),
+                proxy_user=chance.choice([None, "build-1", "build-2", HOSTILE_TEXT]),
                 host=f"h{chance.randrange(14)}.example" if not known else "files.example",
-                remote=chance.choice(["pypi", "npm", EVIL]) if known else None,
+                remote=chance.choice(["pypi", "npm", HOSTILE_TEXT]) if known else None,
                 artifact_kind="artifact" if artifact else "index",
                 purl=purl if artifact else None,
                 status_code=status,
-                error_type=chance.choice(["dns", EVIL]) if status is None else None,
+                error_type=chance.choice(["dns", HOSTILE_TEXT]) if status is None else None,
                 request_bytes=chance.choice([None, 10, 2000]),
                 response_bytes=chance.choice([None, 0, chance.randrange(10**9)]),
                 duration_ms=chance.choice([None, 0.0, round(chance.lognormvariate(4, 2), 3)]),
@@ -90,7 +89,12 @@ def table(postgres: Postgres) -> Iterator[str]:
             [
                 Gap("00000000-0000-4000-8000-000000000001", "a", times[0], times[1], "rejected", 5),
                 Gap(
-                    "00000000-0000-4000-8000-000000000002", EVIL, times[1], times[2], "shutdown", 7
+                    "00000000-0000-4000-8000-000000000002",
+                    HOSTILE_TEXT,
+                    times[1],
+                    times[2],
+                    "shutdown",
+                    7,
                 ),
             ]
         )
@@ -104,12 +108,12 @@ def report(table: str) -> Report:
         return make_report(connection, Selection(), NOW)
 
 
-def began(row: AccessLogEntry) -> datetime:
+def started(row: AccessLogEntry) -> datetime:
     return datetime.fromisoformat(row.started_at)
 
 
-INSIDE = [row for row in ROWS if NOW - SPAN <= began(row) < NOW]
-FETCHED = [row for row in INSIDE if is_fetch(row._asdict())]
+ROWS_IN_SPAN = [row for row in ROWS if NOW - SPAN <= started(row) < NOW]
+FETCHED = [row for row in ROWS_IN_SPAN if is_fetch(row._asdict())]
 
 
 def failed(row: AccessLogEntry) -> bool:
@@ -122,43 +126,45 @@ def size(rows: list[AccessLogEntry]) -> int:
 
 def test_totals_and_bars(report: Report) -> None:
     assert (report.since, report.until) == (NOW - SPAN, NOW)
-    assert report.requests == len(INSIDE) > 300
-    assert report.failures == sum(map(failed, INSIDE))
-    assert report.bytes == size(INSIDE)
+    assert report.requests == len(ROWS_IN_SPAN) > 300
+    assert report.failures == sum(map(failed, ROWS_IN_SPAN))
+    assert report.bytes == size(ROWS_IN_SPAN)
     assert report.bar_seconds == 1800
     assert len(report.traffic) == 49
     for bar in report.traffic:
-        rows = [it for it in INSIDE if bar.at <= began(it) < bar.at + timedelta(minutes=30)]
+        rows = [
+            row for row in ROWS_IN_SPAN if bar.at <= started(row) < bar.at + timedelta(minutes=30)
+        ]
         assert bar.requests == len(rows)
         assert bar.failures == sum(map(failed, rows))
         assert bar.bytes == size(rows)
 
 
 def test_remotes(report: Report) -> None:
-    names = Counter(row.remote or row.host for row in INSIDE)
+    names = Counter(row.remote or row.host for row in ROWS_IN_SPAN)
     expected = sorted(names, key=lambda name: (-names[name], name or ""))[:10]
-    assert [it.name for it in report.remotes] == expected
-    for it in report.remotes:
-        rows = [row for row in INSIDE if (row.remote or row.host) == it.name]
-        assert (it.requests, it.bytes) == (len(rows), size(rows))
-        assert it.failures == sum(map(failed, rows))
+    assert [remote.name for remote in report.remotes] == expected
+    for remote in report.remotes:
+        rows = [row for row in ROWS_IN_SPAN if (row.remote or row.host) == remote.name]
+        assert (remote.requests, remote.bytes) == (len(rows), size(rows))
+        assert remote.failures == sum(map(failed, rows))
         durations = sorted(
             max(row.duration_ms, 0.001) for row in rows if row.duration_ms is not None
         )
-        for share, told in ((0.5, it.p50_ms), (0.95, it.p95_ms)):
-            assert told == pytest.approx(
+        for share, percentile_ms in ((0.5, remote.p50_ms), (0.95, remote.p95_ms)):
+            assert percentile_ms == pytest.approx(
                 durations[math.ceil(share * len(durations)) - 1], rel=0.0102, abs=0.0006
             )
 
 
 def test_caches(report: Report) -> None:
-    known = [row for row in INSIDE if row.cache_status is not None]
-    assert sum(it.requests for it in report.cache) == len(known)
-    for it in report.cache:
-        rows = [row for row in known if row.cache_source == it.source]
+    known = [row for row in ROWS_IN_SPAN if row.cache_status is not None]
+    assert sum(cache.requests for cache in report.cache) == len(known)
+    for cache in report.cache:
+        rows = [row for row in known if row.cache_source == cache.source]
         hits = [row for row in rows if row.cache_status in HITS]
-        assert (it.requests, it.bytes) == (len(rows), size(rows))
-        assert (it.hits, it.hit_bytes) == (len(hits), size(hits))
+        assert (cache.requests, cache.bytes) == (len(rows), size(rows))
+        assert (cache.hits, cache.hit_bytes) == (len(hits), size(hits))
 
 
 def test_artifacts(report: Report) -> None:
@@ -174,80 +180,80 @@ def test_artifacts(report: Report) -> None:
     assert fetched.artifacts == len(by_purl)
     assert fetched.avoidable_bytes == sum(map(avoidable, by_purl.values()))
     expected = sorted(by_purl, key=lambda purl: (-size(by_purl[purl]), purl))[:10]
-    assert [it.purl for it in fetched.biggest] == expected
-    for it in [*fetched.biggest, *fetched.avoidable]:
-        rows = by_purl[it.purl]
-        assert (it.fetches, it.bytes) == (len(rows), size(rows))
-        assert it.avoidable_bytes == avoidable(rows)
-    saved = [it.avoidable_bytes for it in fetched.avoidable]
+    assert [artifact.purl for artifact in fetched.biggest] == expected
+    for artifact in [*fetched.biggest, *fetched.avoidable]:
+        rows = by_purl[artifact.purl]
+        assert (artifact.fetches, artifact.bytes) == (len(rows), size(rows))
+        assert artifact.avoidable_bytes == avoidable(rows)
+    saved = [artifact.avoidable_bytes for artifact in fetched.avoidable]
     assert saved == sorted(map(avoidable, by_purl.values()), reverse=True)[: len(saved)]
 
 
-def test_never_seen_before_means_never_in_the_whole_log(report: Report) -> None:
+def test_never_seen_before_covers_the_whole_log(report: Report) -> None:
     ever = [r for r in ROWS if is_fetch(r._asdict())]
-    first = {row.purl: row for row in sorted(ever, key=began, reverse=True)}
-    new = [row for row in first.values() if NOW - SPAN <= began(row) < NOW]
+    first = {row.purl: row for row in sorted(ever, key=started, reverse=True)}
+    new = [row for row in first.values() if NOW - SPAN <= started(row) < NOW]
     assert report.fetched.new_artifacts == len(new) > 0
-    new.sort(key=began, reverse=True)
-    told = [(it.purl, it.first_user, it.first_seen) for it in report.fetched.first_seen]
-    assert told == [(row.purl, row.proxy_user, began(row)) for row in new[:10]]
+    new.sort(key=started, reverse=True)
+    found = [(new.purl, new.first_user, new.first_seen) for new in report.fetched.first_seen]
+    assert found == [(row.purl, row.proxy_user, started(row)) for row in new[:10]]
 
 
 def test_failures_unknown_hosts_and_callers(report: Report) -> None:
     kinds = Counter(
         row.error_type or f"status {row.status_code}"
-        for row in INSIDE
+        for row in ROWS_IN_SPAN
         if row.error_type or (row.status_code or 999) >= 400
     )
-    assert {it.kind: it.requests for it in report.failures_by_kind} == kinds
-    unknown = [row for row in INSIDE if row.remote is None]
+    assert {failure.kind: failure.requests for failure in report.failures_by_kind} == kinds
+    unknown = [row for row in ROWS_IN_SPAN if row.remote is None]
     hosts = Counter(row.host for row in unknown)
     callers = report.callers
     assert callers.unknown_hosts == len(hosts) > 10
-    assert [it.requests for it in callers.busiest_unknown_hosts] == sorted(
+    assert [host.requests for host in callers.busiest_unknown_hosts] == sorted(
         hosts.values(), reverse=True
     )[:10]
-    for it in callers.busiest_unknown_hosts:
-        rows = [row for row in unknown if row.host == it.name]
-        assert it.callers == len({row.proxy_user or row.client_ip for row in rows})
-        assert it.sent_bytes == sum(row.request_bytes or 0 for row in rows)
-        assert it.first_at == min(map(began, rows))
-    assert callers.clients == len({row.client_ip for row in INSIDE})
-    assert callers.users == len({row.proxy_user for row in INSIDE} - {None})
+    for host in callers.busiest_unknown_hosts:
+        rows = [row for row in unknown if row.host == host.name]
+        assert host.callers == len({row.proxy_user or row.client_ip for row in rows})
+        assert host.sent_bytes == sum(row.request_bytes or 0 for row in rows)
+        assert host.first_at == min(map(started, rows))
+    assert callers.clients == len({row.client_ip for row in ROWS_IN_SPAN})
+    assert callers.users == len({row.proxy_user for row in ROWS_IN_SPAN} - {None})
 
 
-def test_gaps_that_reach_into_the_span(report: Report) -> None:
-    assert [(it.node, it.reason, it.entries) for it in report.gaps] == [(EVIL, "shutdown", 7)]
+def test_gaps_that_overlap_the_span(report: Report) -> None:
+    assert [(gap.node, gap.reason, gap.entries) for gap in report.gaps] == [
+        (HOSTILE_TEXT, "shutdown", 7)
+    ]
 
 
-def test_a_report_of_one_build(table: str) -> None:
+def test_report_for_one_build(table: str) -> None:
     with open_database(Settings().with_dsn(table)) as connection:
-        of_build = make_report(connection, Selection(user="build-1"), NOW)
-    rows = [row for row in INSIDE if row.proxy_user == "build-1"]
-    assert (of_build.requests, of_build.bytes) == (len(rows), size(rows))
-    assert of_build.filters == {"user": "build-1"}
-    assert of_build.callers.users == 1
+        build_report = make_report(connection, Selection(user="build-1"), NOW)
+    rows = [row for row in ROWS_IN_SPAN if row.proxy_user == "build-1"]
+    assert (build_report.requests, build_report.bytes) == (len(rows), size(rows))
+    assert build_report.filters == {"user": "build-1"}
+    assert build_report.callers.users == 1
     fetched = {row.purl for row in rows if row in FETCHED}
-    assert of_build.fetched.artifacts == len(fetched)
+    assert build_report.fetched.artifacts == len(fetched)
 
 
-def test_gaps_are_said_to_be_of_all_requests_where_filters_are_given(
-    table: str, report: Report
-) -> None:
+def test_note_that_gaps_ignore_the_filters(table: str, report: Report) -> None:
     with open_database(Settings().with_dsn(table)) as connection:
-        of_build = make_report(connection, Selection(user="build-1"), NOW)
-    assert of_build.gaps == report.gaps != []
-    said = "The gaps are those of all requests, regardless of the filters."
+        build_report = make_report(connection, Selection(user="build-1"), NOW)
+    assert build_report.gaps == report.gaps != []
+    note = "The gaps are those of all requests, regardless of the filters."
     for width in (80, 150):
         console = Console(width=width)
         with console.capture() as shown:
-            console.print(report_text(of_build, width))
-        assert said in shown.get()
-    assert said in report_html(of_build)
-    assert said not in report_html(report)
+            console.print(report_text(build_report, width))
+        assert note in shown.get()
+    assert note in report_html(build_report)
+    assert note not in report_html(report)
 
 
-def test_nothing_is_a_report_too(dsn: str, tmp_path: Path) -> None:
+def test_report_on_an_empty_log(dsn: str, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     done = CliRunner().invoke(main, ["--dsn", dsn, "report", "--html", str(page)])
     assert (done.exit_code, done.stdout) == (0, "")
@@ -258,16 +264,16 @@ def test_nothing_is_a_report_too(dsn: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 150])
-def test_one_screen_that_fits_and_obeys_no_client(table: str, width: int) -> None:
+def test_text_fits_the_terminal_and_is_printable(table: str, width: int) -> None:
     text = on_terminal(width, "--dsn", table, "report", "--until", NOW.isoformat())
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text).split("\r\n")
     assert all(line.isprintable() and cell_len(line) <= width for line in plain)
     assert len(plain) <= (50 if width == 150 else 90)
-    assert f"{len(INSIDE):,} requests" in plain[1]
+    assert f"{len(ROWS_IN_SPAN):,} requests" in plain[1]
     assert "█" in "".join(plain)
 
 
-def test_json_is_the_report(table: str, report: Report) -> None:
+def test_json_equals_the_report(table: str, report: Report) -> None:
     done = CliRunner().invoke(
         main, ["--dsn", table, "report", "--json", "--until", NOW.isoformat()]
     )
@@ -277,7 +283,7 @@ def test_json_is_the_report(table: str, report: Report) -> None:
 
 
 class _Page(HTMLParser):
-    """What a page holds: its tags, attributes and visible text."""
+    """Collects the tags, attributes and visible text of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -295,7 +301,7 @@ class _Page(HTMLParser):
         self.text.append(data)
 
 
-def test_the_page_needs_nothing_else_and_obeys_no_client(report: Report) -> None:
+def test_page_is_self_contained_and_escapes_text_from_clients(report: Report) -> None:
     html = report_html(report)
     page = _Page(html)
     assert page.tags["script"] == page.tags["img"] == page.tags["link"] == 0
@@ -312,7 +318,7 @@ def test_the_page_needs_nothing_else_and_obeys_no_client(report: Report) -> None
     assert html.count('<rect class="bad" x=') == sum(bar.failures > 0 for bar in report.traffic)
 
 
-def test_the_page_s_file_that_can_t_be_written_is_one_sentence(table: str) -> None:
+def test_unwritable_file_gives_one_sentence(table: str) -> None:
     done = CliRunner().invoke(main, ["--dsn", table, "report", "--html", "/nowhere/report.html"])
     assert done.exit_code == 1
     assert done.stderr.startswith("Error: ")
@@ -327,7 +333,7 @@ def test_the_page_s_file_that_can_t_be_written_is_one_sentence(table: str) -> No
         ("--since", "0001-01-01T00:00Z"),
     ],
 )
-def test_a_span_at_the_edge_of_the_calendar_is_one_sentence(
+def test_span_at_the_end_of_the_calendar_gives_one_sentence(
     table: str, span: tuple[str, ...]
 ) -> None:
     done = CliRunner().invoke(main, ["--dsn", table, "report", *span])
@@ -335,13 +341,13 @@ def test_a_span_at_the_edge_of_the_calendar_is_one_sentence(
     assert "between the years 1900 and 9000." in done.stderr
 
 
-def test_a_span_that_ends_before_it_begins_is_one_sentence(table: str) -> None:
+def test_span_that_ends_before_it_starts_gives_one_sentence(table: str) -> None:
     done = CliRunner().invoke(main, ["--dsn", table, "report", "--since", "1h", "--until", "2h"])
     assert done.exit_code == 2
     assert "since must be earlier than until." in done.stderr
 
 
-def test_bars_are_of_round_widths_and_few() -> None:
+def test_bars_have_round_widths_and_are_few() -> None:
     for hours in (0.01, 1, 24, 24 * 7, 24 * 30, 24 * 365, 24 * 3650):
         span = timedelta(hours=hours)
         width = bar_width(span)
@@ -350,7 +356,7 @@ def test_bars_are_of_round_widths_and_few() -> None:
     assert bar_width(timedelta(days=30)) == timedelta(hours=24)
 
 
-def test_it_reads_only_the_partitions_of_its_span(table: str) -> None:
+def test_only_partitions_in_the_span_are_read(table: str) -> None:
     with psycopg.connect(table) as connection:
         (days,) = connection.execute(
             "SELECT count(*) FROM pg_inherits WHERE inhparent = 'access_log'::regclass"
@@ -358,4 +364,4 @@ def test_it_reads_only_the_partitions_of_its_span(table: str) -> None:
         assert days >= 3
         connection.execute("LOCK TABLE access_log_20260303 IN ACCESS EXCLUSIVE MODE")
         with open_database(Settings().with_dsn(table)) as reader:
-            assert make_report(reader, Selection(), NOW).requests == len(INSIDE)
+            assert make_report(reader, Selection(), NOW).requests == len(ROWS_IN_SPAN)

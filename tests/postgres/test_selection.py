@@ -1,4 +1,4 @@
-"""Which rows a selection finds, in a real table; what can't be understood is one sentence."""
+"""Selections find the right rows in a real table, and invalid filters give one sentence."""
 
 from __future__ import annotations
 
@@ -100,11 +100,11 @@ def found(dsn: str, selection: Selection) -> set[str]:
         ({"remote": None, "host": ""}, {"ok", "gone", "busy", "away", "cut"}),
     ],
 )
-def test_a_selection_finds(table: str, texts: dict[str, str | None], names: set[str]) -> None:
+def test_selection_finds_rows(table: str, texts: dict[str, str | None], names: set[str]) -> None:
     assert found(table, Selection.parse(texts, NOW)) == names
 
 
-def test_the_time_prunes_partitions(table: str) -> None:
+def test_time_span_prunes_partitions(table: str) -> None:
     where, values = Selection.parse({"since": "90m"}, NOW).where()
     query = sql.SQL("EXPLAIN SELECT count(*) FROM access_log WHERE {}").format(where)
     with psycopg.connect(table) as connection:
@@ -130,7 +130,7 @@ def test_the_time_prunes_partitions(table: str) -> None:
         ({"slower_ms": "1"}, "no filter 'slower_ms'"),
     ],
 )
-def test_what_can_t_be_understood_is_one_sentence(texts: dict[str, str], words: str) -> None:
+def test_invalid_filter_gives_one_sentence(texts: dict[str, str], words: str) -> None:
     with pytest.raises(SelectionError) as caught:
         Selection.parse(texts)
     text = str(caught.value)
@@ -139,16 +139,16 @@ def test_what_can_t_be_understood_is_one_sentence(texts: dict[str, str], words: 
     assert "\n" not in text
 
 
-def test_values_no_row_could_be_asked_for_are_refused() -> None:
-    for wrong in ({"since": NOW.replace(tzinfo=None)}, {"slower_ms": float("nan")}):
+def test_invalid_values_are_rejected() -> None:
+    for values in ({"since": NOW.replace(tzinfo=None)}, {"slower_ms": float("nan")}):
         with pytest.raises(SelectionError):
-            Selection(**wrong)
+            Selection(**values)
 
 
-def test_durations_and_moments() -> None:
-    given = ["500ms", "2s", "10m", "24h", "7d", "2w", "1.5h"]
+def test_durations_and_times() -> None:
+    texts = ["500ms", "2s", "10m", "24h", "7d", "2w", "1.5h"]
     seconds = [0.5, 2, 600, 86_400, 604_800, 1_209_600, 5400]
-    assert [parse_duration(it).total_seconds() for it in given] == seconds
+    assert [parse_duration(text).total_seconds() for text in texts] == seconds
     assert parse_time("10m", now=NOW) == NOW - timedelta(minutes=10)
     assert parse_time("2026-03-05T13:00+01:00") == NOW
     assert parse_time("2026-03-05T12:00Z") == NOW

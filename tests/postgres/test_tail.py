@@ -1,4 +1,4 @@
-"""`artifactapi tail`: the newest rows and those that come, on terminals, in pipes, and without a database."""
+"""`artifactapi tail`: the newest rows and new ones, on a terminal, in a pipe, and while the database is down."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LONG = "/packages/" + "deep/" * 30 + "demo-1.2.3.tar.gz"
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def test_tail_shows_the_newest_and_is_plain_in_a_pipe(dsn: str) -> None:
+def test_newest_rows_without_colors_in_a_pipe(dsn: str) -> None:
     write(dsn, *range(5))
     lines = call("tail", "-n", "3", ARTIFACTAPI_DSN=dsn).stdout.splitlines()
     assert lines[0].split()[:3] == ["time", "status", "method"]
@@ -44,7 +44,7 @@ def test_tail_shows_the_newest_and_is_plain_in_a_pipe(dsn: str) -> None:
     assert all("\x1b" not in line for line in lines)
 
 
-def test_tail_makes_what_a_client_sent_printable(dsn: str) -> None:
+def test_text_from_clients_is_made_printable(dsn: str) -> None:
     write(dsn, 1, path="/\x1b]0;owned\x07\x1b[2J\r\n\u202e[red]x", proxy_user="a\x1b[31m")
     shown = call("tail", ARTIFACTAPI_DSN=dsn).stdout
     assert r"/\x1b]0;owned\x07\x1b[2J\r\n\u202e[red]x" in shown
@@ -52,7 +52,7 @@ def test_tail_makes_what_a_client_sent_printable(dsn: str) -> None:
     assert "\x1b" not in shown
 
 
-def test_tail_follows(dsn: str, tmp_path: Path) -> None:
+def test_follow_shows_new_rows(dsn: str, tmp_path: Path) -> None:
     write(dsn, 1, path="/before")
     output = tmp_path / "tail"
     with started(output, "tail", "-f", ARTIFACTAPI_DSN=dsn) as process:
@@ -65,9 +65,7 @@ def test_tail_follows(dsn: str, tmp_path: Path) -> None:
     assert output.read_text().count("/before") == 1
 
 
-def test_tail_follows_for_longer_than_a_call_may_take_and_shows_no_old_row_as_new(
-    dsn: str, tmp_path: Path
-) -> None:
+def test_follow_outlasts_the_call_limit_and_shows_only_new_rows(dsn: str, tmp_path: Path) -> None:
     database = Database(Settings().with_dsn(dsn).database)
     database.write([make_entry(n, path=f"/old-{n}") for n in range(3)])
     config, output = tmp_path / "short.yaml", tmp_path / "output"
@@ -82,7 +80,7 @@ def test_tail_follows_for_longer_than_a_call_may_take_and_shows_no_old_row_as_ne
     assert shown == ["old-2", "new-10", "new-11", "new-12", "new-13"]
 
 
-def test_tail_shows_what_matches_all_filters(dsn: str) -> None:
+def test_rows_match_all_filters(dsn: str) -> None:
     write(dsn, 1, status_code=404, path="/a", package="left-pad")
     write(dsn, 2, status_code=404, path="/b", error_type="dns")
     write(dsn, 3, status_code=200, path="/c", duration_ms=2500.0)
@@ -103,17 +101,17 @@ def test_tail_shows_what_matches_all_filters(dsn: str) -> None:
 
 
 @pytest.mark.parametrize("options", [("--text", "DEMO"), ("--status", "200", "--json")])
-def test_a_search_without_a_time_ends_soon_says_how_far_it_came_and_goes_on_from_there(
+def test_search_without_a_start_time_ends_soon_and_reports_how_far_it_got(
     dsn: str, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
-    """As if the time had passed after one stretch, and rows came two hours apart."""
+    """Rows are two hours apart, and the time budget is used up after one stretch."""
     write(dsn, *range(9))
     with psycopg.connect(dsn) as connection:
         connection.execute(
             "UPDATE access_log SET path = '/simple/demo/row-' || row_number || '/',"
             " started_at = started_at - (row_number * interval '2 hours'),"
             " logged_at = started_at - (row_number * interval '2 hours')"
-            " FROM (SELECT flow_id AS id, row_number() OVER (ORDER BY started_at DESC) FROM access_log) AS it"
+            " FROM (SELECT flow_id AS id, row_number() OVER (ORDER BY started_at DESC) FROM access_log) AS numbered"
             " WHERE flow_id = id"
         )
     monkeypatch.setattr("exporter.read.time_search.SEARCH_SECONDS", 0.0)
@@ -127,14 +125,14 @@ def test_a_search_without_a_time_ends_soon_says_how_far_it_came_and_goes_on_from
     assert everything.stderr == ""
 
 
-def test_a_filter_that_can_t_be_understood_is_one_sentence_and_no_database_is_asked() -> None:
+def test_invalid_filter_gives_one_sentence_without_a_database() -> None:
     done = call("--dsn", "host=/nowhere", "tail", "--slower", "fast")
     assert done.returncode == 2
     assert done.stderr.count("slower 'fast' is not valid") == 1
     assert "Traceback" not in done.stderr
 
 
-def test_tail_in_json_has_all_columns_and_means_what_the_row_says(dsn: str) -> None:
+def test_json_has_all_columns_and_the_values_of_the_row(dsn: str) -> None:
     digest = bytes(range(32))
     write(dsn, 1, path="/\x9b\u202e\U000e0001x", sha256=f"\\x{digest.hex()}", error="a\tb\n")
     (text,) = call("tail", "--json", ARTIFACTAPI_DSN=dsn).stdout.splitlines()
@@ -149,21 +147,21 @@ def test_tail_in_json_has_all_columns_and_means_what_the_row_says(dsn: str) -> N
 
 
 @pytest.mark.parametrize("width", [50, 80, 130])
-def test_tail_fits_the_terminal(dsn: str, width: int) -> None:
+def test_lines_fit_the_terminal(dsn: str, width: int) -> None:
     write(dsn, 1, path=LONG, cache_status="HIT", response_bytes=12_345_678)
     write(dsn, 2, path="/\uff21" * 40, error_type="connect", status_code=502, proxy_user="u" * 60)
     text = on_terminal(width, "tail", ARTIFACTAPI_DSN=dsn)
-    assert "\x1b[" in text, "a terminal gets colours"
+    assert "\x1b[" in text, "a terminal gets colors"
     lines = _ESCAPE.sub("", text).split("\r\n")
-    assert len(lines) == 4, "no line is broken"
+    assert len(lines) == 4, "no line wraps"
     assert all(cell_len(line) <= width for line in lines)
-    assert lines[1].rstrip().endswith("demo-1.2.3.tar.gz"), "the middle is left out"
+    assert lines[1].rstrip().endswith("demo-1.2.3.tar.gz"), "the middle is cut out"
     assert lines[2].rstrip().endswith("connect")
     assert ("12.3 MB" in lines[1]) == (width >= 60)
     assert ("HIT" in lines[1]) == (width >= 110)
 
 
-def test_tail_follows_within_a_second(dsn: str, tmp_path: Path) -> None:
+def test_follow_shows_new_rows_within_a_second(dsn: str, tmp_path: Path) -> None:
     database = Database(Settings().with_dsn(dsn).database)
     database.write([make_entry(0, path="/first")])
     output, waits = tmp_path / "output", []
@@ -178,7 +176,7 @@ def test_tail_follows_within_a_second(dsn: str, tmp_path: Path) -> None:
     assert statistics.median(waits) < 1
 
 
-def test_following_tells_each_row_once_however_late_its_writer_is(dsn: str) -> None:
+def test_follow_shows_each_row_once_even_if_its_transaction_commits_late(dsn: str) -> None:
     settings = Settings().with_dsn(dsn)
     write(dsn, 0)
     with (
@@ -188,52 +186,54 @@ def test_following_tells_each_row_once_however_late_its_writer_is(dsn: str) -> N
     ):
         follower = Follower(connection, Selection(host="registry.example"))
         assert list(follower.poll(connection)) == []
-        insert_access_log_batch(slow, [make_entry(1), make_entry(2)])  # its time is now: it began
+        insert_access_log_batch(
+            slow, [make_entry(1), make_entry(2)]
+        )  # logged_at is now, the start of the transaction
         insert_access_log_batch(fast, [make_entry(3), make_entry(4, host="other.example")])
-        told = [row.key for row in follower.poll(connection)]
-        assert len(told) == 1
+        keys = [row.key for row in follower.poll(connection)]
+        assert len(keys) == 1
         slow.commit()
-        told += [row.key for row in follower.poll(connection)]
-        assert len(set(told)) == len(told) == 3
-        half = follower.poll(connection)
+        keys += [row.key for row in follower.poll(connection)]
+        assert len(set(keys)) == len(keys) == 3
+        poll = follower.poll(connection)
         insert_access_log_batch(fast, [make_entry(n) for n in range(5, 10)])
-        told.append(next(half).key)
-        half.close()  # as where the database goes away half-way
-        told += [row.key for row in follower.poll(connection)]
-        assert len(set(told)) == len(told) == 8
+        keys.append(next(poll).key)
+        poll.close()  # as if the connection broke halfway
+        keys += [row.key for row in follower.poll(connection)]
+        assert len(set(keys)) == len(keys) == 8
 
 
-def test_a_lost_database_is_waited_for_and_no_row_is_left_out_or_told_twice(
+def test_follow_waits_for_a_lost_database_and_shows_each_row_once(
     dsn: str, postgres: Postgres, tmp_path: Path
 ) -> None:
     output = tmp_path / "output"
     database = Database(Settings().with_dsn(dsn).database)
     database.write([make_entry(n, path=f"/row-{n}/") for n in range(3)])
 
-    def told(number: int) -> bool:
+    def shown(number: int) -> bool:
         return f"/row-{number}/" in output.read_text()
 
-    def says(sentence: str, times: int) -> bool:
+    def printed(sentence: str, times: int) -> bool:
         return output.read_text().count(sentence) == times
 
     with Relay(("127.0.0.1", postgres.port)) as relay:
         through = dsn.replace(f"port={postgres.port}", f"port={relay.address[1]}")
         with started(output, "tail", "-f", ARTIFACTAPI_DSN=through) as process:
-            eventually(lambda: told(2), 20)
+            eventually(lambda: shown(2), 20)
             database.write([make_entry(3, path="/row-3/")])
-            eventually(lambda: told(3))
+            eventually(lambda: shown(3))
             for number in (4, 6):
                 relay.cut()
-                eventually(lambda: says("The database is unavailable", number // 2 - 1))  # noqa: B023
+                eventually(lambda: printed("The database is unavailable", number // 2 - 1))  # noqa: B023
                 database.write([make_entry(number, path=f"/row-{number}/")])
                 relay.mend()
-                eventually(lambda: told(number), 20)  # noqa: B023
+                eventually(lambda: shown(number), 20)  # noqa: B023
                 database.write([make_entry(number + 1, path=f"/row-{number + 1}/")])
-                eventually(lambda: told(number + 1))  # noqa: B023
+                eventually(lambda: shown(number + 1))  # noqa: B023
             process.send_signal(signal.SIGINT)
             assert process.wait(20) == 0
     database.close()
     assert re.findall(r"/row-(\d)/", output.read_text()) == list("01234567")
-    assert says("The database is unavailable", 2)
-    assert says("The database is available again.", 2)
-    assert says("Traceback", 0)
+    assert printed("The database is unavailable", 2)
+    assert printed("The database is available again.", 2)
+    assert printed("Traceback", 0)

@@ -1,4 +1,4 @@
-"""The views by hour and day, and the functions behind them: true, and reading no more than asked."""
+"""The views by hour and day, and the functions behind them: correct, and reading only the requested days."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 NOW = datetime(2026, 5, 31, 15, 30, tzinfo=UTC)
 DAY = datetime(2026, 5, 29, tzinfo=UTC)
 _BY_DAY = ("cache", "unknown_hosts", "not_found", "redundant")
-_UNUSED = 2  # rows of a day that is only asked for its first or last moment
+_MAX_BOUNDARY_ROWS = 2  # rows read from a day to find the start or end of the log
 
-Ask = Callable[..., list[tuple[Any, ...]]]
+Query = Callable[..., list[tuple[Any, ...]]]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def seeded(any_postgres: Postgres) -> Iterator[AccessLog]:
 
 
 @pytest.fixture
-def ask(seeded: AccessLog) -> Iterator[Ask]:
-    """Run SQL in one transaction, its days those of UTC."""
+def query(seeded: AccessLog) -> Iterator[Query]:
+    """Run SQL in one transaction, with days in UTC."""
     with psycopg.connect(seeded.dsn) as connection:
         connection.execute("SET LOCAL timezone = 'UTC'")
         yield lambda sql, *values: connection.execute(sql.encode(), values).fetchall()
@@ -75,24 +75,26 @@ def remotes(rows: list[Row]) -> Iterator[tuple[Any, ...]]:
 
 
 def cache(rows: list[Row]) -> Iterator[tuple[Any, ...]]:
-    told = (row for row in rows if row["cache_status"] is not None)
-    for (day, *key), group in group_by(told, by_day("remote", "cache_source")):
+    with_evidence = (row for row in rows if row["cache_status"] is not None)
+    for (day, *key), group in group_by(with_evidence, by_day("remote", "cache_source")):
         hits = [row for row in group if row["cache_status"] in HITS]
         sizes = total(group, "response_bytes"), total(hits, "response_bytes") or 0
         yield (day, *key, len(group), len(hits), *sizes)
 
 
 def unknown_hosts(rows: list[Row]) -> Iterator[tuple[Any, ...]]:
-    strangers = (row for row in rows if row["remote"] is None)
-    for (day, *key), group in group_by(strangers, by_day("host", "port", "scheme")):
+    requests = (row for row in rows if row["remote"] is None)
+    for (day, *key), group in group_by(requests, by_day("host", "port", "scheme")):
         moments = not_null(group, "started_at")
         sent = total(group, "request_bytes")
         yield (*key, len(group), callers(group), sent, min(moments), max(moments), day)
 
 
 def not_found(rows: list[Row]) -> Iterator[tuple[Any, ...]]:
-    lost = (row for row in rows if row["status_code"] in {404, 410} and row["package"] is not None)
-    for (day, *key), group in group_by(lost, by_day("remote", "package")):
+    requests = (
+        row for row in rows if row["status_code"] in {404, 410} and row["package"] is not None
+    )
+    for (day, *key), group in group_by(requests, by_day("remote", "package")):
         moments = not_null(group, "started_at")
         yield (*key, len(group), callers(group), min(moments), max(moments), day)
 
@@ -102,12 +104,12 @@ def redundant(rows: list[Row]) -> Iterator[tuple[Any, ...]]:
         purl: min(not_null(group, "started_at"))
         for purl, group in group_by(filter(is_fetch, rows), columns_key("purl"))
     }
-    whole = (row for row in rows if is_fetch(row) and row["status_code"] == 200)
-    for (day, purl), group in group_by(whole, by_day("purl")):
-        again = [row for row in group if row["started_at"] > firsts[purl]]
-        if again:
+    complete = (row for row in rows if is_fetch(row) and row["status_code"] == 200)
+    for (day, purl), group in group_by(complete, by_day("purl")):
+        later = [row for row in group if row["started_at"] > firsts[purl]]
+        if later:
             clients = len(set(not_null(group, "client_ip")))
-            avoidable = total(again, "response_bytes")
+            avoidable = total(later, "response_bytes")
             yield (purl, min(not_null(group, "remote")), len(group), clients, avoidable, day)
 
 
@@ -121,29 +123,29 @@ def by_day(*columns: str) -> Callable[[Row], Any]:
     return dated
 
 
-@pytest.mark.parametrize("truth", [remotes, cache, unknown_hosts, not_found, redundant])
-def test_a_view_says_what_the_rows_say(
-    seeded: AccessLog, ask: Ask, truth: Callable[[list[Row]], Iterator[tuple[Any, ...]]]
+@pytest.mark.parametrize("expected_rows", [remotes, cache, unknown_hosts, not_found, redundant])
+def test_view_matches_the_rows(
+    seeded: AccessLog, query: Query, expected_rows: Callable[[list[Row]], Iterator[tuple[Any, ...]]]
 ) -> None:
-    expected = sorted(truth(seeded.rows()), key=repr)
-    found = sorted(ask(f"SELECT * FROM access_log_{truth.__name__}"), key=repr)
+    expected = sorted(expected_rows(seeded.rows()), key=repr)
+    found = sorted(query(f"SELECT * FROM access_log_{expected_rows.__name__}"), key=repr)
     assert len(found) == len(expected) > 5
-    same = {row[:-3] if truth is remotes else row: row for row in expected}
+    same = {row[:-3] if expected_rows is remotes else row: row for row in expected}
     for row in found:
-        assert nearly_equal(row, same[row[:-3] if truth is remotes else row])
+        assert nearly_equal(row, same[row[:-3] if expected_rows is remotes else row])
 
 
 @pytest.mark.parametrize("name", _BY_DAY)
-def test_a_day_of_a_view_is_that_day_of_its_function(ask: Ask, name: str) -> None:
-    view = ask(f"SELECT * FROM access_log_{name} WHERE day = %s ORDER BY 1, 2, 3", DAY)
-    asked = ask(f"SELECT * FROM access_log_{name}(%s, %s)", DAY, DAY + timedelta(days=1))
+def test_day_of_a_view_equals_its_function(query: Query, name: str) -> None:
+    view = query(f"SELECT * FROM access_log_{name} WHERE day = %s ORDER BY 1, 2, 3", DAY)
+    counted = query(f"SELECT * FROM access_log_{name}(%s, %s)", DAY, DAY + timedelta(days=1))
     days = [tuple(value for value in row if value != DAY) for row in view]
     assert days
-    assert sorted(days, key=repr) == sorted(asked, key=repr)
+    assert sorted(days, key=repr) == sorted(counted, key=repr)
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "relation",
     [
         *(f"access_log_{name} WHERE day = '2026-05-29 00:00Z'" for name in _BY_DAY),
         "access_log_remotes WHERE hour >= '2026-05-29 00:00Z' AND hour < '2026-05-30 00:00Z'",
@@ -153,28 +155,28 @@ def test_a_day_of_a_view_is_that_day_of_its_function(ask: Ask, name: str) -> Non
         ),
     ],
 )
-def test_other_days_are_not_read(ask: Ask, asked: str) -> None:
+def test_only_requested_days_are_read(query: Query, relation: str) -> None:
     read = (
         "SELECT right(relname, 2) FROM pg_stat_xact_user_tables"
         " WHERE schemaname = current_schema() AND relname ~ '^access_log_[0-9]{8}$'"
-        f" AND seq_tup_read + coalesce(idx_tup_fetch, 0) > {_UNUSED}"
+        f" AND seq_tup_read + coalesce(idx_tup_fetch, 0) > {_MAX_BOUNDARY_ROWS}"
     )
-    assert ask(f"SELECT count(*) > 0 FROM {asked}") == [(True,)]
-    assert ask(read) == [("29",)]
+    assert query(f"SELECT count(*) > 0 FROM {relation}") == [(True,)]
+    assert query(read) == [("29",)]
 
 
-def test_the_functions_never_wait_for_jit(ask: Ask) -> None:
-    awake = (
+def test_functions_run_without_jit(query: Query) -> None:
+    functions = (
         "SELECT proname FROM pg_proc WHERE pronamespace = current_schema()::regnamespace"
         " AND proname LIKE 'access_log%%' AND prokind = 'f' AND proretset"
     )
-    assert len(ask(awake)) == 5
-    assert ask(f"{awake} AND NOT coalesce('jit=off' = ANY(proconfig), false)") == []
+    assert len(query(functions)) == 5
+    assert query(f"{functions} AND NOT coalesce('jit=off' = ANY(proconfig), false)") == []
 
 
-def test_every_function_says_what_it_is_for(ask: Ask) -> None:
-    silent = (
+def test_every_function_has_a_comment(query: Query) -> None:
+    without_comment = (
         "SELECT proname FROM pg_proc WHERE pronamespace = current_schema()::regnamespace"
         " AND obj_description(oid, 'pg_proc') IS NULL"
     )
-    assert ask(silent) == []
+    assert query(without_comment) == []
