@@ -1,4 +1,4 @@
-"""Numbers and foreign text as a person reads them."""
+"""Formatting of numbers, and of text from clients, for people."""
 
 from __future__ import annotations
 
@@ -60,15 +60,13 @@ def test_durations(milliseconds: float | None, text: str) -> None:
         (5, 5, "100.0 %"),
     ],
 )
-def test_shares_are_neither_all_nor_nothing_unless_they_are(
-    part: int, whole: int, text: str
-) -> None:
+def test_only_exact_shares_show_as_0_and_100_percent(part: int, whole: int, text: str) -> None:
     assert share(part, whole) == text
 
 
 def test_every_character_becomes_printable_and_json_keeps_its_meaning() -> None:
     text = "".join(map(chr, [*range(0xD800), *range(0xE000, sys.maxunicode + 1)]))
     assert printable(text).isprintable()
-    told = printable_json(json.dumps(text, ensure_ascii=False))
-    assert told.isprintable()
-    assert json.loads(told) == text
+    escaped = printable_json(json.dumps(text, ensure_ascii=False))
+    assert escaped.isprintable()
+    assert json.loads(escaped) == text
