@@ -243,14 +243,14 @@ def test_start_waits_for_initdb_of_killed_process_and_repeats_it(folder: Path) -
 def test_folder_that_is_not_a_database_is_refused_and_kept(folder: Path) -> None:
     data = folder / "postgres"
     data.mkdir(parents=True)
-    (data / "notes").write_text("of someone")
+    (data / "notes").write_text("kept")
     if os.geteuid() == 0:
         server_identity.change_owner(data, _server())
     server = EmbeddedServer(folder)
     with pytest.raises(OSError, match="is not a PostgreSQL data folder; move it away or set"):
         server.start()
     server.release()
-    assert (data / "notes").read_text() == "of someone"
+    assert (data / "notes").read_text() == "kept"
 
 
 def test_folder_with_very_long_name_works(home: Path) -> None:
