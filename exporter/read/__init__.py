@@ -1,1 +1,1 @@
-"""Read-only queries on the log and how their results are shown. Never writes."""
+"""Query the log and present the results: the page, tail, report and export. Writes no rows."""
