@@ -116,7 +116,9 @@ ExpectedRows = Callable[["list[Row]", Variables], "Iterable[tuple[Any, ...]]"]
 
 
 def selected(rows: list[Row], variables: Variables, *, remote: bool = True) -> list[Row]:
-    return [r for r in rows if _FROM <= r["started_at"] <= _TO and variables.matches(r, remote=remote)]
+    return [
+        r for r in rows if _FROM <= r["started_at"] <= _TO and variables.matches(r, remote=remote)
+    ]
 
 
 def step(row: Row) -> int:
