@@ -66,16 +66,20 @@ def streaming(
 
 @pytest.fixture(scope="module")
 def limited(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoggedProxy]:
-    """A proxy with little deadline and small bodies."""
+    """A proxy that accepts only small bodies."""
     folder = tmp_path_factory.mktemp("limited")
-    options = (
-        "--set",
-        "tcp_timeout=1",
-        "--set",
-        "body_size_limit=5k",
-        "--set",
-        "connection_strategy=lazy",
-    )
+    options = ("--set", "body_size_limit=5k", "--set", "connection_strategy=lazy")
+    with logged_proxy(postgres, folder, *options) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def impatient(
+    postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LoggedProxy]:
+    """A proxy with a short inactivity timeout."""
+    folder = tmp_path_factory.mktemp("impatient")
+    options = ("--set", "tcp_timeout=1", "--set", "connection_strategy=lazy")
     with logged_proxy(postgres, folder, *options) as running:
         yield running
 
@@ -240,18 +244,23 @@ def test_trailers_that_mitmproxy_cannot_pass_on(
 
 @pytest.mark.parametrize("path", ["/slow-head", "/slow-body"])
 def test_an_upstream_that_says_nothing_for_too_long(
-    limited: LoggedProxy, upstream: RawUpstream, path: str
+    impatient: LoggedProxy, upstream: RawUpstream, path: str
 ) -> None:
     upstream.hold()
-    response, row = ask(limited, upstream.url + path)
+    response, row = ask(impatient, upstream.url + path)
     assert response is None
     assert Ending.from_row(row) == (None, "upstream_timeout", 0, None, None)
     upstream.release()
 
 
+# The upstream closes: mitmproxy sometimes keeps its connection open after a body that is too large.
 @pytest.mark.parametrize(
     ("path", "agrees"),
-    [("/sized?size=6000", False), ("/chunked?size=9000", False), ("/sized?size=5000", True)],
+    [
+        ("/sized?close&size=6000", False),
+        ("/chunked?close&size=9000", False),
+        ("/sized?close&size=5000", True),
+    ],
 )
 def test_a_response_over_the_limit(
     limited: LoggedProxy, upstream: RawUpstream, path: str, agrees: bool

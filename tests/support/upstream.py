@@ -88,5 +88,7 @@ class RawUpstream(SocketServer):
             if connection.request.path not in RESPOND_BEFORE_BODY:
                 await connection.read_body()
             await find_responder(connection.request.path)(connection)
+            if "close" in connection.request.query:  # any path: the response is the last one
+                connection.close()
             if not connection.open:
                 return
