@@ -24,15 +24,15 @@ from typing import IO, TYPE_CHECKING
 from psycopg.conninfo import make_conninfo
 
 from ..settings import data_folder
-from .server_identity import (
-    Identity,
+from .server_user import (
+    ServerUser,
     change_owner,
     create_folder,
-    initdb_identity,
+    initdb_user,
     remove_other_copies,
     run_as,
     runnable_programs,
-    server_identity,
+    server_user,
 )
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class EmbeddedServer:
         self._folder = folder or data_folder()
         self._data = self._folder / "postgres"
         self._share: IO[bytes] | None = None
-        self._identity: Identity | None = None  # this and the next are set by start()
+        self._user: ServerUser | None = None  # this and the next are set by start()
         self._programs = Path()
 
     def start(self, give_up_at: float = float("inf")) -> str:
@@ -78,10 +78,10 @@ class EmbeddedServer:
         """
         deadline = min(time.monotonic() + _START_SECONDS, give_up_at)
         try:
-            self._identity = server_identity(self._data)
-            create_folder(self._folder, self._identity)
+            self._user = server_user(self._data)
+            create_folder(self._folder, self._user)
             with self._exclusive(deadline) as lock:
-                self._programs = runnable_programs(programs(), self._identity, self._folder)
+                self._programs = runnable_programs(programs(), self._user, self._folder)
                 if self._share is None:
                     self._share = _open_lock(self._folder / "sharers.lock")
                     fcntl.flock(self._share, fcntl.LOCK_SH)
@@ -145,22 +145,22 @@ class EmbeddedServer:
         data = parent / "data"
         shutil.rmtree(parent, ignore_errors=True)
         parent.mkdir(mode=0o700)
-        creator = self._identity
-        if self._identity is not None:
-            creator = initdb_identity(self._identity)
+        creator = self._user
+        if self._user is not None:
+            creator = initdb_user(self._user)
             # Only initdb and the server have this gid, so no other process of initdb's uid gets in.
-            change_owner(parent, Identity(os.geteuid(), creator.gid))
+            change_owner(parent, ServerUser(os.geteuid(), creator.gid))
             parent.chmod(0o710)
         data.mkdir(mode=0o700)
         if creator is not None:
             change_owner(data, creator)
         arguments = ["-D", str(data), "-U", _USER, "--auth=trust", "--encoding=UTF8", "--locale=C"]
         # initdb inherits the lock: if this process is killed, the next start waits for initdb's end.
-        self._run("initdb", arguments, deadline, identity=creator, pass_fds=(lock.fileno(),))
+        self._run("initdb", arguments, deadline, user=creator, pass_fds=(lock.fileno(),))
         with (data / "postgresql.conf").open("a", encoding="utf-8") as configuration:
             configuration.write(_CONFIGURATION)
-        if self._identity is not None:
-            change_owner(data, self._identity)
+        if self._user is not None:
+            change_owner(data, self._user)
         data.rename(self._data)
         parent.rmdir()
 
@@ -185,14 +185,14 @@ class EmbeddedServer:
         arguments: list[str],
         deadline: float | None,
         *,
-        identity: Identity | None = None,
+        user: ServerUser | None = None,
         pass_fds: tuple[int, ...] = (),
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        """Run one of PostgreSQL's programs, by default under the identity of the server."""
+        """Run one of PostgreSQL's programs, by default under the user of the server."""
         seconds = _STOP_SECONDS if deadline is None else max(1.0, deadline - time.monotonic())
         command: list[str | Path] = [self._programs / program, *arguments]
-        done = run_as(identity or self._identity, command, seconds, pass_fds)
+        done = run_as(user or self._user, command, seconds, pass_fds)
         if check and done.returncode:
             raise subprocess.CalledProcessError(done.returncode, program, done.stdout)
         return done
@@ -210,7 +210,7 @@ class EmbeddedServer:
         is_ours = stat.S_ISDIR(found.st_mode) and found.st_uid in {owner, os.geteuid()}
         if not is_ours or found.st_mode & 0o077:
             raise OSError(f"{folder} belongs to someone else; remove it or set ARTIFACTAPI_HOME")
-        if found.st_uid != owner:  # created by root, before there was a server identity
+        if found.st_uid != owner:  # created by root, before there was a server user
             os.chown(folder, owner, -1)
         return folder
 

@@ -22,7 +22,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from exporter.postgres import embedded, server_identity
+from exporter.postgres import embedded, server_user
 from exporter.postgres.embedded import EmbeddedServer, programs
 from exporter.settings import data_folder
 from tests.support.wait import eventually
@@ -245,7 +245,7 @@ def test_folder_that_is_not_a_database_is_refused_and_kept(folder: Path) -> None
     data.mkdir(parents=True)
     (data / "notes").write_text("kept")
     if os.geteuid() == 0:
-        server_identity.change_owner(data, _server())
+        server_user.change_owner(data, _server())
     server = EmbeddedServer(folder)
     with pytest.raises(OSError, match="is not a PostgreSQL data folder; move it away or set"):
         server.start()
@@ -292,7 +292,7 @@ def test_start_waits_for_the_lock_until_its_deadline(folder: Path) -> None:
 @as_root
 def test_ordinary_user_runs_it_as_itself(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nobody = _nobody()
-    readable = server_identity.runnable_programs(programs(), nobody, home.parent)
+    readable = server_user.runnable_programs(programs(), nobody, home.parent)
     monkeypatch.setattr(embedded, "programs", lambda: readable)
     home.mkdir()
     os.chown(home, *nobody)
@@ -382,7 +382,7 @@ def test_root_refuses_data_of_someone_else(folder: Path, owner: str) -> None:
     data = folder / "postgres"
     data.mkdir(parents=True)
     (data / "PG_VERSION").write_text("18")
-    server_identity.change_owner(data, server_identity.Identity(uid, uid))
+    server_user.change_owner(data, server_user.ServerUser(uid, uid))
     modes = _modes(data / "PG_VERSION")
     with pytest.raises(OSError, match=f"{data} belongs to {owner}, not to .*; move it away or set"):
         EmbeddedServer(folder).start()
@@ -400,25 +400,25 @@ def test_root_refuses_folder_of_someone_else(folder: Path) -> None:
 
 @as_root
 def test_uid_that_has_an_account_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, taken = folder / "postgres", server_identity.SERVER_UIDS[0]
+    data, taken = folder / "postgres", server_user.SERVER_UIDS[0]
     accounts = {taken: pwd.getpwnam("nobody")}
     monkeypatch.setattr(pwd, "getpwuid", accounts.__getitem__)
-    identity = server_identity.server_identity(data)
-    assert identity == (taken + 1, taken + 1)
+    user = server_user.server_user(data)
+    assert user == (taken + 1, taken + 1)
     data.mkdir(parents=True)
     os.chown(data, taken, taken)
     with pytest.raises(OSError, match=f"{data} belongs to nobody, not to"):
-        server_identity.server_identity(data)
+        server_user.server_user(data)
 
 
 @as_root
 def test_crash_between_initdb_and_change_of_owner_is_repaired(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crash(path: Path, identity: server_identity.Identity) -> None:
+    def crash(path: Path, user: server_user.ServerUser) -> None:
         if (path / "PG_VERSION").exists():
             raise KeyboardInterrupt
-        server_identity.change_owner(path, identity)
+        server_user.change_owner(path, user)
 
     server = EmbeddedServer(folder)
     with monkeypatch.context() as patch:
@@ -544,15 +544,15 @@ def _socket_path(dsn: str) -> Path:
     return Path(str(conninfo_to_dict(dsn)["host"])) / ".s.PGSQL.5432"
 
 
-def _nobody() -> server_identity.Identity:
+def _nobody() -> server_user.ServerUser:
     account = pwd.getpwnam("nobody")
-    return server_identity.Identity(account.pw_uid, account.pw_gid)
+    return server_user.ServerUser(account.pw_uid, account.pw_gid)
 
 
-def _server() -> server_identity.Identity:
-    """The identity of root's server, on a machine where the first uid has no account."""
-    first = server_identity.SERVER_UIDS[0]
-    return server_identity.Identity(first, first)
+def _server() -> server_user.ServerUser:
+    """The user of root's server, on a machine where the first uid has no account."""
+    first = server_user.SERVER_UIDS[0]
+    return server_user.ServerUser(first, first)
 
 
 def _as_nobody(function: Callable[[Path], str], argument: Path) -> str:

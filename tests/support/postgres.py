@@ -15,7 +15,7 @@ from typing import Self
 import psutil
 
 from exporter.postgres.embedded import programs
-from exporter.postgres.server_identity import Identity, change_owner, run_as, runnable_programs
+from exporter.postgres.server_user import ServerUser, change_owner, run_as, runnable_programs
 
 _DEBIAN = Path("/usr/lib/postgresql")
 _TIMEOUT_SECONDS = 120.0
@@ -45,12 +45,12 @@ class Postgres:
         self.folder = Path(tempfile.mkdtemp(prefix="artifactapi-pg-"))
         self.data = self.folder / "data"
         self.port = free_port()
-        self._identity = None
+        self._user = None
         if os.geteuid() == 0:
             account = pwd.getpwnam("nobody")
-            self._identity = Identity(account.pw_uid, account.pw_gid)
-            change_owner(self.folder, self._identity)
-        self._programs = runnable_programs(program_folder, self._identity, self.folder)
+            self._user = ServerUser(account.pw_uid, account.pw_gid)
+            change_owner(self.folder, self._user)
+        self._programs = runnable_programs(program_folder, self._user, self.folder)
         encoding = ("--encoding=UTF8", "--locale=C")  # like the embedded server
         self.run(
             "initdb", "-D", self.data, "-U", "postgres", "--auth=trust", "--no-sync", *encoding
@@ -109,7 +109,7 @@ class Postgres:
     def run(self, program: str, *arguments: str | Path) -> str:
         """Run one of PostgreSQL's programs, not as root, and return its output."""
         command: list[str | Path] = [self._programs / program, *arguments]
-        done = run_as(self._identity, command, _TIMEOUT_SECONDS)
+        done = run_as(self._user, command, _TIMEOUT_SECONDS)
         if done.returncode:
             raise subprocess.CalledProcessError(done.returncode, program, done.stdout)
         return done.stdout

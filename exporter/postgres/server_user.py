@@ -40,15 +40,15 @@ _FIND_CLOSED_FOLDER = (
 )
 
 
-class Identity(NamedTuple):
+class ServerUser(NamedTuple):
     """The uid and gid of a process. It has no other groups."""
 
     uid: int
     gid: int
 
 
-def server_identity(data: Path) -> Identity | None:
-    """Return the identity that runs the server of the data folder `data`; None: our own.
+def server_user(data: Path) -> ServerUser | None:
+    """Return the user that runs the server of the data folder `data`; None: our own.
 
     An existing data folder decides. Otherwise it is the first of `SERVER_UIDS` without an account.
 
@@ -62,7 +62,7 @@ def server_identity(data: Path) -> Identity | None:
     except FileNotFoundError:
         for uid in SERVER_UIDS:
             if not _has_account(uid):
-                return Identity(uid, uid)
+                return ServerUser(uid, uid)
         raise OSError(
             f"{_REFUSED}, and the uids {SERVER_UIDS[0]} to {SERVER_UIDS[-1]} all have accounts; "
             "run the proxy as an ordinary user or set a DSN"
@@ -72,11 +72,11 @@ def server_identity(data: Path) -> Identity | None:
             f"{data} belongs to {_owner_name(owner)}, not to an embedded server of root; "
             "move it away or set ARTIFACTAPI_HOME to another folder"
         )
-    return Identity(owner, owner)
+    return ServerUser(owner, owner)
 
 
-def initdb_identity(server: Identity) -> Identity:
-    """Return the identity that runs initdb, which refuses a uid without an account.
+def initdb_user(server: ServerUser) -> ServerUser:
+    """Return the user that runs initdb, which refuses a uid without an account.
 
     Its gid is the server's, so that other processes of the same account have no access.
 
@@ -84,7 +84,7 @@ def initdb_identity(server: Identity) -> Identity:
         OSError: the account does not exist.
     """
     try:
-        return Identity(pwd.getpwnam(_INITDB_ACCOUNT).pw_uid, server.gid)
+        return ServerUser(pwd.getpwnam(_INITDB_ACCOUNT).pw_uid, server.gid)
     except KeyError:
         raise OSError(
             f"{_REFUSED}, and this system has no account {_INITDB_ACCOUNT} to run initdb; "
@@ -93,7 +93,7 @@ def initdb_identity(server: Identity) -> Identity:
 
 
 def run_as(
-    identity: Identity | None,
+    user: ServerUser | None,
     command: Sequence[str | Path],
     timeout_seconds: float,
     pass_fds: Sequence[int] = (),
@@ -101,7 +101,7 @@ def run_as(
     """Run a program without our environment variables; `stdout` of the result includes its errors.
 
     Raises:
-        OSError: it cannot be started, or we may not switch to this identity.
+        OSError: it cannot be started, or we may not switch to this user.
         subprocess.TimeoutExpired: it took too long and was killed.
     """
     with tempfile.TemporaryFile("w+") as output:  # a pipe would stay open in the server
@@ -114,22 +114,22 @@ def run_as(
                 stderr=subprocess.STDOUT,
                 cwd="/",
                 timeout=timeout_seconds,
-                user=identity.uid if identity else None,
-                group=identity.gid if identity else None,
-                extra_groups=[] if identity else None,
+                user=user.uid if user else None,
+                group=user.gid if user else None,
+                extra_groups=[] if user else None,
                 env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
                 pass_fds=pass_fds,
             )
         except OSError as e:
-            if identity and e.errno in {errno.EPERM, errno.EINVAL}:
+            if user and e.errno in {errno.EPERM, errno.EINVAL}:
                 raise _cannot_switch(e) from None
             raise
         output.seek(0)
         return subprocess.CompletedProcess(done.args, done.returncode, output.read())
 
 
-def change_owner(path: Path, identity: Identity) -> None:
-    """Make `identity` the owner of `path` and of all that it contains.
+def change_owner(path: Path, user: ServerUser) -> None:
+    """Make `user` the owner of `path` and of all that it contains.
 
     Raises:
         OSError: we may not.
@@ -137,21 +137,21 @@ def change_owner(path: Path, identity: Identity) -> None:
     try:
         for folder, folders, files in os.walk(path):
             for name in (*folders, *files):
-                os.chown(os.path.join(folder, name), *identity, follow_symlinks=False)  # noqa: PTH118
-        os.chown(path, *identity)
+                os.chown(os.path.join(folder, name), *user, follow_symlinks=False)  # noqa: PTH118
+        os.chown(path, *user)
     except OSError as e:
         raise _cannot_switch(e) from None
 
 
-def create_folder(folder: Path, identity: Identity | None) -> None:
+def create_folder(folder: Path, user: ServerUser | None) -> None:
     """Create the data folder and its parents where they are missing.
 
-    If we are root, the folder must belong to root, and `identity` must be able to reach it.
+    If we are root, the folder must belong to root, and `user` must be able to reach it.
 
     Raises:
         OSError: the folder cannot be created, cannot be reached, or belongs to someone else.
     """
-    if identity is None:
+    if user is None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -160,7 +160,7 @@ def create_folder(folder: Path, identity: Identity | None) -> None:
             f"{folder} belongs to {_owner_name(owner)}, but the proxy runs as root; "
             "run it as the owner, set ARTIFACTAPI_HOME to a folder of root, or set a DSN"
         )
-    check_reachable(missing[-1].parent if missing else folder, identity)
+    check_reachable(missing[-1].parent if missing else folder, user)
     for path in reversed(missing):
         try:
             path.mkdir()
@@ -169,31 +169,31 @@ def create_folder(folder: Path, identity: Identity | None) -> None:
         path.chmod(0o711)  # whatever the umask: the server must pass, and nobody must list
 
 
-def check_reachable(folder: Path, identity: Identity) -> None:
-    """Check that `identity` can enter the folder.
+def check_reachable(folder: Path, user: ServerUser) -> None:
+    """Check that `user` can enter the folder.
 
     Raises:
         OSError: it cannot; names the topmost closed folder.
     """
     real = folder.resolve()
     steps = [*reversed(real.parents), real, folder]
-    done = run_as(identity, ["/bin/sh", "-c", _FIND_CLOSED_FOLDER, "sh", *steps], _PROBE_SECONDS)
+    done = run_as(user, ["/bin/sh", "-c", _FIND_CLOSED_FOLDER, "sh", *steps], _PROBE_SECONDS)
     if done.returncode:
         raise OSError(
-            f"{_REFUSED}, and uid {identity.uid}, which runs it instead, cannot enter "
+            f"{_REFUSED}, and uid {user.uid}, which runs it instead, cannot enter "
             f"{done.stdout}; {_ALTERNATIVES}"
         )
 
 
-def runnable_programs(programs: Path, identity: Identity | None, folder: Path) -> Path:
-    """Return a folder of PostgreSQL's programs that `identity` can run: `programs`, or a copy.
+def runnable_programs(programs: Path, user: ServerUser | None, folder: Path) -> Path:
+    """Return a folder of PostgreSQL's programs that `user` can run: `programs`, or a copy.
 
     The copy takes about 25 MB in `folder`. A copy that was interrupted is never used. Not thread-safe.
 
     Raises:
         OSError: the programs cannot be copied, or the copy cannot be run.
     """
-    if identity is None or not _why_not_runnable(programs, identity):
+    if user is None or not _why_not_runnable(programs, user):
         return programs
     root = programs.parents[2]  # holds the package, and the folder of its shared libraries
     files = sorted(_program_files(programs))
@@ -201,9 +201,9 @@ def runnable_programs(programs: Path, identity: Identity | None, folder: Path) -
     if not copy.exists():
         _copy(root, files, copy)
     copied_programs = copy / programs.relative_to(root)
-    if reason := _why_not_runnable(copied_programs, identity):
+    if reason := _why_not_runnable(copied_programs, user):
         raise OSError(
-            f"{_REFUSED}, and uid {identity.uid}, which runs it instead, cannot run the programs "
+            f"{_REFUSED}, and uid {user.uid}, which runs it instead, cannot run the programs "
             f"in {copied_programs} ({reason}); {_ALTERNATIVES}"
         )
     return copied_programs
@@ -216,11 +216,11 @@ def remove_other_copies(programs: Path, folder: Path) -> None:
             shutil.rmtree(copy, ignore_errors=True)
 
 
-def _why_not_runnable(programs: Path, identity: Identity) -> str:
-    """Return why `identity` cannot run the programs in this folder; empty if it can."""
+def _why_not_runnable(programs: Path, user: ServerUser) -> str:
+    """Return why `user` cannot run the programs in this folder; empty if it can."""
     for name in _PROGRAMS:
         try:
-            done = run_as(identity, [programs / name, "--version"], _PROBE_SECONDS)
+            done = run_as(user, [programs / name, "--version"], _PROBE_SECONDS)
         except (FileNotFoundError, PermissionError) as e:
             return e.strerror or str(e)
         if done.returncode:
