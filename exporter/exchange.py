@@ -11,6 +11,7 @@ RESPONSE_FIELDS = frozenset(
         b"akamai-cache-status",
         b"cache-status",
         b"cf-cache-status",
+        b"content-range",
         b"content-type",
         b"docker-content-digest",
         b"location",

@@ -45,6 +45,7 @@ _READER_RELATIONS = (
     "access_log_days",
     "access_log_artifacts",
     "access_log_first_seen",
+    "access_log_partial_reads",
     *_VIEWS_WITH_FUNCTION,
 )
 _READER_FUNCTIONS = (

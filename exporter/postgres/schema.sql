@@ -48,6 +48,7 @@ CREATE TABLE access_log (
   version         text,
   filename        text,
   purl            text,
+  artifact_complete boolean,
   sha256          bytea,
   -- The key makes every batch idempotent. The time comes first so that it also serves time ranges.
   PRIMARY KEY (started_at, flow_id)
@@ -96,6 +97,7 @@ COMMENT ON COLUMN access_log.package IS 'Package name with its namespace, normal
 COMMENT ON COLUMN access_log.version IS 'Package version as in the file name; NULL = not recognized';
 COMMENT ON COLUMN access_log.filename IS 'File name of the artifact; NULL = not recognized';
 COMMENT ON COLUMN access_log.purl IS 'Package URL; NULL = not recognized';
+COMMENT ON COLUMN access_log.artifact_complete IS 'Whether the client has the whole artifact after this request: true = a 200, a 304, or the last missing part of a file fetched in parts; false = only part of it; NULL = no download of an artifact';
 COMMENT ON COLUMN access_log.sha256 IS 'SHA-256 of a complete 200 body, if enabled; NULL = not computed';
 
 CREATE TABLE access_log_gap (
@@ -214,13 +216,9 @@ CREATE OR REPLACE FUNCTION access_log_caller(proxy_user text, client_ip inet) RE
   RETURN coalesce(proxy_user, host(client_ip));
 COMMENT ON FUNCTION access_log_caller(text, inet) IS 'Who made a request: the proxy user, else the client address';
 
--- RFC 9110 15.3.1, 15.3.7, 15.4.5: after 200, 206 and 304 the client has the artifact. HEAD, uploads and
--- broken-off downloads do not count. The writer applies the same rule in exporter/write/artifacts.py.
-CREATE VIEW access_log_fetches AS
-  SELECT * FROM access_log
-  WHERE artifact_kind = 'artifact' AND purl IS NOT NULL AND method = 'GET' AND error_type IS NULL
-    AND status_code IN (200, 206, 304);
-COMMENT ON VIEW access_log_fetches IS 'The rows of access_log that delivered an artifact to a client: GET, no error, status 200, 206 or 304';
+-- exporter/rows/downloads.py decides what is complete.
+CREATE VIEW access_log_fetches AS SELECT * FROM access_log WHERE artifact_complete;
+COMMENT ON VIEW access_log_fetches IS 'The rows of access_log after which a client had a whole artifact. A file that was fetched in parts counts once';
 DO $$  -- Its columns mean what they mean in access_log.
 DECLARE
   name text;
@@ -387,6 +385,21 @@ COMMENT ON COLUMN access_log_artifacts.bytes IS 'Bytes transferred by all fetche
 COMMENT ON COLUMN access_log_artifacts.first_at IS 'started_at of the first fetch';
 COMMENT ON COLUMN access_log_artifacts.last_at IS 'started_at of the latest fetch';
 COMMENT ON COLUMN access_log_artifacts.from_cache IS 'Whether a cache answered any of the fetches; NULL = no evidence';
+
+CREATE VIEW access_log_partial_reads AS
+  SELECT proxy_user, purl, min(filename) AS filename, min(remote) AS remote, count(*) AS reads,
+         sum(response_bytes) AS bytes, min(started_at) AS first_at, max(started_at) AS last_at
+  FROM access_log WHERE NOT artifact_complete
+  GROUP BY proxy_user, purl;
+COMMENT ON VIEW access_log_partial_reads IS 'Requests that delivered only part of an artifact to a proxy user (build): metadata at the end of a wheel, broken-off downloads. Filter with WHERE proxy_user = ...; unfiltered, it scans the whole log';
+COMMENT ON COLUMN access_log_partial_reads.proxy_user IS 'Proxy login name; NULL = all clients without a login together';
+COMMENT ON COLUMN access_log_partial_reads.purl IS 'Package URL';
+COMMENT ON COLUMN access_log_partial_reads.filename IS 'File name; the alphabetically first if the package has several files';
+COMMENT ON COLUMN access_log_partial_reads.remote IS 'Remote; the alphabetically first if there were several';
+COMMENT ON COLUMN access_log_partial_reads.reads IS 'Number of such requests';
+COMMENT ON COLUMN access_log_partial_reads.bytes IS 'Bytes transferred by them; NULL = none of them known';
+COMMENT ON COLUMN access_log_partial_reads.first_at IS 'started_at of the first of them';
+COMMENT ON COLUMN access_log_partial_reads.last_at IS 'started_at of the latest of them';
 
 CREATE VIEW access_log_first_seen AS
   SELECT first_seen, purl, remote, first_user, fetches, bytes, last_seen FROM artifact;

@@ -22,7 +22,7 @@ _COUNT_SECONDS = 30.0
 _NOT_TEXT = frozenset(
     {"started_at", "flow_id", "logged_at", "client_ip", "client_port", "port", "status_code"}
     | {"request_bytes", "response_bytes", "duration_ms", "ttfb_ms", "connect_ms", "server_ip"}
-    | {"cache_age_s", "sha256"}
+    | {"cache_age_s", "artifact_complete", "sha256"}
 )
 _TEXT_COLUMNS = frozenset(COLUMN_NAMES) - _NOT_TEXT
 # Clients choose these texts. A spreadsheet reads a cell that starts with one of these characters as a

@@ -48,4 +48,5 @@ class AccessLogEntry(NamedTuple):
     version: str | None = None
     filename: str | None = None
     purl: str | None = None
+    artifact_complete: bool | None = None
     sha256: str | None = None  # in bytea's hex format: \\x and 64 digits

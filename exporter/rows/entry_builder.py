@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..settings import SettingsError
 from .cache_status import CacheStatus, read_cache_status
+from .downloads import Download, Downloads
 from .entry import AccessLogEntry
 from .packages.identity import UNKNOWN, Identity, Remotes, RemotesError
 from .redaction import PathPatterns, redact_error, redact_text
@@ -61,6 +62,7 @@ class EntryBuilder:
         """Raises SettingsError if the user's remotes file is wrong."""
         self._remotes = load_remotes(settings)
         self._redirects = Redirects()
+        self._downloads = Downloads()
         self._node = clean(settings.node_name, MAX_TEXT)
         self._query_policy = settings.redact.query
         self._path_patterns = PathPatterns(settings.redact.paths)
@@ -120,6 +122,7 @@ class EntryBuilder:
             version=identity.version,
             filename=identity.filename,
             purl=identity.purl,
+            artifact_complete=self._is_complete(x, identity, client_ip, proxy_user),
             sha256=_sha256(x) if identity.artifact_kind == "artifact" else None,
         )
 
@@ -148,6 +151,23 @@ class EntryBuilder:
                 url = f"{x.scheme.decode('ascii', 'replace')}://{host}{path}"
                 self._redirects.remember(url, location, identity)
         return identity
+
+    def _is_complete(
+        self, x: Exchange, identity: Identity, client_ip: str | None, proxy_user: str | None
+    ) -> bool | None:
+        """Whether the client now has the whole artifact; None if this is no download of one."""
+        if identity.artifact_kind != "artifact" or identity.purl is None or x.method != b"GET":
+            return None
+        return self._downloads.completes(
+            Download(
+                client=(client_ip, proxy_user),
+                file=(identity.purl, identity.filename),
+                status_code=x.status_code,
+                failed=x.error_type is not None,
+                response_bytes=x.response_bytes,
+                content_range=_field(x.response_fields, b"content-range"),
+            )
+        )
 
 
 def load_remotes(settings: Settings) -> Remotes:

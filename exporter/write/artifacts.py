@@ -15,24 +15,11 @@ _RECORD = sql.SQL("""
     SELECT artifact_record({}::text[], {}::text[], {}::text[], {}::timestamptz[], {}::timestamptz[],
                            {}::bigint[], {}::bigint[])
 """)
-# After these the client has the artifact: RFC 9110 15.3.1, 15.3.7, 15.4.5.
-_FETCHED = frozenset({200, 206, 304})
 
 
 def fetches(entries: Iterable[AccessLogEntry]) -> list[AccessLogEntry]:
-    """The entries that delivered an artifact to a client.
-
-    The view access_log_fetches has the same rule; a test compares the two.
-    """
-    return [
-        entry
-        for entry in entries
-        if entry.artifact_kind == "artifact"
-        and entry.purl is not None
-        and entry.method == "GET"
-        and entry.error_type is None
-        and entry.status_code in _FETCHED
-    ]
+    """The entries that completed an artifact, as in the view access_log_fetches."""
+    return [entry for entry in entries if entry.artifact_complete]
 
 
 def record(fetched: Iterable[AccessLogEntry]) -> sql.Composed:

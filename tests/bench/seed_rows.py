@@ -172,7 +172,7 @@ def _row(chance: random.Random, catalogue: Catalogue, started_at: float) -> Row:
     line = (
         f"{_iso(started_at)}\t{chance.getrandbits(128):032x}\t{node}"
         f"\t10.20.{worker // 50}.{worker % 50 + 1}\t{int(32768 + draw() * 28000)}"
-        f"\t{NULL if user is None else user}\t{asked}\t{answer.columns}\t{named}\t{digest}"
+        f"\t{NULL if user is None else user}\t{asked}\t{answer.columns}\t{named}\t{answer.complete}\t{digest}"
         f"\t{_iso(ended_at + 0.05 + 2 * draw())}\n"
     )
     return Row(started_at, line, target, user, answer.fetched)
@@ -192,6 +192,7 @@ class Answer(NamedTuple):
     duration_ms: float
     fetched: int | None
     whole: bool
+    complete: str = NULL
     refused: bool = False  # our certificate: no request was made
 
 
@@ -220,9 +221,9 @@ def _answered(chance: random.Random, target: Target, status: int, size: int) -> 
         f"\t{f'{connect:.3f}' if connect else NULL}\t{target.server_ip}\t{target.tls}\tupstream"
         f"\t{cache}\t{source}\t{age}"
     )
-    counts = target.fetchable and status in {200, 206, 304}
-    whole = counts and status == 200
-    return Answer(columns, duration, size if counts else None, whole)
+    counts = target.fetchable and status in {200, 304}
+    complete = "t" if counts else "f" if target.fetchable and status == 206 else NULL
+    return Answer(columns, duration, size if counts else None, counts and status == 200, complete)
 
 
 def _cache(chance: random.Random, target: Target, status: int) -> tuple[str, str, str]:
@@ -256,7 +257,9 @@ def _failure(chance: random.Random, target: Target) -> Answer:
         f"\t{target.server_ip if connected else NULL}\t{target.tls if connected else NULL}\t{answered_by}"
         f"\t{NULL}\t{NULL}\t{NULL}"
     )
-    return Answer(columns, duration, None, whole=False, refused=kind == "tls_client")
+    complete = "f" if target.fetchable and arrived else NULL
+    refused = kind == "tls_client"
+    return Answer(columns, duration, None, whole=False, complete=complete, refused=refused)
 
 
 def _gaps(plan: Plan) -> Iterator[tuple[object, ...]]:

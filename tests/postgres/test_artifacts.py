@@ -34,18 +34,16 @@ def database(dsn: str) -> Iterator[Database]:
 
 def fetch(number: int, package: str = "demo", **changes: Any) -> AccessLogEntry:
     """A download of an artifact."""
-    purl = f"pkg:pypi/{package}@1.0"
-    entry = make_entry(
-        number,
-        remote="pypi",
-        artifact_kind="artifact",
-        ecosystem="pypi",
-        package=package,
-        version="1.0",
-        filename=f"{package}-1.0.whl",
-        purl=purl,
-    )
-    return entry._replace(**changes)
+    identity = {
+        "remote": "pypi",
+        "artifact_kind": "artifact",
+        "ecosystem": "pypi",
+        "package": package,
+        "version": "1.0",
+        "filename": f"{package}-1.0.whl",
+        "purl": f"pkg:pypi/{package}@1.0",
+    }
+    return make_entry(number, **(identity | changes))
 
 
 def test_each_fetch_counts_once_however_often_its_batch_is_sent(
@@ -181,11 +179,12 @@ def test_a_row_says_which_artifact_it_was_and_whether_a_cache_had_it() -> None:
             response_fields=((b"x-cache", b"HIT from edge"), (b"age", b"75")),
         )
     )
-    assert entry[-11:-4] == ("HIT", "x-cache", 75, "pypi", "artifact", "pypi", "requests")
-    assert entry[-4:-1] == (
+    assert entry[-12:-5] == ("HIT", "x-cache", 75, "pypi", "artifact", "pypi", "requests")
+    assert entry[-5:-1] == (
         "2.31.0",
         "requests-2.31.0-py3-none-any.whl",
         "pkg:pypi/requests@2.31.0",
+        True,
     )
 
 

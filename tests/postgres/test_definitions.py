@@ -15,9 +15,10 @@ from exporter.read.lines import caller
 from exporter.read.newest import Row
 from exporter.read.status import is_failure, is_refusal
 from exporter.rows.cache_status import FROM_CACHE
+from exporter.rows.entry_builder import EntryBuilder
 from exporter.write.artifacts import fetches
 from exporter.write.database import Database
-from tests.support.samples import make_entry
+from tests.support.samples import make_entry, make_exchange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,25 +63,38 @@ def test_from_cache_means_the_same_in_sql_and_python(query: Query) -> None:
 
 
 def test_a_fetch_means_the_same_in_sql_and_python(any_dsn: str, query: Query) -> None:
-    variants = itertools.product(
-        [None, "artifact", "index", "sidecar", "blob", "api"],
-        [None, "pkg:pypi/demo@1.0"],
-        [None, "GET", "HEAD", "POST", "PUT", "get"],
-        [None, "dns", "client_disconnected"],
-        [None, 100, 200, 201, 204, 206, 207, 301, 302, 304, 400, 404, 416, 500, 503],
-    )
-    names = ("artifact_kind", "purl", "method", "error_type", "status_code")
-    entries = [
-        make_entry(number, **dict(zip(names, values, strict=True)))
-        for number, values in enumerate(variants)
-    ]
+    values = (None, False, True)
+    purl = "pkg:pypi/demo@1.0"
+    entries = [make_entry(n, purl=purl, artifact_complete=values[n % 3]) for n in range(9)]
     database = Database(Settings().with_dsn(any_dsn).database)
     assert database.write(entries) == []
     database.close()
-    assert query("SELECT count(*) FROM access_log") == [(len(entries),)]
     found = {str(flow_id) for (flow_id,) in query("SELECT flow_id FROM access_log_fetches")}
     assert found == {entry.flow_id for entry in fetches(entries)}
     assert len(found) == 3
+
+
+def test_only_a_whole_artifact_counts_as_a_fetch() -> None:
+    wheel, page = b"/packages/demo-1.0-py3-none-any.whl", b"/simple/demo/"
+    for target, method, error_type, status in itertools.product(
+        [wheel, page],
+        [b"GET", b"HEAD", b"POST", b"PUT", b"get"],
+        [None, "dns", "client_disconnected"],
+        [None, 100, 200, 201, 204, 206, 207, 301, 302, 304, 400, 404, 416, 500, 503],
+    ):
+        entry = EntryBuilder(Settings()).build(
+            make_exchange(
+                host="pypi.example",
+                target=target,
+                method=method,
+                error_type=error_type,
+                status_code=status,
+            )
+        )
+        is_whole = (
+            target == wheel and method == b"GET" and error_type is None and status in {200, 304}
+        )
+        assert (entry.artifact_complete is True) is is_whole
 
 
 def test_a_caller_means_the_same_in_sql_and_python(query: Query) -> None:

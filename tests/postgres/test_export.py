@@ -110,6 +110,8 @@ def _options(dsn: str) -> str:
 def _as_text(value: Any) -> str:
     if isinstance(value, bytes):
         return value.hex()
+    if isinstance(value, bool):
+        return "t" if value else "f"
     return "" if value is None else str(value)
 
 

@@ -52,14 +52,8 @@ def percentile(values: list[float], share: float) -> float | None:
 
 
 def is_fetch(row: Row) -> bool:
-    """Whether the client has the artifact now, or has it still."""
-    return (
-        row["artifact_kind"] == "artifact"
-        and row["purl"] is not None
-        and row["method"] == "GET"
-        and row["error_type"] is None
-        and row["status_code"] in {200, 206, 304}
-    )
+    """Whether the client had the whole artifact after this request."""
+    return bool(row["artifact_complete"])
 
 
 def remote_or_host(row: Row) -> str:

@@ -45,5 +45,18 @@ def make_exchange(number: int = 0, **changes: Any) -> Exchange:
 
 
 def make_entry(number: int = 0, **changes: Any) -> AccessLogEntry:
-    """Make an ordinary row; `number` determines its id and its start time."""
-    return EntryBuilder(Settings(node="test")).build(make_exchange(number))._replace(**changes)
+    """Make an ordinary row; `number` determines its id and its start time.
+
+    A GET for an artifact completes it, unless the changes say something else.
+    """
+    entry = EntryBuilder(Settings(node="test")).build(make_exchange(number))._replace(**changes)
+    if "artifact_complete" in changes:
+        return entry
+    is_download = (
+        entry.artifact_kind == "artifact"
+        and entry.purl is not None
+        and entry.method == "GET"
+        and entry.error_type is None
+        and entry.status_code in {200, 206, 304}
+    )
+    return entry._replace(artifact_complete=True if is_download else None)
