@@ -132,8 +132,10 @@ class EntryBuilder:
         path = path_text(raw_path)
         if path is not None and self._path_patterns:
             path = self._path_patterns.redact(name or "", path)
-        if name is None or path is None:
+        if name is None:
             return _Target(name, path, UNKNOWN)
+        if path is None:  # no request was made, but a known host is its remote
+            return _Target(name, path, Identity(self._remotes.identify(name, "/").remote))
         return _Target(name, path, self._remotes.identify(name, path))
 
     def _identity(self, x: Exchange, target: _Target) -> Identity:

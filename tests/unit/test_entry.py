@@ -228,3 +228,15 @@ def test_an_edited_table_of_remotes_is_read_anew(tmp_path: Path) -> None:
         os.utime(file, (changed_at, changed_at))
         row = EntryBuilder(settings).build(make_exchange(host="mirror.example"))
         assert row.remote == name
+
+
+@pytest.mark.parametrize(
+    ("host", "remote"),
+    [("pypi.example", "pypi"), ("PyPI.example", "pypi"), ("odd.example", None), ("", None)],
+)
+def test_a_known_host_is_its_remote_even_without_a_request(host: str, remote: str | None) -> None:
+    refused = make_exchange(
+        host=host, target=b"", method=b"", status_code=None, error_type="tls_client"
+    )
+    entry = EntryBuilder(Settings(node="test")).build(refused)
+    assert (entry.remote, entry.artifact_kind, entry.purl) == (remote, None, None)
