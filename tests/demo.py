@@ -1,4 +1,7 @@
-"""Show it all on this machine alone: an origin, the proxy, real clients, and the rows they leave."""
+"""`just demo`: a local registry, mitmdump with the log on, real clients, and the rows they leave.
+
+It uses no network and leaves nothing behind.
+"""
 
 from __future__ import annotations
 
@@ -8,82 +11,120 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from exporter.postgres.embedded import EmbeddedServer
 from tests.support.access_log import SCRIPT, AccessLog
 from tests.support.certificates import certificate
-from tests.support.packages import FileServer, make_index, make_tarball, make_wheel, pip_command
+from tests.support.environment import personal_variables, temporary_home
+from tests.support.packages import pip_command
 from tests.support.proxy import Mitm, free_port
+from tests.support.registries import REMOTES, Registry, add_npm, add_wheels
+
+_WHEELS = (("demo_parser", "2.4.1"), ("tiny_http", "0.9.0"))
+_NPM = ("left-padding", "1.3.0")
+
+
+class Client(NamedTuple):
+    """A command that fetches something through the proxy."""
+
+    title: str
+    command: list[str]
+    requests: int
+    environment: dict[str, str]
 
 
 def main() -> None:
-    """Run the demo in a folder that is gone afterwards."""
-    for name in [*os.environ]:
-        if name.startswith(("ARTIFACTAPI_", "PG")) or name.lower().endswith("_proxy"):
-            del os.environ[name]
-    with tempfile.TemporaryDirectory(prefix="artifactapi-demo-") as folder:
-        os.environ["ARTIFACTAPI_HOME"] = str(Path(folder, "home"))
-        _show(Path(folder))
-
-
-def _show(folder: Path) -> None:
-    pem, files = certificate(folder), folder / "files"
-    wheel = make_wheel(files / "packages")
-    tarball = make_tarball(files / "releases")
-    make_index(files, wheel)
-    _say("Starting an origin with a wheel and a tarball, and mitmdump -s addon/artifactapi.py")
-    trust = ("--set", f"ssl_verify_upstream_trusted_ca={pem}")
+    """Run the demo in temporary folders."""
+    for name in personal_variables():
+        del os.environ[name]
     with (
-        FileServer(files, pem) as origin,
-        Mitm(folder / "mitm", *trust, scripts=[SCRIPT]) as proxy,
+        tempfile.TemporaryDirectory(prefix="artifactapi-demo-") as folder,
+        temporary_home() as home,
     ):
-        requests = 0
-        for title, command, count in _clients(proxy, origin.url, tarball.name, folder):
-            _say(title)
-            subprocess.run(command, check=False, cwd=folder, stdout=subprocess.DEVNULL)
-            requests += count
-        AccessLog(EmbeddedServer().dsn).wait_rows(requests, timeout=10)
-        _say("artifactapi tail")
-        subprocess.run([Path(sys.executable).with_name("artifactapi"), "tail"], check=True)
+        os.environ["ARTIFACTAPI_HOME"] = str(home)
+        _run_demo(Path(folder))
 
 
-def _clients(
-    proxy: Mitm, origin: str, tarball: str, folder: Path
-) -> list[tuple[str, list[str], int]]:
-    """What to say, what to run, and how many rows it makes."""
-    found: list[tuple[str, list[str], int]] = []
-    curl = shutil.which("curl")
-    if curl:
-        common = [curl, "-sS", "-o", os.devnull, "--proxy", proxy.url, "--noproxy", ""]
-        secure = [*common, "--cacert", str(proxy.ca_path)]
-        found += [
-            ("curl: a tarball", [*secure, f"{origin}/releases/{tarball}"], 1),
-            ("curl: one that is not there", [*secure, f"{origin}/releases/gone.tar.gz"], 1),
-            (
-                "curl: a server that is not there",
-                [*common, f"http://localhost:{free_port()}/?key=s3cret"],
-                1,
-            ),
-        ]
-    else:
-        _say("curl is not installed here, so that pip must do")
+def _run_demo(folder: Path) -> None:
+    pem = certificate(folder)
+    remotes, config = folder / "remotes.yaml", folder / "artifactapi.yaml"
+    remotes.write_text(REMOTES)
+    config.write_text(f"remotes:\n  file: {remotes}\n")
+    options = (
+        *("--set", f"ssl_verify_upstream_trusted_ca={pem}"),
+        *("--set", f"artifactapi_config={config}"),
+        *("--proxyauth", "any"),
+    )
+    _print("Starting a registry and: mitmdump -s addon/artifactapi.py --proxyauth any")
+    with Registry(pem) as registry, Mitm(folder / "mitm", *options, scripts=[SCRIPT]) as proxy:
+        add_wheels(registry, folder / "wheels", *_WHEELS)
+        add_npm(registry, *_NPM)
+        count = 0
+        for client in _clients(proxy, registry.url, folder):
+            _print(client.title)
+            subprocess.run(
+                client.command,
+                check=False,
+                cwd=folder,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, **client.environment},
+            )
+            count += client.requests
+        AccessLog(EmbeddedServer().dsn).wait_rows(count, timeout=10)
+        for arguments in (("tail",), ("report",)):
+            _print(f"artifactapi {' '.join(arguments)}")
+            command: list[str | Path] = [Path(sys.executable).with_name("artifactapi"), *arguments]
+            subprocess.run(command, check=True, env={**os.environ, "COLUMNS": "118"})
+
+
+def _clients(proxy: Mitm, registry: str, folder: Path) -> list[Client]:
+    """pip, npm and curl, as far as this machine has them. Each logs in with the name of a build."""
+    login = proxy.url.replace("://", "://build-42:x@")
+    wheels = [name.replace("_", "-") for name, _ in _WHEELS]
+    found = []
     try:
-        pip = pip_command()
+        pip = [*pip_command(), "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
     except FileNotFoundError as e:
-        _say(f"{e}, so that curl must do")
+        _print(f"{e}; continuing without it")
     else:
-        options = ["--quiet", "--disable-pip-version-check", "--no-cache-dir"]
-        options += ["--proxy", proxy.url, "--cert", str(proxy.ca_path)]
-        index = ["--index-url", f"{origin}/simple/", "--target", str(folder / "target")]
-        found.append(
-            ("pip install demo-package", [*pip, *options, "install", *index, "demo-package"], 2)
-        )
+        pip += ["--proxy", login, "--cert", str(proxy.ca_path)]
+        index = ["--index-url", f"{registry}/pypi/simple/", "--target", str(folder / "target")]
+        title = f"pip install {' '.join(wheels)}"
+        found.append(Client(title, [*pip, "install", *index, *wheels], 3 * len(wheels), {}))
+    npm = shutil.which("npm")
+    if npm is not None:
+        settings = {
+            "npm_config_registry": f"{registry}/npm/",
+            "npm_config_proxy": login,
+            "npm_config_https_proxy": login,
+            "npm_config_noproxy": "",
+            "npm_config_cafile": str(proxy.ca_path),
+            "npm_config_cache": str(folder / "npm-cache"),
+            "npm_config_update_notifier": "false",
+            "npm_config_audit": "false",
+        }
+        command = [npm, "install", "--silent", "--prefix", str(folder / "app"), _NPM[0]]
+        found.append(Client(f"npm install {_NPM[0]}", command, 2, settings))
+    curl = shutil.which("curl")
+    if curl is not None:
+        other = proxy.url.replace("://", "://build-43:x@")
+        common = [curl, "-sS", "-o", os.devnull, "--noproxy", "", "--cacert", str(proxy.ca_path)]
+        common += ["--proxy", other]
+        wheel = f"{registry}/pypi/packages/{wheels[0]}/demo_parser-2.4.1-py3-none-any.whl"
+        missing = f"{registry}/pypi/simple/internal-tools/"
+        nobody = f"http://localhost:{free_port()}/?key=s3cret"
+        found += [
+            Client("curl: the same wheel again", [*common, wheel], 1, {}),
+            Client("curl: a package that does not exist", [*common, missing], 1, {}),
+            Client("curl: a server that is down", [*common, nobody], 1, {}),
+        ]
     return found
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(f"# {text}\n")
     sys.stdout.flush()
 
