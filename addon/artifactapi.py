@@ -184,7 +184,7 @@ def _settings(config: str, dsn: str) -> Settings:
     load_remotes(settings)
     settings = settings.with_dsn(resolve_dsn(dsn, settings))
     check_dsn(settings.database.dsn)
-    check_dsn(settings.page.dsn, "page.dsn")
+    check_dsn(settings.read.dsn, "read.dsn")
     return settings
 
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 import platform
 import re
+from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal
 
 import msgspec
 import platformdirs
 import re2
 import yaml
-from msgspec import Meta
+from msgspec import Meta, inspect
 
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
 
 _PATH_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")  # a key or an index of "redact.paths[0]"
 _MAX_SHOWN = 80  # characters of a wrong value in a message
+_HIDDEN = "***"  # replaces a value that may hold a password
 
 
 class SettingsError(Exception):
@@ -87,10 +89,15 @@ class RedactSettings(_Section, frozen=True):
     paths: tuple[str, ...] = ()
 
 
+class ReadSettings(_Section, frozen=True):
+    """How the page and the commands that read the log reach the database."""
+
+    dsn: str = ""  # for a role that can read; empty: database.dsn
+
+
 class PageSettings(_Section, frozen=True):
     """The page /access-log in mitmweb."""
 
-    dsn: str = ""  # for a role that can read; empty: database.dsn
     query_seconds: Annotated[float, Meta(ge=0.1, le=60)] = 5.0  # limit for one query
 
 
@@ -106,6 +113,7 @@ class Settings(_Section, frozen=True):
     redact: RedactSettings = RedactSettings()
     remotes: RemotesSettings = RemotesSettings()
     artifact: ArtifactSettings = ArtifactSettings()
+    read: ReadSettings = ReadSettings()
     page: PageSettings = PageSettings()
 
     @property
@@ -120,6 +128,10 @@ class Settings(_Section, frozen=True):
         return msgspec.structs.replace(
             self, database=msgspec.structs.replace(self.database, dsn=dsn)
         )
+
+    def for_reading(self) -> Settings:
+        """Return these settings with `read.dsn` as the database, if it is set."""
+        return self.with_dsn(self.read.dsn)
 
 
 def load_settings(path: Path | None) -> Settings:
@@ -137,12 +149,11 @@ def load_settings(path: Path | None) -> Settings:
     except msgspec.ValidationError as e:
         raise SettingsError(f"{path}: {_explain(str(e), document)}") from e
     for pattern in settings.redact.paths:
-        try:
-            re2.compile(pattern)
-        except re2.error as e:
+        problem = _pattern_problem(pattern)
+        if problem:
             raise SettingsError(
-                f"{path}: redact.paths has {pattern!r}, expected a valid RE2 pattern."
-            ) from e
+                f"{path}: redact.paths has {pattern!r}, expected a valid RE2 pattern: {problem}."
+            )
     if settings.database.retry_max_seconds < settings.database.retry_min_seconds:
         raise SettingsError(
             f"{path}: database.retry_max_seconds is {settings.database.retry_max_seconds}, "
@@ -155,7 +166,7 @@ def _read_yaml(path: Path) -> Any:
     try:
         if path.exists() and not path.is_file():
             raise SettingsError(f"{path}: is not a file.")
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
     except OSError as e:
         raise SettingsError(f"{path}: can't be read ({e.strerror}).") from e
     except UnicodeDecodeError as e:
@@ -187,45 +198,135 @@ def data_folder() -> Path:
     return platformdirs.user_data_path("artifactapi", appauthor=False).expanduser().absolute()
 
 
+class _Loader(yaml.SafeLoader):
+    """Rejects duplicate keys, as YAML 1.2 does (3.2.1.3). PyYAML would keep only the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for number, (key, _) in enumerate(node.value):
+            if isinstance(key, yaml.ScalarNode) and key.value in keys[:number]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {_key_name(key.value)} appears twice", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def _yaml_problem(error: yaml.YAMLError) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem}, line {error.problem_mark.line + 1}"
     return str(error).replace("\n", " ")
 
 
+def _pattern_problem(pattern: str) -> str:
+    """Return why RE2 rejects a pattern, or "" if it does not."""
+    options = re2.Options()
+    options.log_errors = False  # the error is in the exception; do not print it as well
+    try:
+        re2.compile(pattern, options)
+    except UnicodeEncodeError:
+        return "it is not valid Unicode"
+    except re2.error as e:
+        (reason,) = e.args
+        return reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+    return ""
+
+
 def _explain(error: str, document: Any) -> str:
     """Reword an error of msgspec so that it names the key, its value and what was expected.
 
-    An example of such an error is "Expected `int` >= 1 - at `$.buffer.max_entries`".
+    Examples of such errors are "Expected `int` >= 1 - at `$.buffer.max_entries`",
+    "Object contains unknown field `a` - at `$.buffer`" and "Expected `str` - at `key` in `$.buffer`".
     """
-    problem, _, place = error.partition(" - at `$")
+    is_about_key = " - at `key` in `$" in error
+    problem, _, place = error.partition(" - at `key` in `$" if is_about_key else " - at `$")
     key = place.rstrip("`").lstrip(".")
+    value, kind = _value_and_type(key, document)
+    if is_about_key:  # YAML reads a key such as 1 or on as a number or a boolean
+        unknown = next(name for name in value if not isinstance(name, str))
+        return _explain_unknown(key, unknown, value[unknown])
     if problem.startswith("Object contains unknown field"):
-        unknown = problem.split("`")[1]
-        return (
-            f"{key + '.' if key else ''}{unknown} is not a setting; remove it or correct its name."
-        )
-    value = document
+        unknown = problem.partition("`")[2].removesuffix("`")
+        return _explain_unknown(key, unknown, value[unknown])
+    shown = _HIDDEN if key.endswith("dsn") else _shown(value)
+    return f"{key or 'the file'} is {shown}, expected {_expected(key, kind)}."
+
+
+def _value_and_type(key: str, document: Any) -> tuple[Any, inspect.Type]:
+    """Return the value of a setting in the document, and the type that it should have."""
+    value, kind = document, inspect.type_info(Settings)
     for name, index in _PATH_STEP.findall(key):
         value = value[name] if name else value[int(index)]
-    shown = "***" if key.endswith("dsn") else _shown(value)
-    expected = problem.removeprefix("Expected ").replace("`", "").partition(", got ")[0]
-    if expected.startswith("Invalid enum value"):
-        expected = "one of " + ", ".join(_choices(key))
-    return f"{key or 'the file'} is {shown}, expected {expected}."
+        if isinstance(kind, inspect.StructType):
+            kind = next(field.type for field in kind.fields if field.name == name)
+        elif isinstance(kind, inspect.VarTupleType):
+            kind = kind.item_type
+    return value, kind
+
+
+def _explain_unknown(section: str, name: Any, value: Any) -> str:
+    """Say that a key is not a setting, and where it belongs if another section has it."""
+    is_text = isinstance(name, str)
+    full_name = (f"{section}." if section else "") + (_key_name(name) if is_text else _shown(name))
+    wanted_section, _, field = name.rpartition(".") if is_text else ("", "", "")
+    sections = [
+        section
+        for section, fields in _fields_by_section().items()
+        if field in fields and wanted_section in {"", section}
+    ]
+    if not sections:
+        return f"{full_name} is not a setting; remove it or correct its name."
+    is_hidden = field == "dsn" or isinstance(value, (dict, list)) or _shown(value) == _HIDDEN
+    return (
+        f"{full_name} is not a setting; write {': or '.join(sections)}: and below it, indented,"
+        f" {field}: {'..' if is_hidden else _shown(value)}."
+    )
+
+
+def _fields_by_section() -> dict[str, tuple[str, ...]]:
+    defaults = Settings()
+    values = {name: getattr(defaults, name) for name in Settings.__struct_fields__}
+    return {
+        name: value.__struct_fields__
+        for name, value in values.items()
+        if isinstance(value, _Section)
+    }
+
+
+def _expected(key: str, kind: inspect.Type) -> str:
+    """Describe the valid values of a setting."""
+    if isinstance(kind, inspect.IntType):
+        return f"a whole number{' of bytes' if key.endswith('_bytes') else ''}{_bounds(kind)}"
+    if isinstance(kind, inspect.FloatType):
+        return f"a number{' of seconds' if key.endswith('_seconds') else ''}{_bounds(kind)}"
+    if isinstance(kind, inspect.LiteralType):
+        return "one of " + ", ".join(map(str, kind.values))
+    if isinstance(kind, inspect.StructType):
+        return f"its settings, indented below {key}:" if key else "settings such as node: proxy-1"
+    if isinstance(kind, inspect.VarTupleType):
+        return "a list such as ['a', 'b']"
+    return "true or false" if isinstance(kind, inspect.BoolType) else "text in quotes"
+
+
+def _bounds(kind: inspect.IntType | inspect.FloatType) -> str:
+    if kind.gt is not None:
+        return f", above {kind.gt} and at most {kind.le}"
+    if kind.le is not None:
+        return f", from {kind.ge} to {kind.le}"
+    return f", at least {kind.ge}"
 
 
 def _shown(value: Any) -> str:
-    """Format a value for a message; hide what could be a misplaced connection string."""
+    """Format a value for a message, as YAML writes it; hide what could be a connection string."""
     if isinstance(value, (dict, list)):
         return "a mapping" if isinstance(value, dict) else "a list"
-    text = repr(value)
-    return "***" if "://" in text or "=" in text else text[:_MAX_SHOWN]
+    if value is None:
+        return "empty"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = str(value) if isinstance(value, date) else repr(value)
+    return _HIDDEN if "://" in text or "=" in text else text[:_MAX_SHOWN]
 
 
-def _choices(key: str) -> list[str]:
-    """Return the values that a setting of type Literal allows."""
-    annotation: Any = Settings
-    for name in key.split("."):
-        annotation = get_type_hints(annotation)[name]
-    return sorted(get_args(annotation))
+def _key_name(name: str) -> str:
+    """Format a key for a message. A key with unusual characters is shown like a value."""
+    return name if re.fullmatch(r"[\w.-]{1,80}", name) else _shown(name)

@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+import msgspec
 import psycopg
-from rich.console import Console
 
 # An installed package has `addon` and `exporter` in a folder that is not on sys.path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from addon.cli.identify import identify_urls
-from addon.cli.queries import export, report, tail
+from addon.cli.queries import NO_ANSWER_EXIT, export, gaps, report, tail
 from exporter import Settings, SettingsError, check_dsn, load_remotes, load_settings, resolve_dsn
 from exporter.postgres.connection import describe, reachable
 from exporter.postgres.dsn import without_password
 from exporter.postgres.embedded import EmbeddedServer, programs
 from exporter.postgres.schema import grants, schema_name
-from exporter.read.gaps import all_gaps, gap_lines
 from exporter.read.session import DATABASE_ERRORS, open_database
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from exporter.postgres.connection import DeadlineConnection
-
+from exporter.settings import ReadSettings
 
 SCRIPT = Path(__file__).resolve().parents[1] / "artifactapi.py"
 _SIGNAL_EXIT_BASE = 128  # the exit code that shells report for a signal is 128 plus its number
@@ -55,17 +47,24 @@ def _exit_on_signal(number: int, _: object) -> None:
 def main(context: click.Context, dsn: str, config: Path | None) -> None:
     """Access log of mitmproxy in PostgreSQL.
 
-    The database is the first one set of --dsn, ARTIFACTAPI_DSN and database.dsn in the settings
-    file. If none is set, it is the embedded server, which runs while a command needs it.
+    The database is the first one set of --dsn, read.dsn in the settings file, ARTIFACTAPI_DSN and
+    database.dsn in the settings file. The commands init and run do not use read.dsn. If none is
+    set, it is the embedded server, which runs while a command needs it.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _exit_on_signal)
     try:
         settings = load_settings(config)
         settings = settings.with_dsn(resolve_dsn(dsn, settings))
+        if dsn:
+            settings = msgspec.structs.replace(settings, read=ReadSettings())
         check_dsn(settings.database.dsn)
+        check_dsn(settings.read.dsn, "read.dsn")
     except SettingsError as e:
-        raise click.ClickException(str(e)) from None
+        error = click.ClickException(str(e))
+        if context.invoked_subcommand == gaps.name:
+            error.exit_code = NO_ANSWER_EXIT
+        raise error from None
     context.obj = settings
 
 
@@ -81,33 +80,43 @@ def path() -> None:
     "--console", "tool", flag_value="mitmproxy", help="Run the mitmproxy console instead."
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def run(tool: str | None, arguments: tuple[str, ...]) -> None:
+@click.pass_context
+def run(context: click.Context, tool: str | None, arguments: tuple[str, ...]) -> None:
     """Run mitmdump with the access log. ARGUMENTS are passed to it."""
     from mitmproxy.tools import main as mitmproxy_tools  # noqa: PLC0415 - takes half a second
 
+    options = context.find_root().params
+    if options["dsn"]:
+        # Not as an option of mitmproxy, which mitmweb would show to its users.
+        os.environ["ARTIFACTAPI_DSN"] = options["dsn"]
+    config = options["config"]
+    config_option = ["--set", f"artifactapi_config={config.absolute()}"] if config else []
     program = tool or "mitmdump"
-    sys.argv = [program, "-s", str(SCRIPT), *arguments]
+    sys.argv = [program, "-s", str(SCRIPT), *config_option, *arguments]
     sys.exit(getattr(mitmproxy_tools, program)(sys.argv[1:]))
 
 
 @main.command()
 @click.pass_obj
 def dsn(settings: Settings) -> None:
-    """Print a connection string without a password, for psql and other clients.
+    """Print a connection string without a password, for clients that read the log.
 
     The embedded server accepts connections only while a proxy or another command keeps it running.
     """
-    click.echo(without_password(settings.database.dsn or EmbeddedServer().dsn))
+    click.echo(without_password(settings.for_reading().database.dsn or EmbeddedServer().dsn))
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def psql(settings: Settings, arguments: tuple[str, ...]) -> None:
-    """Open psql on the database. ARGUMENTS are passed to psql."""
+    """Open psql on the database, to read the log. ARGUMENTS are passed to psql.
+
+    With read.dsn set, use --dsn to connect as a role that can change the tables.
+    """
     program = shutil.which("psql") or str(programs() / "psql")
     try:
-        with reachable(settings.database) as target:
+        with reachable(settings.for_reading().database) as target:
             # The list of processes would show a password among the arguments.
             completed = subprocess.run(
                 [program, without_password(target), *arguments],
@@ -138,8 +147,11 @@ def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
 
     The proxy role can insert rows but cannot read or change them. The reader role can only read.
     """
-    with _database(settings) as connection:
-        schema = schema_name(connection)
+    try:
+        with open_database(settings) as connection:
+            schema = schema_name(connection)
+    except DATABASE_ERRORS as e:
+        raise click.ClickException(describe(e)) from None
     click.echo(
         f"-- The schema is ready ({schema}.access_log). To create roles with only the privileges they need:"
     )
@@ -147,19 +159,8 @@ def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
     click.echo(grants(schema, proxy_role, reader_role), nl=False)
 
 
-for query_command in (tail, report, export):
+for query_command in (tail, report, export, gaps):
     main.add_command(query_command)
-
-
-@main.command()
-@click.pass_obj
-def gaps(settings: Settings) -> None:
-    """List the gaps in the log: how many requests were lost, when and why."""
-    console = Console(highlight=False, soft_wrap=True)
-    with _database(settings) as connection:
-        lost = all_gaps(connection)
-    for line in gap_lines(lost):
-        console.print(line)
 
 
 @main.command()
@@ -178,16 +179,6 @@ def identify(settings: Settings, urls: tuple[str, ...], *, as_json: bool) -> Non
         raise click.ClickException(str(e)) from None
     for line in identify_urls(urls or sys.stdin, remotes, as_json=as_json):
         click.echo(line)
-
-
-@contextlib.contextmanager
-def _database(settings: Settings) -> Iterator[DeadlineConnection]:
-    """Open the database. An error becomes a one-sentence message on the command line."""
-    try:
-        with open_database(settings) as connection:
-            yield connection
-    except DATABASE_ERRORS as e:
-        raise click.ClickException(describe(e)) from None
 
 
 def _password_environment(target: str) -> dict[str, str]:

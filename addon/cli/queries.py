@@ -1,4 +1,4 @@
-"""The commands that read the log: tail, report and export. Queries and formats are in exporter.read."""
+"""The commands that read the log: tail, report, export and gaps. Queries and formats are in exporter.read."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from exporter.postgres.connection import describe
 from exporter.read.export import GOACCESS_OPTIONS, count_rows, printable_line, stream_rows
+from exporter.read.gaps import find_gaps, gap_lines
 from exporter.read.human import printable_json
 from exporter.read.lines import header, line
 from exporter.read.report import make_report
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from exporter import Settings
     from exporter.postgres.connection import DeadlineConnection
+    from exporter.read.gaps import RecordedGap
 
 _DEFAULT_LINES = 20
 _MAX_LINES = 100_000
@@ -44,49 +46,77 @@ _PROGRESS_COLUMNS = (
 _INSUFFICIENT_PRIVILEGE = "42501"
 _QUERY_CANCELED = "57014"
 
-_FILTERS = (
-    click.option("--remote", help="Remote, such as pypi; * matches any text."),
-    click.option("--host", help="Requested host; * matches any text."),
-    click.option("--package", help="Package name with its namespace; * matches any text."),
-    click.option("--user", help="Proxy login, such as a build's name; * matches any text."),
-    click.option("--status", help="404, 4xx, or none: no response."),
-    click.option(
+# By filter name, in the order of --help.
+_FILTERS = {
+    "remote": click.option("--remote", help="Remote, such as pypi; * matches any text."),
+    "host": click.option("--host", help="Requested host; * matches any text."),
+    "package": click.option(
+        "--package", help="Package name with its namespace; * matches any text."
+    ),
+    "method": click.option("--method", help="Request method, such as POST."),
+    "status": click.option("--status", help="404, 4xx, or none: no response."),
+    "error": click.option(
         "--error",
         is_flag=False,
         flag_value="any",
         metavar="[TYPE]",
         help="Requests with an error. TYPE: with this error, such as dns; none: without an error.",
     ),
-    click.option(
+    "slower": click.option(
         "--slower",
         metavar="DURATION",
         help="Requests that took longer than this, such as 500ms or 2s.",
     ),
-    click.option(
-        "--since", metavar="TIME", help="Start: how long ago, such as 10m or 7d, or an ISO time."
+    "who": click.option(
+        "--who",
+        help="Proxy login, or else the client address, as the column who shows; * matches any text.",
     ),
-    click.option("--until", metavar="TIME", help="End, in the same form."),
-    click.option("--text", help="Part of the host, path, package, purl or user."),
-)
+    "user": click.option("--user", help="Proxy login, such as a build's name; * matches any text."),
+    "client": click.option(
+        "--client",
+        metavar="ADDRESS",
+        help="Client address, or a network such as 192.0.2.0/24.",
+    ),
+    "node": click.option(
+        "--node", help="Proxy that wrote the row, as in the setting node; * matches any text."
+    ),
+    "since": click.option(
+        "--since",
+        metavar="TIME",
+        help="Start: how long ago, such as 10m or 7d; today, yesterday or a weekday, such as monday:"
+        " its last midnight; or an ISO time.",
+    ),
+    "until": click.option(
+        "--until", metavar="TIME", help="End (exclusive), in the same form as --since."
+    ),
+    "text": click.option("--text", help="Part of the host, path, package, purl or user."),
+}
+_GAP_FILTERS = ("node", "since", "until")
+# Exit codes of the command gaps. A failure must not look like gaps.
+_GAPS_EXIT = 1
+NO_ANSWER_EXIT = 2
 
 
-def filters(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the filter options to a command. They are passed to it as the argument `selection`."""
+def filters(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add these filter options to a command. They are passed to it as the argument `selection`."""
 
-    @functools.wraps(command)
-    def with_selection(*args: Any, **options: Any) -> None:
-        texts = {name: options.pop(name) for name in FILTER_NAMES}
-        try:
-            selection = Selection.parse(texts)
-        except SelectionError as e:
-            raise click.UsageError(str(e)) from None
-        command(*args, selection=selection, **options)
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def with_selection(*args: Any, **options: Any) -> None:
+            texts = {name: options.pop(name) for name in names}
+            try:
+                selection = Selection.parse(texts)
+            except SelectionError as e:
+                raise click.UsageError(str(e)) from None
+            command(*args, selection=selection, **options)
 
-    # Decorators apply from the bottom up; in reverse order, --help lists them as above.
-    decorated: Callable[..., None] = with_selection
-    for option in reversed(_FILTERS):
-        decorated = option(decorated)
-    return decorated
+        # Decorators apply from the bottom up; in reverse order, --help lists them as above.
+        decorated: Callable[..., None] = with_selection
+        for name in reversed(names):
+            decorated = _FILTERS[name](decorated)
+        return decorated
+
+    return decorate
 
 
 @click.command()
@@ -100,7 +130,7 @@ def filters(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--json", "as_json", is_flag=True, help="Print all columns, one JSON object per line."
 )
-@filters
+@filters(*FILTER_NAMES)
 @click.pass_obj
 def tail(
     settings: Settings, lines: int | None, *, following: bool, as_json: bool, selection: Selection
@@ -116,7 +146,12 @@ def tail(
     print_notice = functools.partial(click.echo, err=True)
     with errors_in_one_sentence(), contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends --follow
         batches = tail_rows(
-            settings, selection, lines, following=following, as_json=as_json, notify=print_notice
+            settings.for_reading(),
+            selection,
+            lines,
+            following=following,
+            as_json=as_json,
+            notify=print_notice,
         )
         for number, rows in enumerate(batches):
             is_first = number == 0
@@ -141,12 +176,12 @@ def tail(
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     help="Write a self-contained HTML file.",
 )
-@filters
+@filters(*FILTER_NAMES)
 @click.pass_obj
 def report(settings: Settings, *, as_json: bool, html: Path | None, selection: Selection) -> None:
     """Summarize the rows of the last 24 hours, or --since, that match all filters."""
     with errors_in_one_sentence():
-        with open_database(settings) as connection:
+        with open_database(settings.for_reading()) as connection:
             summary = make_report(connection, selection)
         if html is not None:
             from exporter.read.report_html import report_html  # noqa: PLC0415 - loads a template engine
@@ -162,7 +197,7 @@ def report(settings: Settings, *, as_json: bool, html: Path | None, selection: S
 @click.command(epilog=f"For GoAccess: artifactapi export goaccess | goaccess {GOACCESS_OPTIONS} -")
 @click.argument("format_name", type=click.Choice(["csv", "jsonl", "goaccess", "cyclonedx"]))
 @click.option("--raw", is_flag=True, help="In csv, write formulas as they are.")
-@filters
+@filters(*FILTER_NAMES)
 @click.pass_obj
 def export(settings: Settings, format_name: str, *, raw: bool, selection: Selection) -> None:
     """Write the rows that match all filters to standard output.
@@ -170,7 +205,7 @@ def export(settings: Settings, format_name: str, *, raw: bool, selection: Select
     csv and jsonl have all columns, with times in UTC. In csv, an apostrophe precedes text that a
     spreadsheet would read as a formula. cyclonedx is an SBOM of the artifacts that were fetched.
     """
-    with errors_in_one_sentence(), open_database(settings) as connection:
+    with errors_in_one_sentence(), open_database(settings.for_reading()) as connection:
         if format_name == "cyclonedx":
             document = _sbom(connection, selection)
             click.echo(document)
@@ -180,6 +215,37 @@ def export(settings: Settings, format_name: str, *, raw: bool, selection: Select
         # Close the COPY before the connection; closing the connection would wait for it.
         with contextlib.closing(stream_rows(connection, selection, format_name, raw=raw)) as lines:
             _write(lines, format_name, lambda: count_rows(connection, selection))
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per gap and line.")
+@filters(*_GAP_FILTERS)
+@click.pass_context
+def gaps(context: click.Context, *, as_json: bool, selection: Selection) -> None:
+    """List the gaps in the log: how many requests were lost, when and why.
+
+    With --since and --until, list the gaps that overlap this time.
+
+    The exit status is 0 without gaps, 1 with gaps, and 2 if the log could not be read.
+    """
+    settings: Settings = context.obj
+    console = Console(highlight=False, soft_wrap=True)
+    found: list[RecordedGap] = []
+    try:
+        with errors_in_one_sentence():
+            with open_database(settings.for_reading()) as connection:
+                found = find_gaps(connection, selection)
+            if as_json:
+                for gap in found:
+                    click.echo(printable_json(msgspec.json.encode(gap).decode()))
+            else:
+                for gap_line in gap_lines(found):
+                    console.print(gap_line)
+    except click.ClickException as e:
+        e.exit_code = NO_ANSWER_EXIT
+        raise
+    if found:
+        context.exit(_GAPS_EXIT)
 
 
 def _sbom(connection: DeadlineConnection, selection: Selection) -> str:
@@ -236,7 +302,7 @@ def errors_in_one_sentence() -> Iterator[None]:
             ) from None
         if sqlstate == _INSUFFICIENT_PRIVILEGE:
             raise click.ClickException(
-                "This database role cannot read the log; use --dsn with a role that can"
-                " (artifactapi init prints its grants)."
+                "This database role cannot read the log; set read.dsn in the settings file, or --dsn,"
+                " to a role that can (artifactapi init prints its grants)."
             ) from None
         raise click.ClickException(describe(e)) from None

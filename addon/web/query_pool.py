@@ -63,7 +63,7 @@ class QueryPool:
         self, query: Callable[[Connection[Any]], Result], settings: Settings
     ) -> Result:
         # The exporter keeps the embedded server running; here we only need its address.
-        dsn = settings.page.dsn or settings.database.dsn or EmbeddedServer().dsn
+        dsn = settings.for_reading().database.dsn or EmbeddedServer().dsn
         seconds = settings.page.query_seconds
         with page_session(dsn, settings.database, seconds, self._deadline) as connection:
             return query(connection)

@@ -193,7 +193,7 @@ def explain(error: Exception) -> str:
         )
     if state == _INSUFFICIENT_PRIVILEGE:
         return (
-            "This database role cannot read the log; set page.dsn to a role that can"
+            "This database role cannot read the log; set read.dsn to a role that can"
             " (artifactapi init prints its grants)."
         )
     if state == _UNDEFINED_TABLE:

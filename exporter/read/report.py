@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct, structs
 from psycopg import sql
 
-from .gaps import RecordedGap, gap_totals
+from .gaps import GapSummary, gap_summary
 from .selection import SelectionError
 from .session import read_only
 from .status import is_failure, is_refusal
@@ -201,9 +201,9 @@ class Artifacts(Struct, frozen=True):
 
 
 class Report(Struct, frozen=True):
-    """A summary of a time span. Each list except `traffic` and `gaps` has at most TOP items, largest first.
+    """A summary of a time span. Each list except `traffic` has at most TOP items, largest first.
 
-    Failures are defined in status.py. The gaps are one per node and reason.
+    Failures are defined in status.py.
     """
 
     since: datetime
@@ -219,14 +219,16 @@ class Report(Struct, frozen=True):
     fetched: Artifacts
     failures_by_kind: list[FailureCount]
     callers: Callers
-    gaps: list[RecordedGap]
+    gaps: GapSummary
 
     @property
     def note_on_gaps(self) -> str:
-        """A sentence to show next to the gaps; empty without filters."""
-        return (
-            "The gaps are those of all requests, regardless of the filters." if self.filters else ""
-        )
+        """A sentence to show next to the gaps; empty if all filters apply to them."""
+        if not self.filters.keys() - {"node"}:
+            return ""
+        whose = "this node" if "node" in self.filters else "all requests"
+        other = "other " if "node" in self.filters else ""
+        return f"The gaps are those of {whose}, regardless of the {other}filters."
 
 
 def make_report(
@@ -244,7 +246,8 @@ def make_report(
     if (selection.since or until) < _EARLIEST or until > _LATEST:
         raise SelectionError("since and until must lie between the years 1900 and 9000.")
     since = selection.since or until - DEFAULT_SPAN
-    where, values = dataclasses.replace(selection, since=since, until=until).where()
+    selected = dataclasses.replace(selection, since=since, until=until)
+    where, values = selected.where()
     width = bar_width(until - since)
     values |= {"since": since, "until": until, "width": width, "origin": _EPOCH}
     values |= {"top": TOP, "buckets_per_e": _BUCKETS_PER_E}
@@ -258,7 +261,7 @@ def make_report(
         remotes = query(_REMOTES)
         callers = msgspec.json.decode(query(_CALLERS)[0][0], type=Callers)
         fetched = msgspec.json.decode(query(_ARTIFACTS)[0][0], type=Artifacts)
-        gaps = gap_totals(connection, since, until)
+        gaps = gap_summary(connection, selected, TOP)
     bars = _traffic_bars(traffic, since, until, width)
     return Report(
         since=since,

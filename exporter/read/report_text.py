@@ -150,8 +150,10 @@ def _unknown_hosts(report: Report) -> Table:
 
 
 def _gaps(report: Report) -> Table:
-    table = _table("Gaps in the log", "entries", "from", "to")
-    for gap in report.gaps[:_TOP]:
+    gaps = report.gaps
+    count = f": {gaps.gaps:,} with {gaps.entries:,} requests" if gaps.gaps else ""
+    table = _table(f"Gaps in the log{count}", "lost", "from", "to")
+    for gap in gaps.biggest[:_TOP]:
         name = _name(f"{gap.reason} {gap.node}")
         start, end = _moment(gap.from_at), _moment(gap.to_at)
         table.add_row(name, f"{gap.entries:,}", start, end, style="red")

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from datetime import tzinfo
     from typing import LiteralString
 
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h|d|w)", re.ASCII)
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 _STATUS = re.compile(r"[1-9]\d\d", re.ASCII)
 _STATUS_CLASS = re.compile(r"([1-9])xx", re.ASCII | re.IGNORECASE)
-_ERROR_TYPE = re.compile(r"_?[A-Za-z][A-Za-z_]*", re.ASCII)
+_METHOD = re.compile(r"\S+", re.ASCII)  # a proxy logs any method that has no spaces
+_WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_IPV4_MAPPED_BITS = 96  # the prefix ::ffff:0:0/96, RFC 4291 2.5.5.2
+# The values of the column error_type. A test compares them with the schema and with the proxy.
+ERROR_TYPES = (
+    *("dns", "connect", "connect_timeout", "tls_upstream", "tls_client", "upstream_closed"),
+    *("upstream_timeout", "client_disconnected", "protocol", "too_large", "killed", "proxy_auth"),
+    *("shutdown", "_OTHER"),
+)
+_ERROR_TYPES = {name.lower(): name for name in ERROR_TYPES}
 _ANY_ERROR = {"": True, "any": True, "true": True, "none": False, "false": False}
-# The filters that accept a * and the column of each.
-_GLOB_COLUMNS: dict[LiteralString, LiteralString] = {
-    "remote": "remote",
-    "host": "host",
-    "package": "package",
-    "user": "proxy_user",
-}
 _TIMES = ("since", "until")
 # The columns that the filter `text` searches.
 _TEXT_COLUMNS: tuple[LiteralString, ...] = ("host", "path", "package", "purl", "proxy_user")
@@ -46,13 +50,19 @@ class Selection:
         SelectionError: a value is not valid.
     """
 
-    remote: str | None = None  # a value, or a pattern with *; likewise the next three
+    remote: str | None = (
+        None  # a value, or a pattern with *; likewise host, package, user, who, node
+    )
     host: str | None = None
     package: str | None = None
-    user: str | None = None  # proxy_user
+    method: str | None = None  # ignores case
     status: str | None = None  # "404", "4xx", or "none": no response
-    error: bool | str | None = None  # with or without an error, or with this error_type
+    error: bool | str | None = None  # with or without an error, or one of ERROR_TYPES
     slower_ms: float | None = None
+    who: str | None = None  # proxy_user, or else the client address
+    user: str | None = None  # proxy_user
+    client: str | None = None  # an address, or a network such as 192.0.2.0/24
+    node: str | None = None
     since: datetime | None = (
         None  # earliest started_at, with a time zone; partitions are by this column
     )
@@ -70,17 +80,26 @@ class Selection:
             math.isfinite(self.slower_ms) and self.slower_ms >= 0
         ):
             raise SelectionError("slower must be a duration such as 500ms.")
-        self._status_condition()
+        if self.since is not None and self.until is not None and self.since >= self.until:
+            raise SelectionError("since must be earlier than until.")
+        dict(self._conditions())  # checks the other values
 
     @classmethod
-    def parse(cls, texts: Mapping[str, str | None], now: datetime | None = None) -> Selection:
+    def parse(
+        cls,
+        texts: Mapping[str, str | None],
+        now: datetime | None = None,
+        zone: tzinfo | None = None,
+    ) -> Selection:
         """Parse filters from the options of a command or the query of a URL.
 
         Args:
-            texts: Values by filter name: remote, host, package, user, status, error ("any", "none" or
-                a type), slower (a duration), since and until (see `parse_time`), text. None means no
-                filter. So does an empty value, except for `error`, where it means "any".
+            texts: Values by filter name, which is the name of the attribute. Only the filter of
+                `slower_ms` is called slower; it is a duration. `error` is "any", "none" or a type.
+                For since and until see `parse_time`. None means no filter. So does an empty value,
+                except for `error`, where it means "any".
             now: The time that durations such as "10m" count back from, with a time zone; default: now.
+            zone: The zone of days and of times without a zone; default: local time.
 
         Raises:
             SelectionError: a name or a value is not valid.
@@ -96,7 +115,7 @@ class Selection:
             elif text and name == "slower":
                 values["slower_ms"] = parse_duration(text, "slower") / timedelta(milliseconds=1)
             elif text and name in _TIMES:
-                values[name] = parse_time(text, name, now)
+                values[name] = parse_time(text, name, now, zone)
             elif text:
                 values[name] = text
         return cls(**values)
@@ -131,39 +150,11 @@ class Selection:
         return sql.SQL(" AND ").join(map(sql.SQL, conditions)), values
 
     def _conditions(self) -> Iterator[tuple[str, Condition]]:
-        if self.since is not None:
-            yield "since", ("started_at >= %(where_since)s", self.since)
-        if self.until is not None:
-            yield "until", ("started_at < %(where_until)s", self.until)
-        for name, column in _GLOB_COLUMNS.items():
-            if (value := getattr(self, name)) is not None:
-                yield name, _glob_condition(column, name, value)
-        if (status := self._status_condition()) is not None:
-            yield "status", status
-        if isinstance(self.error, str):
-            yield "error", ("error_type = %(where_error)s", self.error)
-        elif self.error is not None:
-            yield "error", (f"error_type IS {'NOT ' if self.error else ''}NULL", None)
-        if self.slower_ms is not None:
-            yield "slower", ("duration_ms > %(where_slower)s", float(self.slower_ms))
-        if self.text is not None:
-            any_column: LiteralString = " OR ".join(
-                f"{column} ILIKE %(where_text)s" for column in _TEXT_COLUMNS
-            )
-            yield "text", (f"({any_column})", f"%{_like_escaped(self.text)}%")
-
-    def _status_condition(self) -> Condition | None:
-        if self.status is None:
-            return None
-        if self.status.lower() == "none":
-            return "status_code IS NULL", None
-        if _STATUS.fullmatch(self.status):
-            return "status_code = %(where_status)s", int(self.status)
-        if found := _STATUS_CLASS.fullmatch(self.status):
-            return "status_code / 100 = %(where_status)s", int(found[1])
-        raise SelectionError(
-            f"status {self.status!r} is not valid; expected a status such as 404, 4xx or none."
-        )
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                name = field.name.removesuffix("_ms")
+                yield name, _CONDITIONS[name](value)
 
 
 # The names that `Selection.parse` accepts. Command options and the page's fields have the same names.
@@ -187,40 +178,135 @@ def parse_duration(text: str, name: str = "The duration") -> timedelta:
         raise SelectionError(f"{name} {text!r} is too long.") from None
 
 
-def parse_time(text: str, name: str = "The time", now: datetime | None = None) -> datetime:
-    """Parse a time: how long before `now` as a duration, or ISO 8601, in local time unless it has a zone.
+def parse_time(
+    text: str,
+    name: str = "The time",
+    now: datetime | None = None,
+    zone: tzinfo | None = None,
+) -> datetime:
+    """Parse a time before `now` as a duration, a day, or ISO 8601.
+
+    A day is `today`, `yesterday` or a weekday, and means its last midnight. Days, and times without a
+    zone, are in `zone`; default: local time.
 
     Raises:
-        SelectionError: it is neither. The sentence starts with `name`.
+        SelectionError: it is none of these. The sentence starts with `name`.
     """
+    now = now or datetime.now(UTC)
+    word = text.strip().lower()
     try:
-        if _DURATION.fullmatch(text.strip()):
-            return (now or datetime.now(UTC)) - parse_duration(text, name)
-        return datetime.fromisoformat(text.strip()).astimezone(UTC)
+        if word == "now":
+            return now
+        if _DURATION.fullmatch(word):
+            return now - parse_duration(word, name)
+        today = now.astimezone(zone).date()
+        days_ago = _days_ago(word, today.weekday())
+        if days_ago is not None:
+            at = datetime.combine(today - timedelta(days=days_ago), time())
+        else:
+            at = datetime.fromisoformat(text.strip())
+        return (at if at.tzinfo else at.replace(tzinfo=zone)).astimezone(UTC)
     except (ValueError, OverflowError, OSError):
         raise SelectionError(
             f"{name} {text!r} is not valid; expected how long ago, such as 10m, 24h or 7d,"
-            " or a time such as 2026-01-31T12:00."
+            " a day such as today, yesterday or monday, or a time such as 2026-01-31T12:00."
         ) from None
 
 
+def _days_ago(word: str, today: int) -> int | None:
+    """Return how many days ago a day was, or None if the word names none. `today` is 0 on Mondays."""
+    if word in {"today", "yesterday"}:
+        return int(word == "yesterday")
+    for number, day in enumerate(_WEEKDAYS):
+        if word in {day, day[:3]}:
+            return (today - number) % len(_WEEKDAYS)
+    return None
+
+
 def _parse_error(text: str) -> bool | str:
-    if text.lower() in _ANY_ERROR:
-        return _ANY_ERROR[text.lower()]
-    if not _ERROR_TYPE.fullmatch(text):
-        raise SelectionError(
-            f"error {text!r} is not valid; expected any, none or an error_type such as dns."
-        )
-    return text
+    name = text.lower()
+    return _ANY_ERROR[name] if name in _ANY_ERROR else _ERROR_TYPES.get(name, text)
 
 
-def _glob_condition(column: LiteralString, name: LiteralString, value: str) -> Condition:
-    """Compare for equality unless there is a *, because equality can use an index."""
-    if name == "host":  # lower case in all rows
-        value = value.lower()
+def glob_condition(name: LiteralString, column: LiteralString, value: str) -> Condition:
+    """Compare for equality unless there is a *, because equality can use an index.
+
+    The condition binds the value as `where_` and the name.
+    """
     if "*" in value:
         return f"{column} LIKE %(where_{name})s", _like_escaped(value).replace("*", "%")
     return f"{column} = %(where_{name})s", value
+
+
+def _who_condition(who: str) -> Condition:
+    """Compare with what access_log_caller returns. A plain value can use the index on proxy_user."""
+    if "*" in who:
+        return glob_condition("who", "access_log_caller(proxy_user, client_ip)", who)
+    try:
+        address = _as_stored(ipaddress.ip_network(re.sub(r"%.*", "", who))).network_address
+    except ValueError:
+        return glob_condition("who", "proxy_user", who)
+    return (
+        "(proxy_user = %(where_who)s OR"
+        " (proxy_user IS NULL AND client_ip = %(where_who)s::text::inet))"
+    ), str(address)
+
+
+def _method_condition(method: str) -> Condition:
+    if not _METHOD.fullmatch(method):
+        raise SelectionError(
+            f"method {method!r} is not valid; expected one word such as GET or POST."
+        )
+    return "upper(method) = %(where_method)s", method.upper()
+
+
+def _status_condition(status: str) -> Condition:
+    if status.lower() == "none":
+        return "status_code IS NULL", None
+    if _STATUS.fullmatch(status):
+        return "status_code = %(where_status)s", int(status)
+    if found := _STATUS_CLASS.fullmatch(status):
+        return "status_code / 100 = %(where_status)s", int(found[1])
+    raise SelectionError(f"status {status!r} is not valid; expected 100 to 999, 4xx or none.")
+
+
+def _error_condition(error: bool | str) -> Condition:
+    if not isinstance(error, str):
+        return f"error_type IS {'NOT ' if error else ''}NULL", None
+    if error not in ERROR_TYPES:
+        raise SelectionError(
+            f"error {error!r} is not valid; expected any, none, {', '.join(ERROR_TYPES[:-1])}"
+            f" or {ERROR_TYPES[-1]}."
+        )
+    return "error_type = %(where_error)s", error
+
+
+def _text_condition(text: str) -> Condition:
+    any_column: LiteralString = " OR ".join(
+        f"{column} ILIKE %(where_text)s" for column in _TEXT_COLUMNS
+    )
+    return f"({any_column})", f"%{_like_escaped(text)}%"
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """Parse the filter `client`. An address is a network with one address."""
+    try:
+        return _as_stored(ipaddress.ip_network(re.sub(r"%[^/]*", "", text), strict=False))
+    except ValueError:
+        raise SelectionError(
+            f"client {text!r} is not valid; expected an address such as 192.0.2.7 or a network"
+            " such as 192.0.2.0/24."
+        ) from None
+
+
+def _as_stored(
+    network: ipaddress.IPv4Network | ipaddress.IPv6Network,
+) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """Unmap an IPv4-mapped network, as the rows have it."""
+    mapped = network.network_address.ipv4_mapped if network.version == 6 else None  # noqa: PLR2004
+    if mapped is None or network.prefixlen < _IPV4_MAPPED_BITS:
+        return network
+    return ipaddress.IPv4Network((mapped, network.prefixlen - _IPV4_MAPPED_BITS))
 
 
 def _like_escaped(text: str) -> str:
@@ -231,3 +317,21 @@ def _like_escaped(text: str) -> str:
 def _is_storable(text: str) -> bool:
     """Return whether PostgreSQL can store the text: UTF-8, without NUL and lone surrogates."""
     return "\x00" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+_CONDITIONS: dict[str, Callable[[Any], Condition]] = {
+    "remote": lambda value: glob_condition("remote", "remote", value),
+    "host": lambda value: glob_condition("host", "host", value.lower()),  # lower case in all rows
+    "package": lambda value: glob_condition("package", "package", value),
+    "method": _method_condition,
+    "status": _status_condition,
+    "error": _error_condition,
+    "slower": lambda value: ("duration_ms > %(where_slower)s", float(value)),
+    "who": _who_condition,
+    "user": lambda value: glob_condition("user", "proxy_user", value),
+    "client": lambda value: ("client_ip <<= %(where_client)s::inet", str(_network(value))),
+    "node": lambda value: glob_condition("node", "node", value),
+    "since": lambda value: ("started_at >= %(where_since)s", value),
+    "until": lambda value: ("started_at < %(where_until)s", value),
+    "text": _text_condition,
+}

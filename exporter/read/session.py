@@ -31,6 +31,8 @@ _TRANSACTION_SETTINGS = """
 """
 _STATEMENT_TIMEOUT = "SELECT set_config('statement_timeout', %s, true)"
 
+_HAS_LOG = "SELECT to_regclass('access_log') IS NOT NULL"
+
 # All columns in the order of the table, with bytes in hexadecimal.
 _FIELDS = AccessLogEntry._fields
 COLUMN_NAMES = (*_FIELDS[:2], "logged_at", *_FIELDS[2:])
@@ -60,7 +62,15 @@ def open_database(
     """
     with reachable(settings.database) as target, connect(target, settings.database) as connection:
         connection.call_seconds = schema_seconds
-        ensure_schema(connection)
+        try:
+            ensure_schema(connection)
+        except psycopg.errors.InsufficientPrivilege:
+            if connection.execute(_HAS_LOG).fetchone() != (False,):
+                raise
+            raise SchemaError(
+                "The table access_log does not exist yet, and this role cannot create it;"
+                " the proxy creates it when it first connects, or run `artifactapi init`."
+            ) from None
         connection.call_seconds = settings.database.call_seconds
         yield connection
 

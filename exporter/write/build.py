@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from ..rows.entry_builder import EntryBuilder
-from ..settings import DatabaseSettings, PageSettings
+from ..settings import DatabaseSettings, ReadSettings
 from .worker import BuildResult, build_rows, code_digest, send, send_exchanges
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ class Worker:
     def configure(self, settings: Settings) -> None:
         """Tell it the settings. Must come before `send`."""
         # It needs no connection string, and those may hold a password.
-        without_dsn = replace(settings, database=DatabaseSettings(), page=PageSettings())
+        without_dsn = replace(settings, database=DatabaseSettings(), read=ReadSettings())
         with self._explaining_its_end():
             send(self._connection, (_DIGEST, without_dsn))
 

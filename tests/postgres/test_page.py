@@ -173,7 +173,6 @@ def test_traffic_counts_every_row_in_its_span(
         (_MAX_TIME, None),
         (None, _MAX_TIME),
         (_MIN_TIME, _MAX_TIME),
-        (_NOON, _NOON - timedelta(days=1)),
     ],
 )
 def test_extreme_times_are_accepted(
@@ -255,7 +254,7 @@ def test_role_without_read_access_is_told_what_to_do(any_dsn: str, table: Connec
                 list_rows(session, Selection(), 1, None, 5)
         finally:
             connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
-    assert "page.dsn" in explain(caught.value)
+    assert "read.dsn" in explain(caught.value)
 
 
 def test_newest_gaps_come_first(any_dsn: str) -> None:

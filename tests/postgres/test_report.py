@@ -78,6 +78,11 @@ def random_rows() -> list[AccessLogEntry]:
 ROWS = random_rows()
 
 
+def _small_gap(number: int, at: datetime) -> Gap:
+    gap_id = f"00000000-0000-4000-8000-{number + 100:012}"
+    return Gap(gap_id, "b", at.isoformat(), at.isoformat(), "buffer_full", 1 + number // 6)
+
+
 @pytest.fixture(scope="module")
 def table(postgres: Postgres) -> Iterator[str]:
     with temporary_schema(postgres) as dsn:
@@ -96,6 +101,7 @@ def table(postgres: Postgres) -> Iterator[str]:
                     "shutdown",
                     7,
                 ),
+                *(_small_gap(number, NOW - timedelta(minutes=5 * number)) for number in range(12)),
             ]
         )
         database.close()
@@ -222,10 +228,29 @@ def test_failures_unknown_hosts_and_callers(report: Report) -> None:
     assert callers.users == len({row.proxy_user for row in ROWS_IN_SPAN} - {None})
 
 
-def test_gaps_that_overlap_the_span(report: Report) -> None:
-    assert [(gap.node, gap.reason, gap.entries) for gap in report.gaps] == [
-        (HOSTILE_TEXT, "shutdown", 7)
-    ]
+def test_gaps_that_overlap_the_span_are_listed_one_by_one(report: Report) -> None:
+    found = [(gap.node, gap.reason, gap.entries) for gap in report.gaps.biggest]
+    small = [("b", "buffer_full", 2)] * 6 + [("b", "buffer_full", 1)] * 3
+    assert found == [(HOSTILE_TEXT, "shutdown", 7), *small]
+    times = [gap.to_at for gap in report.gaps.biggest[1:7]]
+    assert times == sorted(times, reverse=True)
+    assert (report.gaps.gaps, report.gaps.entries) == (12, 7 + 5 + 6 * 2)  # one is not before NOW
+    console = Console(width=80)
+    with console.capture() as shown:
+        console.print(report_text(report, 80))
+    assert "Gaps in the log: 12 with 24 requests" in shown.get()
+    assert "Gaps in the log: 12, 24 requests lost; the 10 biggest" in report_html(report)
+
+
+def test_gaps_of_a_report_for_one_node(table: str) -> None:
+    with open_database(Settings().with_dsn(table)) as connection:
+        node_report = make_report(connection, Selection(node="b"), NOW)
+        build_report = make_report(connection, Selection(node="b", user="build-1"), NOW)
+    assert {gap.node for gap in node_report.gaps.biggest} == {"b"}
+    assert (node_report.gaps.gaps, node_report.note_on_gaps) == (11, "")
+    assert build_report.gaps == node_report.gaps
+    note = "The gaps are those of this node, regardless of the other filters."
+    assert build_report.note_on_gaps == note
 
 
 def test_report_for_one_build(table: str) -> None:
@@ -242,7 +267,8 @@ def test_report_for_one_build(table: str) -> None:
 def test_note_that_gaps_ignore_the_filters(table: str, report: Report) -> None:
     with open_database(Settings().with_dsn(table)) as connection:
         build_report = make_report(connection, Selection(user="build-1"), NOW)
-    assert build_report.gaps == report.gaps != []
+    assert build_report.gaps == report.gaps
+    assert report.gaps.gaps > 0
     note = "The gaps are those of all requests, regardless of the filters."
     for width in (80, 150):
         console = Console(width=width)

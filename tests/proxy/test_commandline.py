@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from tests.support.upstream import RawUpstream
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -79,9 +80,77 @@ def test_init_creates_schema_and_prints_working_grants(
         query("DROP OWNED BY cli_proxy, cli_reader; DROP ROLE cli_proxy, cli_reader")
 
 
+@contextlib.contextmanager
+def _two_roles(dsn: str, query: Callable[..., list[tuple[object, ...]]]) -> Iterator[list[str]]:
+    """Create a role that can only write and one that can only read. Yield their DSNs."""
+    names = ("proxy", "reader")
+    grants = call(
+        *("init", "--proxy-role", "only_proxy", "--reader-role", "only_reader"), ARTIFACTAPI_DSN=dsn
+    )
+    query("CREATE ROLE only_proxy LOGIN; CREATE ROLE only_reader LOGIN")
+    try:
+        query(grants.stdout)
+        yield [dsn.replace("user=postgres", f"user=only_{name}") for name in names]
+    finally:
+        query("DROP OWNED BY only_proxy, only_reader; DROP ROLE only_proxy, only_reader")
+
+
+def test_commands_that_read_use_the_readers_dsn_of_the_settings_file(
+    dsn: str, query: Callable[..., list[tuple[object, ...]]], tmp_path: Path
+) -> None:
+    write(dsn, 1, path="/the-row")
+    config = tmp_path / "settings.yaml"
+    with _two_roles(dsn, query) as (proxy, reader):
+        config.write_text(f"database: {{dsn: '{proxy}'}}\nread: {{dsn: '{reader}'}}\n")
+        options = ("--config", str(config))
+        for command in (["tail"], ["export", "csv"], ["psql", "-c", "TABLE access_log"]):
+            for env in ({}, {"ARTIFACTAPI_DSN": proxy}):
+                done = call(*options, *command, **env)
+                assert (done.returncode, "/the-row" in done.stdout) == (0, True), done.stderr
+        assert "1 requests" in call(*options, "report", "--since", "2023-01-01").stdout
+        assert call(*options, "gaps").returncode == 0
+        assert "user=only_reader" in call(*options, "dsn").stdout
+        for command in (["tail"], ["export", "csv"], ["report"], ["gaps"]):
+            done = call(*options, "--dsn", proxy, *command)
+            assert done.returncode > 0
+            assert "This database role cannot read the log; set read.dsn" in done.stderr
+        shown = call(*options, "--dsn", dsn, "psql", "-AtXc", "SELECT current_user").stdout
+        assert shown == "postgres\n"
+        call(*options, "--dsn", dsn, "psql", "-Xc", "DROP TABLE access_log_schema CASCADE")
+        done = call(*options, "init")
+        assert "permission denied" in done.stderr, "init uses database.dsn"
+
+
+def test_invalid_read_dsn_is_named_without_its_password(tmp_path: Path) -> None:
+    config = tmp_path / "settings.yaml"
+    config.write_text("read: {dsn: 'postgresql://me:p@ss/w0rd@h/x'}")
+    done = call("--config", str(config), "tail")
+    assert done.returncode == 1
+    assert "(read.dsn) is not valid" in done.stderr
+    assert "w0rd" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [["tail"], ["report"], ["export", "csv"], ["gaps"]])
+def test_reader_of_a_database_without_the_tables_gets_advice(
+    dsn: str, query: Callable[..., list[tuple[object, ...]]], command: list[str]
+) -> None:
+    query("CREATE ROLE early_reader LOGIN")
+    try:
+        query(
+            "DO $$ BEGIN EXECUTE format('GRANT USAGE ON SCHEMA %I TO early_reader',"
+            " current_schema()); END $$"
+        )
+        done = call("--dsn", dsn.replace("user=postgres", "user=early_reader"), *command)
+    finally:
+        query("DROP OWNED BY early_reader; DROP ROLE early_reader")
+    assert done.returncode > 0
+    assert "The table access_log does not exist yet" in done.stderr
+    assert "artifactapi init" in done.stderr
+
+
 @pytest.mark.parametrize(
     "command",
-    [["tail"], ["tail", "-f"], ["report"], ["export", "csv"], ["init"], ["psql"]],
+    [["tail"], ["tail", "-f"], ["report"], ["export", "csv"], ["gaps"], ["init"], ["psql"]],
 )
 def test_unavailable_database_gives_error_without_traceback_or_password(command: list[str]) -> None:
     result = call(
@@ -91,6 +160,22 @@ def test_unavailable_database_gives_error_without_traceback_or_password(command:
     assert "refused" in result.stderr
     assert "Traceback" not in result.stderr
     assert "hunter2" not in result.stderr
+
+
+def test_run_passes_config_and_dsn_to_the_proxy(dsn: str, tmp_path: Path) -> None:
+    output, config = tmp_path / "output", tmp_path / "settings.yaml"
+    config.write_text("node: from-the-file\nbatch: {max_seconds: 0.1}\n")
+    port = free_port()
+    options = ("--config", config.name, "--dsn", dsn)
+    listen = ("--listen-host", "127.0.0.1", "-p", str(port), "--set", f"confdir={tmp_path}")
+    with (
+        RawUpstream() as upstream,
+        contextlib.chdir(tmp_path),
+        started(output, *options, "run", *listen, ARTIFACTAPI_DSN="host=/nowhere"),
+    ):
+        eventually(lambda: "listening at" in output.read_text(), timeout=20)
+        assert fetch(("127.0.0.1", port), f"{upstream.url}/ok", "User-Agent: options")
+        assert AccessLog(dsn).row_for_agent("options")["node"] == "from-the-file"
 
 
 def test_run_starts_mitmdump_with_access_log(dsn: str, tmp_path: Path) -> None:
