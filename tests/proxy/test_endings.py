@@ -463,7 +463,7 @@ def test_a_request_mitmproxy_refuses(
 HOOKS = ("requestheaders", "request", "responseheaders", "response")
 
 
-@pytest.mark.parametrize("who", ["X-Meddle", "X-Meddle-Late"])
+@pytest.mark.parametrize("who", ["X-Fault", "X-Fault-Late"])
 @pytest.mark.parametrize("hook", HOOKS)
 def test_killed_by_another_addon(
     either: LoggedProxy, upstream: RawUpstream, who: str, hook: str
@@ -480,7 +480,7 @@ def test_killed_by_another_addon(
         assert Ending.from_row(row)[3:] == (None, None)
 
 
-@pytest.mark.parametrize("who", ["X-Meddle", "X-Meddle-Late"])
+@pytest.mark.parametrize("who", ["X-Fault", "X-Fault-Late"])
 @pytest.mark.parametrize("hook", HOOKS[:2])
 def test_answered_by_another_addon(
     either: LoggedProxy, upstream: RawUpstream, who: str, hook: str
@@ -491,14 +491,14 @@ def test_answered_by_another_addon(
     assert row["server_ip"] is None
 
 
-@pytest.mark.parametrize("who", ["X-Meddle", "X-Meddle-Late"])
+@pytest.mark.parametrize("who", ["X-Fault", "X-Fault-Late"])
 def test_changed_by_another_addon(proxied: LoggedProxy, upstream: RawUpstream, who: str) -> None:
     response, row = ask(proxied, f"{upstream.url}/ok", f"{who}: response change")
     same(response, row)
     assert Ending.from_row(row) == (299, None, 0, 4321, "upstream")
 
 
-@pytest.mark.parametrize("who", ["X-Meddle", "X-Meddle-Late"])
+@pytest.mark.parametrize("who", ["X-Fault", "X-Fault-Late"])
 @pytest.mark.parametrize(("deed", "size"), [("stream", 2000), ("double", 4000)])
 @pytest.mark.parametrize("path", ["/sized?size=2000", "/cut-sized?size=9000&sent=2000"])
 def test_streamed_by_another_addon(
@@ -653,12 +653,12 @@ def test_a_tunnel_to_nowhere(secure: LoggedProxy) -> None:
 
 
 def test_a_tunnel_an_addon_refuses(secure: LoggedProxy, https: RawUpstream) -> None:
-    response, row = connect(secure, "localhost", https.port, "X-Meddle-Late: http_connect answer")
+    response, row = connect(secure, "localhost", https.port, "X-Fault-Late: http_connect answer")
     assert Ending.from_row(row) == (403, None, None, 9, "addon")
     same(response, row)
 
 
-@pytest.mark.parametrize("who", ["X-Meddle", "X-Meddle-Late"])
+@pytest.mark.parametrize("who", ["X-Fault", "X-Fault-Late"])
 def test_a_tunnel_an_addon_kills(secure: LoggedProxy, https: RawUpstream, who: str) -> None:
     response, row = connect(secure, "localhost", https.port, f"{who}: http_connect kill")
     assert response is None

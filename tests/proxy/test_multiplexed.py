@@ -200,7 +200,7 @@ def test_killed_by_another_addon(
     proxied = rigs["plain"]
     agent = proxied.new_agent()
     with through(proxied, http1.address) as client:
-        number = client.request("/ok", ("user-agent", agent), ("x-meddle-late", f"{hook} kill"))
+        number = client.request("/ok", ("user-agent", agent), ("x-fault-late", f"{hook} kill"))
         (stream,) = client.wait(number)
         row = proxied.row_for_agent(agent)
     assert stream.status is None
