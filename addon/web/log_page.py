@@ -142,7 +142,8 @@ class _ListHandler(_PageHandler):
     async def _query(self, page: page_view.Page) -> None:
         """Fill the page from the database, or with the reason why that failed."""
         try:
-            selection = Selection.parse(page_view.with_utc_times(page.filters))
+            # The page shows times in UTC.
+            selection = Selection.parse(page.filters, zone=UTC)
             after = _cursor(self)
         except SelectionError as e:
             page.error = str(e)

@@ -26,7 +26,6 @@ CHART_WIDTH = SVG_WIDTH
 CHART_HEIGHT = 120
 SEGMENTS = ("failed", "refused", "ok")  # CSS classes of a bar's segments, from the bottom up
 
-_TIME_FILTERS = ("since", "until")
 _MAX_PATH_LENGTH = 400
 _FIRST_REDIRECT = 300
 
@@ -44,13 +43,6 @@ class Page:
     rows: RowPage | None = None
     gaps: list[RecordedGap] = field(default_factory=list)
     traffic: Traffic | None = None
-
-
-def with_utc_times(filters: dict[str, str]) -> dict[str, str]:
-    """Read times without a zone as UTC, because the page shows times in UTC."""
-    return {
-        name: _as_utc(value) if name in _TIME_FILTERS else value for name, value in filters.items()
-    }
 
 
 def moment(at: datetime) -> str:
@@ -130,11 +122,3 @@ def _bar_title(bucket: TrafficBucket) -> str:
         f"{minute(bucket.at)} UTC: {bucket.requests:,} requests, {bucket.refused:,} of them 4xx,"
         f" {bucket.failed:,} failed, {size(bucket.response_bytes)}"
     )
-
-
-def _as_utc(text: str) -> str:
-    try:
-        at = datetime.fromisoformat(text.strip())
-    except ValueError:
-        return text
-    return text if at.tzinfo else at.replace(tzinfo=UTC).isoformat()

@@ -97,7 +97,8 @@ def web(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         encoding="utf-8",
     )
     with temporary_schema(postgres) as dsn, RawUpstream() as upstream:
-        env = {"ARTIFACTAPI_DSN": dsn, "ARTIFACTAPI_HOME": str(folder / "home")}
+        # The page shows times in UTC, whatever the zone of the proxy.
+        env = {"ARTIFACTAPI_DSN": dsn, "ARTIFACTAPI_HOME": str(folder / "home"), "TZ": "Asia/Tokyo"}
         options = ("--set", f"artifactapi_config={settings}")
         with Mitm(folder, *options, scripts=[SCRIPT], env=env, program="mitmweb") as proxy:
             yield Web(AccessLog(dsn), proxy, WebInterface(proxy.web_url), upstream)
@@ -212,6 +213,44 @@ def test_rows_of_yesterday_are_found_on_several_pages(web: Web) -> None:
     assert found == rows, "each row once, newest first"
 
 
+def test_form_has_a_field_for_each_filter_and_keeps_its_value(web: Web) -> None:
+    values = {"status": "404", "error": "dns", "slower": "1ms", "since": "7d", "until": "1d"}
+    values |= {"client": "192.0.2.0/24"}
+    for name in FILTER_NAMES:
+        value = values.get(name, "abc")
+        code, text = web.page.get(f"{PAGE}?{urllib.parse.urlencode({name: value})}")
+        assert code == 200
+        assert f'name="{name}" value="{value}"' in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("query", "paths"),
+    [
+        ("who=build-9", ["/a"]),
+        ("who=192.0.2.77", ["/b"]),
+        ("user=build-*", ["/a"]),
+        ("client=192.0.2.77", ["/a", "/b"]),
+        ("client=192.0.2.64/26&method=put", ["/b"]),
+        ("node=far-away", ["/b"]),
+        ("since=today", ["/b"]),
+        ("since=yesterday&until=today", ["/a"]),
+        ("until=now", ["/a", "/b"]),
+    ],
+)
+def test_search_by_who_client_method_node_and_day(web: Web, query: str, paths: list[str]) -> None:
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    host = f"{uuid.uuid4()}.example"
+    both = {"host": host, "client_ip": "192.0.2.77", "scheme": "https", "port": 443}
+    before = midnight - timedelta(seconds=1)
+    web.write(
+        _sample(1, before, **both, path="/a", proxy_user="build-9"),
+        _sample(2, midnight, **both, path="/b", proxy_user=None, method="PUT", node="far-away"),
+    )
+    code, text = web.page.get(f"{PAGE}?host={host}&{query}")
+    assert code == 200
+    assert [path for path in ("/a", "/b") if f"https://{host}{path}<" in text] == paths
+
+
 def _links_to_older_rows(page: str) -> list[str]:
     return [
         f"/{html.unescape(word)}"
@@ -288,7 +327,10 @@ def test_text_in_url_is_escaped(web: Web, value: str) -> None:
             "since=9999-12-31T23:59:59-14:00",
             "since '9999-12-31T23:59:59-14:00' is not valid",
         ),
-        ("error=1", "error '1' is not valid"),
+        ("error=1", "error '1' is not valid; expected any, none, dns, connect"),
+        ("method=GE%20T", "method 'GE T' is not valid"),
+        ("client=192.0.2", "client '192.0.2' is not valid; expected an address"),
+        ("since=1h&until=2h", "since must be earlier than until."),
         ("at=now&id=7", "The address has no valid position in the log"),
     ],
 )
@@ -485,6 +527,24 @@ def test_search_without_match_says_so_and_can_be_cleared(web: Web, page: Page) -
     expect(page.locator("table.rows")).to_contain_text("No rows match.")
     page.get_by_role("link", name="Show all").click()
     expect(page.locator("table.rows tbody a").first).to_be_visible()
+
+
+def test_user_finds_the_requests_of_one_client(web: Web, page: Page) -> None:
+    host = f"{uuid.uuid4()}.example"
+    anonymous = {"host": host, "proxy_user": None}
+    web.write(
+        _sample(1, _hours_ago(0), **anonymous, client_ip="2001:db8::1", path="/one"),
+        _sample(2, _hours_ago(0), **anonymous, client_ip="2001:db8::2", path="/two"),
+    )
+    page.goto(f"{web.address}{PAGE}")
+    page.get_by_text("More filters").click()
+    page.get_by_label("Host", exact=True).fill(host)
+    page.get_by_label("Who", exact=True).fill("2001:db8::2")
+    page.get_by_role("button", name="Search").click()
+    expect(page.locator("table.rows tbody tr")).to_have_count(1)
+    expect(page.locator("table.rows tbody")).to_contain_text("/two")
+    expect(page.locator("table.rows tbody")).to_contain_text("2001:db8::2")
+    expect(page.get_by_label("Who", exact=True)).to_be_visible()
 
 
 def test_rows_stay_when_flows_are_cleared_in_mitmweb(web: Web, page: Page) -> None:
