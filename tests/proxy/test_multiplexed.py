@@ -1,4 +1,4 @@
-"""HTTP/2: streams side by side on one connection, each its own row, however they or the connection end."""
+"""Each HTTP/2 stream becomes one row, however the stream or its connection ends."""
 
 from __future__ import annotations
 
@@ -22,34 +22,35 @@ if TYPE_CHECKING:
 
     from tests.support.postgres import Postgres
 
-# Otherwise mitmproxy offers its client what upstream speaks.
-LAZY = ("--set", "connection_strategy=lazy")
+# With the eager strategy, mitmproxy offers the client only the protocols that the upstream speaks.
+LAZY_CONNECTION = ("--set", "connection_strategy=lazy")
 
 
 @pytest.fixture(scope="module")
-def rigs(
+def proxies(
     postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, LoggedProxy]]:
-    """A proxy that buffers and one that streams."""
-    plain, streams = tmp_path_factory.mktemp("plain"), tmp_path_factory.mktemp("streaming")
+    """Run a proxy that buffers bodies and one that streams them."""
+    plain = tmp_path_factory.mktemp("plain")
+    streamed = tmp_path_factory.mktemp("streaming")
     with (
         logged_proxy(
-            postgres, plain, "--ssl-insecure", *LAZY, scripts=fault_addons(plain, SCRIPT)
-        ) as one,
+            postgres, plain, "--ssl-insecure", *LAZY_CONNECTION, scripts=fault_addons(plain, SCRIPT)
+        ) as buffering,
         logged_proxy(
             postgres,
-            streams,
-            *LAZY,
+            streamed,
+            *LAZY_CONNECTION,
             *("--ssl-insecure", "--set", "stream_large_bodies=10"),
-            scripts=fault_addons(streams, SCRIPT),
-        ) as other,
+            scripts=fault_addons(streamed, SCRIPT),
+        ) as streaming,
     ):
-        yield {"plain": one, "streaming": other}
+        yield {"plain": buffering, "streaming": streaming}
 
 
 @pytest.fixture(scope="module")
 def http1(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RawUpstream]:
-    """An upstream that speaks HTTP/1 only."""
+    """Run an upstream that speaks only HTTP/1."""
     with RawUpstream(certificate(tmp_path_factory.mktemp("tls"))) as running:
         yield running
 
@@ -58,10 +59,10 @@ def http1(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RawUpstream]:
 def http2(
     http1: RawUpstream, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, int]]:
-    """The same, behind a gateway that makes HTTP/2 of it."""
+    """Run a gateway that offers the same upstream over HTTP/2; return its address."""
     with Mitm(
         tmp_path_factory.mktemp("gateway"),
-        *LAZY,
+        *LAZY_CONNECTION,
         *("--mode", f"reverse:{http1.url}@0", "--ssl-insecure"),
         *("--set", "stream_large_bodies=1"),
     ) as gateway:
@@ -69,29 +70,31 @@ def http2(
 
 
 @pytest.fixture(scope="module", params=["plain", "streaming"])
-def proxied(request: pytest.FixtureRequest, rigs: dict[str, LoggedProxy]) -> LoggedProxy:
-    """Each of the two in turn."""
-    found: LoggedProxy = rigs[request.param]
-    return found
+def proxied(request: pytest.FixtureRequest, proxies: dict[str, LoggedProxy]) -> LoggedProxy:
+    """Run the test with each of the two proxies."""
+    proxy: LoggedProxy = proxies[request.param]
+    return proxy
 
 
 @pytest.fixture(scope="module", params=["http1", "http2"])
 def upstream(
     request: pytest.FixtureRequest, http1: RawUpstream, http2: tuple[str, int]
 ) -> tuple[str, int]:
-    """Each of the two in turn."""
+    """Run the test with each of the two upstreams."""
     return http1.address if request.param == "http1" else http2
 
 
-def through(proxied: LoggedProxy, upstream: tuple[str, int]) -> Http2Client:
+def connect(proxied: LoggedProxy, upstream: tuple[str, int]) -> Http2Client:
     return Http2Client.through(
         proxied.proxy.address, "127.0.0.1", upstream[1], proxied.proxy.ca_path
     )
 
 
-def test_parallel_streams(proxied: LoggedProxy, upstream: tuple[str, int]) -> None:
+def test_parallel_streams_are_separate_rows(
+    proxied: LoggedProxy, upstream: tuple[str, int]
+) -> None:
     agent = ("user-agent", proxied.new_agent())
-    with through(proxied, upstream) as client:
+    with connect(proxied, upstream) as client:
         numbers = [client.request(f"/chunked?size={size}", agent) for size in range(900, 1000, 10)]
         numbers += [client.request(f"/sized?size={size}", agent) for size in range(800, 900, 10)]
         streams = client.wait(*numbers)
@@ -103,15 +106,15 @@ def test_parallel_streams(proxied: LoggedProxy, upstream: tuple[str, int]) -> No
     assert len({row["client_port"] for row in rows}) == 1
 
 
-@pytest.mark.parametrize("length", [True, False])
-def test_an_upload(
-    proxied: LoggedProxy, upstream: tuple[str, int], http2: tuple[str, int], length: bool
+@pytest.mark.parametrize("with_length", [True, False])
+def test_upload_size_is_logged(
+    proxied: LoggedProxy, upstream: tuple[str, int], http2: tuple[str, int], with_length: bool
 ) -> None:
-    if not length and upstream != http2:
-        pytest.skip("mitmproxy cannot tell an HTTP/1 upstream the end of such a body")
+    if not with_length and upstream != http2:
+        pytest.skip("mitmproxy cannot signal the end of such a body to an HTTP/1 upstream")
     agent = ("user-agent", proxied.new_agent())
-    with through(proxied, upstream) as client:
-        extra = (("content-length", "50000"),) if length else ()
+    with connect(proxied, upstream) as client:
+        extra = (("content-length", "50000"),) if with_length else ()
         number = client.request("/echo", agent, *extra, method="POST", end=False)
         client.send_body(number, b"x" * 50000)
         (stream,) = client.wait(number)
@@ -122,12 +125,12 @@ def test_an_upload(
 
 
 @pytest.mark.parametrize("code", [ErrorCodes.CANCEL, ErrorCodes.INTERNAL_ERROR])
-def test_a_stream_the_client_resets(
+def test_client_resets_stream(
     proxied: LoggedProxy, http1: RawUpstream, upstream: tuple[str, int], code: ErrorCodes
 ) -> None:
     http1.hold()
     agent, before = proxied.new_agent(), len(http1.requests)
-    with through(proxied, upstream) as client:
+    with connect(proxied, upstream) as client:
         number = client.request("/slow-head", ("user-agent", agent))
         eventually(lambda: len(http1.requests) > before)
         client.reset(number, code)
@@ -136,18 +139,20 @@ def test_a_stream_the_client_resets(
         client.wait(other)
         assert proxied.row_for_agent("after " + agent)["status_code"] == 200
     http1.release()
-    # With HTTP/2 on both sides mitmproxy does not say which of them reset a stream.
-    known = upstream == http1.address or code is ErrorCodes.CANCEL
+    # With HTTP/2 on both sides, mitmproxy does not report which side reset a stream.
+    sender_known = upstream == http1.address or code is ErrorCodes.CANCEL
     assert Ending.from_row(row)[0] is None
-    assert row["error_type"] == ("client_disconnected" if known else "_OTHER")
+    assert row["error_type"] == ("client_disconnected" if sender_known else "_OTHER")
     assert row["error"].startswith("stream reset by ")
 
 
 @pytest.mark.parametrize("goaway", [True, False])
-def test_a_client_that_leaves(proxied: LoggedProxy, tmp_path: Path, goaway: bool) -> None:
+def test_client_disconnects_with_open_streams(
+    proxied: LoggedProxy, tmp_path: Path, goaway: bool
+) -> None:
     agent = proxied.new_agent()
     with RawUpstream(certificate(tmp_path)) as upstream:
-        with through(proxied, upstream.address) as client:
+        with connect(proxied, upstream.address) as client:
             for _ in range(3):
                 client.request("/slow-head", ("user-agent", agent))
             eventually(lambda: len(upstream.requests) == 3)
@@ -160,21 +165,16 @@ def test_a_client_that_leaves(proxied: LoggedProxy, tmp_path: Path, goaway: bool
 @pytest.mark.parametrize(
     ("path", "size"), [("/close-before-head", None), ("/cut-sized", 100), ("/cut-chunked", 1500)]
 )
-def test_an_upstream_that_fails(
+def test_upstream_fails(
     proxied: LoggedProxy, http1: RawUpstream, upstream: tuple[str, int], path: str, size: int | None
 ) -> None:
     agent = proxied.new_agent()
-    with through(proxied, upstream) as client:
+    with connect(proxied, upstream) as client:
         (stream,) = client.wait(client.request(path, ("user-agent", agent)))
         row = proxied.row_for_agent(agent)
     if path == "/close-before-head" and upstream != http1.address:
-        assert Ending.from_row(row) == (
-            502,
-            None,
-            0,
-            len(stream.body),
-            "upstream",
-        )  # the gateway's own
+        # The 502 comes from the gateway, which is a normal upstream here.
+        assert Ending.from_row(row) == (502, None, 0, len(stream.body), "upstream")
         return
     assert row["error"]
     if stream.status == 200:
@@ -184,7 +184,7 @@ def test_an_upstream_that_fails(
     else:
         assert stream.status == 502
         assert Ending.from_row(row)[2:] == (0, None, None)
-    # With HTTP/2 on both sides mitmproxy does not say which of them reset a stream.
+    # With HTTP/2 on both sides, mitmproxy does not report which side reset a stream.
     if "stream reset by" in row["error"]:
         assert row["error_type"] == "_OTHER"
         assert row["status_code"] == (200 if stream.status == 200 else None)
@@ -194,12 +194,12 @@ def test_an_upstream_that_fails(
 
 
 @pytest.mark.parametrize("hook", ["requestheaders", "request", "responseheaders", "response"])
-def test_killed_by_another_addon(
-    rigs: dict[str, LoggedProxy], http1: RawUpstream, hook: str
+def test_flow_killed_by_another_addon(
+    proxies: dict[str, LoggedProxy], http1: RawUpstream, hook: str
 ) -> None:
-    proxied = rigs["plain"]
+    proxied = proxies["plain"]
     agent = proxied.new_agent()
-    with through(proxied, http1.address) as client:
+    with connect(proxied, http1.address) as client:
         number = client.request("/ok", ("user-agent", agent), ("x-fault-late", f"{hook} kill"))
         (stream,) = client.wait(number)
         row = proxied.row_for_agent(agent)
