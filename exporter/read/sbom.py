@@ -67,9 +67,11 @@ def sbom(connection: DeadlineConnection, selection: Selection) -> str:
         ).fetchall()
     if len(rows) > MAX_COMPONENTS:
         raise TooManyError(
-            f"There are more than {MAX_COMPONENTS} artifacts; select fewer with --user or --since."
+            f"There are more than {MAX_COMPONENTS} artifacts; select fewer with --who or --since."
         )
-    subject = Component(name=selection.user or "all builds", type=ComponentType.APPLICATION)
+    subject = Component(
+        name=selection.user or selection.who or "all builds", type=ComponentType.APPLICATION
+    )
     tool = Component(name="artifactapi", type=ComponentType.APPLICATION)
     components = [_component(FetchedArtifact(*row)) for row in rows]
     dependencies = [Dependency(component.bom_ref) for component in components]
