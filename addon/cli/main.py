@@ -17,7 +17,7 @@ import psycopg
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from addon.cli.identify import identify_urls
-from addon.cli.queries import NO_ANSWER_EXIT, export, gaps, report, tail
+from addon.cli.queries import GapsUnknownError, export, gaps, report, tail
 from exporter import Settings, SettingsError, check_dsn, load_remotes, load_settings, resolve_dsn
 from exporter.postgres.connection import describe, reachable
 from exporter.postgres.dsn import without_password
@@ -61,10 +61,8 @@ def main(context: click.Context, dsn: str, config: Path | None) -> None:
         check_dsn(settings.database.dsn)
         check_dsn(settings.read.dsn, "read.dsn")
     except SettingsError as e:
-        error = click.ClickException(str(e))
-        if context.invoked_subcommand == gaps.name:
-            error.exit_code = NO_ANSWER_EXIT
-        raise error from None
+        is_gaps = context.invoked_subcommand == gaps.name
+        raise (GapsUnknownError if is_gaps else click.ClickException)(str(e)) from None
     context.obj = settings
 
 

@@ -69,7 +69,7 @@ _FILTERS = {
     ),
     "who": click.option(
         "--who",
-        help="Proxy login, or else the client address, as the column who shows; * matches any text.",
+        help="Proxy login or else client address, as in the column who; * matches any text.",
     ),
     "user": click.option("--user", help="Proxy login, such as a build's name; * matches any text."),
     "client": click.option(
@@ -78,13 +78,13 @@ _FILTERS = {
         help="Client address, or a network such as 192.0.2.0/24.",
     ),
     "node": click.option(
-        "--node", help="Proxy that wrote the row, as in the setting node; * matches any text."
+        "--node", help="Name of the proxy, as in its setting node; * matches any text."
     ),
     "since": click.option(
         "--since",
         metavar="TIME",
-        help="Start: how long ago, such as 10m or 7d; today, yesterday or a weekday, such as monday:"
-        " its last midnight; or an ISO time.",
+        help="Start: how long ago, such as 10m or 7d; a day, such as today, yesterday or monday, which"
+        " starts at local midnight; or an ISO time.",
     ),
     "until": click.option(
         "--until", metavar="TIME", help="End (exclusive), in the same form as --since."
@@ -92,9 +92,13 @@ _FILTERS = {
     "text": click.option("--text", help="Part of the host, path, package, purl or user."),
 }
 _GAP_FILTERS = ("node", "since", "until")
-# Exit codes of the command gaps. A failure must not look like gaps.
-_GAPS_EXIT = 1
-NO_ANSWER_EXIT = 2
+_GAPS_EXIT = 1  # exit code of the command gaps
+
+
+class GapsUnknownError(click.ClickException):
+    """The command gaps has failed. The exit code tells that from gaps."""
+
+    exit_code = 2
 
 
 def filters(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -242,8 +246,7 @@ def gaps(context: click.Context, *, as_json: bool, selection: Selection) -> None
                 for gap_line in gap_lines(found):
                     console.print(gap_line)
     except click.ClickException as e:
-        e.exit_code = NO_ANSWER_EXIT
-        raise
+        raise GapsUnknownError(e.message) from None
     if found:
         context.exit(_GAPS_EXIT)
 
