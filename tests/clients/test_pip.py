@@ -1,4 +1,4 @@
-"""A real pip through a real proxy: the row holds the wheel's size."""
+"""Run a real pip through a real proxy and compare the rows with the files it downloaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_pip_install_leaves_a_row_with_the_size_of_the_wheel(dsn: str, tmp_path: Path) -> None:
+def test_pip_install_logs_page_and_wheel(dsn: str, tmp_path: Path) -> None:
     try:
         pip = pip_command()
     except FileNotFoundError as e:

@@ -1,4 +1,4 @@
-"""The short form of the chaos suite: a fixed schedule of faults under load, and a log that is whole after it."""
+"""Run a short, fixed schedule of chaos faults under load and check that the log is complete."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ _SCHEDULE = (
 _BOUNDS = Bounds(call_seconds=1.0, connect_seconds=2.0, retry_max_seconds=1.0, rate=100.0)
 
 
-def test_nothing_is_missing_or_double_whatever_befalls_postgres_and_the_proxy(
-    tmp_path: Path,
-) -> None:
+def test_no_row_is_lost_or_duplicated_under_faults(tmp_path: Path) -> None:
     report = run(tmp_path, iter(_SCHEDULE), _BOUNDS, seconds=90)
     sys.stdout.write(report.text())  # pytest shows it if the next line fails
     assert report.complaints == []

@@ -1,4 +1,4 @@
-"""The digest of an artifact: of whole bodies, buffered or streamed, where it was asked for."""
+"""With `artifact.sha256`, complete artifacts get a digest, whether buffered or streamed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("streaming", [(), ("--set", "stream_large_bodies=1k")])
-def test_whole_artifacts_have_their_digest(
+def test_only_complete_artifacts_have_a_digest(
     dsn: str, tmp_path: Path, streaming: tuple[str, ...]
 ) -> None:
     wheel = make_wheel(tmp_path / "files")

@@ -1,4 +1,4 @@
-"""HTTP/3: streams side by side, resets and a client that leaves, each stream its own row."""
+"""Each HTTP/3 stream becomes one row, also after a reset or a disconnect."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def proxied(
     upstream: Http3Upstream,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[LoggedProxy]:
-    """A gateway that buffers, and one that streams."""
+    """Run the test with a gateway that buffers bodies and with one that streams them."""
     mode = f"reverse:http3://127.0.0.1:{upstream.port}@0"
     folder = tmp_path_factory.mktemp("http3")
     with logged_proxy(
@@ -38,7 +38,7 @@ def proxied(
         yield running
 
 
-def test_parallel_streams(proxied: LoggedProxy) -> None:
+def test_parallel_streams_are_separate_rows(proxied: LoggedProxy) -> None:
     sizes = list(range(1000, 1010))
     agent = proxied.new_agent()
     streams = send_requests(proxied.proxy.port, agent, *(f"/size/{size}" for size in sizes))
@@ -48,11 +48,12 @@ def test_parallel_streams(proxied: LoggedProxy) -> None:
     assert {(row["status_code"], row["http_version"]) for row in rows} == {(200, "HTTP/3")}
 
 
-def test_a_stream_that_upstream_resets(proxied: LoggedProxy) -> None:
+def test_upstream_resets_stream(proxied: LoggedProxy) -> None:
     agent = proxied.new_agent()
     (stream,) = send_requests(proxied.proxy.port, agent, "/reset")
     row = proxied.row_for_agent(agent)
-    # Mitmproxy does not say which side reset a stream, and so not whether the client got its 502.
+    # mitmproxy does not report which side reset a stream, so the row cannot tell whether the
+    # client received the 502.
     if stream.status == 200:
         assert Ending.from_row(row) == (200, "_OTHER", 0, len(stream.body), "upstream")
     else:
@@ -61,7 +62,7 @@ def test_a_stream_that_upstream_resets(proxied: LoggedProxy) -> None:
 
 
 @pytest.mark.parametrize("reset", [ErrorCode.H3_REQUEST_CANCELLED, None])
-def test_a_client_that_cancels_or_leaves(
+def test_client_cancels_streams_or_disconnects(
     proxied: LoggedProxy, upstream: Http3Upstream, reset: int | None
 ) -> None:
     agent, before = proxied.new_agent(), upstream.request_count

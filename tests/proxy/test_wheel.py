@@ -1,4 +1,4 @@
-"""The wheel, built from this checkout, works where no source tree is near."""
+"""The wheel built from this checkout works outside of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.timeout(300)
-def test_the_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
+def test_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
     built = tmp_path / "dist"
     subprocess.run(
         ["uv", "build", "--quiet", "--out-dir", built, ROOT],
