@@ -7,25 +7,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.read import lines
-from exporter.read.chart import SVG_WIDTH, svg_bars
-from exporter.read.human import printable, share, size
+from exporter.read.chart import bar_width, svg_chart, width_name
+from exporter.read.human import package_text, plural, printable, share, size
 from exporter.read.status import is_failure, is_refusal
 
 if TYPE_CHECKING:
     from exporter.health import Health
-    from exporter.read.chart import ChartBar
+    from exporter.read.chart import SvgChart
     from exporter.read.gaps import RecordedGap
     from exporter.read.newest import Row
     from exporter.read.page import ColumnValue, RowPage, Traffic, TrafficBucket
 
 MAX_FILTER_LENGTH = 500  # characters per search field
-CHART_WIDTH = SVG_WIDTH
-CHART_HEIGHT = 120
-SEGMENTS = ("failed", "refused", "ok")  # CSS classes of a bar's segments, from the bottom up
 
+_CHART_HEIGHT = 120  # units of the viewBox
+_STYLE_SHEET = Path(__file__).with_name("files") / "style.css"
 _MAX_PATH_LENGTH = 400
 _FIRST_REDIRECT = 300
 
@@ -43,6 +43,11 @@ class Page:
     rows: RowPage | None = None
     gaps: list[RecordedGap] = field(default_factory=list)
     traffic: Traffic | None = None
+
+
+def style_sheet() -> str:
+    """Return the style sheet, for pages that users see before they log in and may request files."""
+    return _STYLE_SHEET.read_text(encoding="utf-8")
 
 
 def moment(at: datetime) -> str:
@@ -93,32 +98,59 @@ def value(column: ColumnValue) -> str | None:
     return printable(str(column.value))
 
 
-def bars(traffic: Traffic) -> list[tuple[str, ChartBar]]:
-    """Return the bars of the chart with their titles. Each bar has the segments named in SEGMENTS."""
-    stacks = [
-        # In a sample, each count is rounded separately, so the rest could be -1.
-        (bucket.failed, bucket.refused, max(0, bucket.requests - bucket.failed - bucket.refused))
+def package(row: Row) -> str:
+    """Return the package with its ecosystem, such as "npm left-pad 1.3.0"; empty: it is not known."""
+    return package_text(row.purl) if row.purl else ""
+
+
+def chart(traffic: Traffic) -> SvgChart:
+    """Return the chart of requests. Its bars have the segments named in chart.SEGMENTS."""
+    return svg_chart(list(map(_stack, traffic.buckets)), traffic.edges, _CHART_HEIGHT, UTC)
+
+
+def bar_titles(traffic: Traffic) -> list[str]:
+    """Return what each bar shows, in words."""
+    return [
+        f"{minute(bucket.at)} UTC: {plural(bucket.requests, 'request')}, {bucket.refused:,} refused"
+        f" (4xx), {bucket.failed:,} failed, {size(bucket.response_bytes)}"
         for bucket in traffic.buckets
     ]
-    titles = map(_bar_title, traffic.buckets)
-    return list(zip(titles, svg_bars(stacks, CHART_HEIGHT), strict=True))
+
+
+def legend(traffic: Traffic) -> list[tuple[str, str]]:
+    """Return the legend: for each segment of a bar its CSS class, and its name with the total."""
+    failed, refused, ok = map(sum, zip(*map(_stack, traffic.buckets), strict=True))
+    whole = failed + refused + ok
+    return [
+        ("ok", f"ok {ok:,}"),
+        ("refused", f"refused (4xx) {refused:,}"),
+        ("failed", f"failed {failed:,}" + (f" ({share(failed, whole)})" if failed else "")),
+    ]
+
+
+def per_bar(traffic: Traffic) -> str:
+    """Return the width of a bar, such as "hour"."""
+    return width_name(bar_width(traffic.until - traffic.since))
+
+
+def busiest(traffic: Traffic) -> str:
+    """Return the height of the highest bar."""
+    return f"{_about(traffic)}{max((bucket.requests for bucket in traffic.buckets), default=0):,}"
 
 
 def totals(traffic: Traffic) -> str:
-    """Summarize the chart in one sentence."""
+    """Return the number and size of the requests in all bars."""
     requests = sum(bucket.requests for bucket in traffic.buckets)
-    refused = sum(bucket.refused for bucket in traffic.buckets)
-    failed = sum(bucket.failed for bucket in traffic.buckets)
     response_bytes = sum(bucket.response_bytes for bucket in traffic.buckets)
-    about = "about " if traffic.sampled_percent else ""
-    return (
-        f"{about}{requests:,} requests, {size(response_bytes)}; {refused:,} refused (4xx),"
-        f" {failed:,} failed ({share(failed, requests)})"
-    )
+    return f"{_about(traffic)}{plural(requests, 'request')}, {size(response_bytes)}"
 
 
-def _bar_title(bucket: TrafficBucket) -> str:
-    return (
-        f"{minute(bucket.at)} UTC: {bucket.requests:,} requests, {bucket.refused:,} of them 4xx,"
-        f" {bucket.failed:,} failed, {size(bucket.response_bytes)}"
-    )
+def _about(traffic: Traffic) -> str:
+    return "about " if traffic.sampled_percent else ""
+
+
+def _stack(bucket: TrafficBucket) -> tuple[int, int, int]:
+    """Return the counts in the order of chart.SEGMENTS."""
+    # In a sample, each count is rounded separately, so the rest could be -1.
+    rest = max(0, bucket.requests - bucket.failed - bucket.refused)
+    return bucket.failed, bucket.refused, rest

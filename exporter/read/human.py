@@ -1,10 +1,26 @@
-"""Format sizes, durations, shares, and text from clients, for people. Knows no table and no terminal."""
+"""Format numbers, packages, and text from clients, for people. Knows no table and no terminal."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
+
+from packageurl import PackageURL
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _KILO = 1000
 _LAST_OF_BASIC_PLANE = 0xFFFF
+# Ecosystems whose namespace is the vendor of a distribution and not a part of the name.
+_DISTRIBUTIONS = frozenset({"alpm", "apk", "deb", "rpm"})
+
+
+class PackageText(NamedTuple):
+    """A package as its users call it: "deb" and "g++-12 12.2.0-14+deb12u1"."""
+
+    ecosystem: str
+    name: str  # with the version, if it is known
+
+    def __str__(self) -> str:
+        return f"{self.ecosystem} {self.name}"
 
 
 def printable(text: str) -> str:
@@ -17,6 +33,35 @@ def printable(text: str) -> str:
 def printable_json(text: str) -> str:
     r"""Make JSON safe to show, without changing its meaning: escape unprintable characters as \u009b."""
     return "".join(c if c.isprintable() else _json_escape(c) for c in text)
+
+
+def package(purl: str) -> PackageText | None:
+    """Return the package that a Package URL names, decoded and printable; None if it is not valid."""
+    try:
+        parts = PackageURL.from_string(purl)
+    except ValueError:
+        return None
+    name = parts.name
+    if parts.namespace and parts.type not in _DISTRIBUTIONS:
+        name = f"{parts.namespace}/{name}"
+    qualifiers: dict[str, str] = dict(parts.qualifiers)
+    version = qualifiers.get("tag") or parts.version  # of an image; its version is a digest
+    return PackageText(printable(parts.type), printable(f"{name} {version}" if version else name))
+
+
+def package_text(purl: str) -> str:
+    """Return the package with its ecosystem, or the text itself if it is not a valid Package URL."""
+    return str(package(purl) or printable(purl))
+
+
+def plural(count: int, noun: str) -> str:
+    """Format a count with its noun: "1 request", "2,000 requests"."""
+    return f"{count:,} {noun_for(count, noun)}"
+
+
+def noun_for(count: int, noun: str) -> str:
+    """Return the noun for this count, without the count."""
+    return noun if count == 1 else f"{noun}s"
 
 
 def size(count: float | None) -> str:

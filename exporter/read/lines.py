@@ -9,7 +9,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
 from ..rows.cache_status import FROM_CACHE
-from .human import duration, printable, size
+from .human import duration, package, printable, size
 from .status import is_failure, is_refusal
 
 if TYPE_CHECKING:
@@ -47,10 +47,8 @@ def line(row: Row, width: int | None) -> Text:
         text.append(_aligned(column.text(row), column), style=column.style(row))
         text.append(_SEPARATOR)
     error = f"{_SEPARATOR}{printable(row.error_type)}" if row.error_type else ""
-    what = printable(row.purl) if row.purl else url(row)
-    if width is not None:
-        what = _shortened(what, max(_MIN_WHAT_CELLS, width - text.cell_len - cell_len(error)))
-    text.append(what)
+    room = None if width is None else max(_MIN_WHAT_CELLS, width - text.cell_len - cell_len(error))
+    text.append(_package(row.purl, room) if row.purl else _shortened(url(row), room))
     return text.append(error, style="red")
 
 
@@ -78,9 +76,19 @@ def _aligned(text: str, column: _TailColumn) -> str:
     return padding + text if column.right_aligned else text + padding
 
 
-def _shortened(text: str, width: int) -> str:
+def _package(purl: str, width: int | None) -> str:
+    """Return the name and version of a package, with its ecosystem if there is room for all of it."""
+    found = package(purl)
+    name = found.name if found else printable(purl)
+    full = str(found or name)
+    if width is None or cell_len(full) <= width:
+        return full
+    return name if cell_len(name) <= width else set_cell_size(name, width - 1) + "\u2026"
+
+
+def _shortened(text: str, width: int | None) -> str:
     """Cut out the middle: the host at the start and, even more, the file name at the end matter most."""
-    if cell_len(text) <= width:
+    if width is None or cell_len(text) <= width:
         return text
     max_tail_cells = 2 * width // 3
     tail = text[-max_tail_cells:]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +12,7 @@ from uuid import UUID
 from psycopg import sql
 
 from ..postgres.connection import DeadlineExceededError, connect, describe
+from .chart import bar_edges
 from .newest import BY_START, Cursor, Row, newest
 from .session import read_only
 
@@ -27,16 +27,13 @@ if TYPE_CHECKING:
 
 TRAFFIC_SPAN = timedelta(hours=24)  # default
 _GRACE_SECONDS = 0.5  # lets the server end a statement first, because its error gives the reason
-_MAX_BUCKETS = 48
 # Above this cost, as the planner estimates it, the traffic is counted in a sample. A page read in
 # order costs 1 and a row about 0.02; so this is about a million rows, and well under a second.
 _SAMPLE_ABOVE_COST = 60_000.0
 
 _SMALLEST_ID = UUID(int=0)  # as a cursor's flow_id: no row with the same started_at comes after it
 _EPOCH = datetime.fromtimestamp(0, UTC)
-_LATEST = datetime(9000, 1, 1, tzinfo=UTC)  # leaves room for buckets after it
-_SECOND = timedelta(seconds=1)
-_MICROSECOND = timedelta(microseconds=1)
+_LATEST = datetime(9000, 1, 1, tzinfo=UTC)  # leaves room for a bucket that ends after it
 
 _ROW = "SELECT * FROM access_log WHERE started_at = %s AND flow_id = %s"
 _COMMENTS = """
@@ -44,7 +41,7 @@ _COMMENTS = """
     WHERE attrelid = 'access_log'::regclass AND attnum > 0
 """
 _TRAFFIC = sql.SQL("""
-    SELECT date_bin(%(width)s, started_at, %(origin)s) AS bucket, count(*),
+    SELECT width_bucket(started_at, %(edges)s::timestamptz[]) AS bucket, count(*),
            count(*) FILTER (WHERE access_log_refused(status_code)),
            count(*) FILTER (WHERE access_log_failed(status_code)),
            coalesce(sum(response_bytes), 0)
@@ -87,9 +84,13 @@ class TrafficBucket(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """The traffic in consecutive intervals of equal length, including those without requests."""
+    """The traffic in consecutive intervals, including those without requests.
+
+    The intervals are the bars of chart.py, in UTC. `edges` says where each starts and the last ends.
+    """
 
     buckets: list[TrafficBucket]
+    edges: list[datetime]
     since: datetime
     until: datetime
     sampled_percent: (
@@ -161,26 +162,24 @@ def traffic(
     """
     until = min(max(selection.until or now or datetime.now(UTC), _EPOCH), _LATEST)
     since = max(selection.since or until - TRAFFIC_SPAN, _EPOCH)
-    width = timedelta(seconds=max(1, math.ceil((until - since) / _MAX_BUCKETS / _SECOND)))
+    edges = bar_edges(since, until, UTC)
     where, values = selection.where()
-    values |= {"since": since, "until": until, "width": width, "origin": _EPOCH}
+    values |= {"since": since, "until": until, "edges": edges}
     statement = _TRAFFIC.format(sample=sql.SQL(""), where=where)
     cost = _estimated_cost(connection, statement, values)
     percent = None
     if cost > _SAMPLE_ABOVE_COST:
         percent = max(0.01, round(100 * _SAMPLE_ABOVE_COST / cost, 2))
         statement = _TRAFFIC.format(sample=_SAMPLE.format(sql.Literal(percent)), where=where)
-    counts = {at: row for at, *row in connection.execute(statement, values)}
+    counts = {bucket: row for bucket, *row in connection.execute(statement, values)}
     scale = 100 / percent if percent else 1
-    # Buckets start at multiples of their width, so that they stay the same while time goes on.
-    first = (since - _EPOCH) // width
-    last = (until - _EPOCH - _MICROSECOND) // width
-    times = [_EPOCH + number * width for number in range(first, last + 1)]
     buckets = [
-        TrafficBucket(at, *(round(int(count) * scale) for count in counts.get(at, (0, 0, 0, 0))))
-        for at in times
+        TrafficBucket(
+            at, *(round(int(count) * scale) for count in counts.get(bucket, (0, 0, 0, 0)))
+        )
+        for bucket, at in enumerate(edges[:-1], start=1)
     ]
-    return Traffic(buckets, since, until, percent)
+    return Traffic(buckets, edges, since, until, percent)
 
 
 def explain(error: Exception) -> str:

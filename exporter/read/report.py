@@ -6,12 +6,14 @@ import dataclasses
 import math
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct, structs
 from psycopg import sql
 
+from .chart import bar_edges, bar_width, width_name
 from .gaps import GapSummary, gap_summary
 from .selection import SelectionError
 from .session import read_only
@@ -24,13 +26,7 @@ if TYPE_CHECKING:
 DEFAULT_SPAN = timedelta(hours=24)
 TOP = 10  # length of each list
 _STATEMENT_SECONDS = 120.0
-_MAX_BARS = 60
 _BUCKETS_PER_E = 50  # duration buckets per factor of e; each is about 2 % wide
-_BAR_WIDTHS = tuple(
-    timedelta(minutes=minutes)
-    for minutes in (1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1440, 2880, 10_080)
-)
-_EPOCH = datetime(1970, 1, 5, tzinfo=UTC)  # a Monday, so that one-week bars start on Mondays
 # Bars start before the span and end after it, so the span must not touch the ends of the calendar.
 _EARLIEST, _LATEST = datetime(1900, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
@@ -44,7 +40,7 @@ _PLANNER_SETTINGS = """
 """
 
 _TRAFFIC = sql.SQL("""
-    SELECT date_bin(%(width)s, started_at, %(origin)s) AS at, cache_source,
+    SELECT width_bucket(started_at, %(edges)s::timestamptz[]) AS bar, cache_source,
            access_log_from_cache(cache_status) AS from_cache, error_type, status_code,
            count(*) AS requests, coalesce(sum(response_bytes), 0)::bigint AS bytes
     FROM access_log WHERE {where} GROUP BY 1, 2, 3, 4, 5
@@ -115,11 +111,13 @@ _ARTIFACTS = sql.SQL("""
 
 
 class TrafficBar(Struct, frozen=True):
-    """The traffic from `at` to the next bar."""
+    """The traffic from `at` to `until`. Other requests than failures and refusals are ok."""
 
     at: datetime
+    until: datetime
     requests: int = 0
     failures: int = 0
+    refusals: int = 0
     bytes: int = 0
 
 
@@ -203,7 +201,7 @@ class Artifacts(Struct, frozen=True):
 class Report(Struct, frozen=True):
     """A summary of a time span. Each list except `traffic` has at most TOP items, largest first.
 
-    Failures are defined in status.py.
+    Failures and refusals are defined in status.py, the bars of `traffic` in chart.py.
     """
 
     since: datetime
@@ -211,8 +209,9 @@ class Report(Struct, frozen=True):
     filters: dict[str, str]
     requests: int
     failures: int
+    refusals: int
     bytes: int
-    bar_seconds: int
+    bar_seconds: int  # of most bars; a bar can be shorter or longer if the clock changed
     traffic: list[TrafficBar]
     remotes: list[RemoteSummary]
     cache: list[CacheSummary]
@@ -220,6 +219,16 @@ class Report(Struct, frozen=True):
     failures_by_kind: list[FailureCount]
     callers: Callers
     gaps: GapSummary
+
+    @property
+    def edges(self) -> list[datetime]:
+        """Where each bar of `traffic` starts, and where the last one ends."""
+        return [*(bar.at for bar in self.traffic), self.traffic[-1].until]
+
+    @property
+    def per_bar(self) -> str:
+        """The width of a bar, such as "hour"."""
+        return width_name(timedelta(seconds=self.bar_seconds))
 
     @property
     def note_on_gaps(self) -> str:
@@ -236,6 +245,8 @@ def make_report(
 ) -> Report:
     """Summarize the selected rows. The time span defaults to the last 24 hours.
 
+    The bars follow the hours and days of the local time zone.
+
     Raises:
         SelectionError: the span ends before it starts, or is not between the years 1900 and 9000.
         psycopg.Error, DeadlineExceededError: the query failed, took too long, or lost its connection.
@@ -248,8 +259,8 @@ def make_report(
     since = selection.since or until - DEFAULT_SPAN
     selected = dataclasses.replace(selection, since=since, until=until)
     where, values = selected.where()
-    width = bar_width(until - since)
-    values |= {"since": since, "until": until, "width": width, "origin": _EPOCH}
+    edges = bar_edges(since, until)
+    values |= {"since": since, "until": until, "edges": edges}
     values |= {"top": TOP, "buckets_per_e": _BUCKETS_PER_E}
 
     def query(statement: sql.SQL) -> list[tuple[Any, ...]]:
@@ -262,15 +273,16 @@ def make_report(
         callers = msgspec.json.decode(query(_CALLERS)[0][0], type=Callers)
         fetched = msgspec.json.decode(query(_ARTIFACTS)[0][0], type=Artifacts)
         gaps = gap_summary(connection, selected, TOP)
-    bars = _traffic_bars(traffic, since, until, width)
+    bars = _traffic_bars(traffic, edges)
     return Report(
         since=since,
         until=until,
         filters=selection.filters(),
         requests=sum(bar.requests for bar in bars),
         failures=sum(bar.failures for bar in bars),
+        refusals=sum(bar.refusals for bar in bars),
         bytes=sum(bar.bytes for bar in bars),
-        bar_seconds=round(width.total_seconds()),
+        bar_seconds=round(bar_width(until - since).total_seconds()),
         traffic=bars,
         remotes=_remote_summaries(remotes),
         cache=_cache_summaries(traffic),
@@ -281,35 +293,19 @@ def make_report(
     )
 
 
-def bar_width(span: timedelta) -> timedelta:
-    """Return the shortest round width that divides the span into at most 60 bars.
-
-    For spans that are too long for the round widths: a whole number of days.
-    """
-    for width in _BAR_WIDTHS:
-        if span <= (_MAX_BARS - 1) * width:  # the first bar starts before the span
-            return width
-    return timedelta(days=-(-span.days // (_MAX_BARS - 2)))
-
-
-def _traffic_bars(
-    rows: list[tuple[Any, ...]], since: datetime, until: datetime, width: timedelta
-) -> list[TrafficBar]:
+def _traffic_bars(rows: list[tuple[Any, ...]], edges: list[datetime]) -> list[TrafficBar]:
     """Return all bars of the span in order, including those without requests."""
-    at = _EPOCH + (since - _EPOCH) // width * width
-    bars = {}
-    while at < until:
-        bars[at] = TrafficBar(at)
-        at += width
-    for bar_at, _, _, _, status_code, requests, size in rows:
-        bar = bars[bar_at]
-        bars[bar_at] = structs.replace(
+    bars = [TrafficBar(at, until) for at, until in pairwise(edges)]
+    for number, _, _, _, status_code, requests, size in rows:
+        bar = bars[number - 1]
+        bars[number - 1] = structs.replace(
             bar,
             requests=bar.requests + requests,
             failures=bar.failures + requests * is_failure(status_code),
+            refusals=bar.refusals + requests * is_refusal(status_code),
             bytes=bar.bytes + size,
         )
-    return list(bars.values())
+    return bars
 
 
 def _remote_summaries(rows: list[tuple[Any, ...]]) -> list[RemoteSummary]:

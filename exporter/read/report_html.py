@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from .chart import SVG_WIDTH, svg_bars
-from .human import duration, printable, share, size
+from .chart import SEGMENTS, SVG_WIDTH, svg_chart
+from .human import duration, noun_for, package_text, plural, printable, share, size
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -26,14 +26,17 @@ _CHART_HEIGHT = 140  # units of the viewBox
 def report_html(report: Report) -> str:
     """Return the page, with times in the local time zone. Text from clients is printable and escaped."""
     traffic = report.traffic
-    requests = [(bar.failures, bar.requests - bar.failures) for bar in traffic]
+    requests = [
+        (bar.failures, bar.refusals, bar.requests - bar.failures - bar.refusals) for bar in traffic
+    ]
     return _template().render(
         report=report,
-        titles=[_bar_title(bar) for bar in traffic],
-        request_bars=svg_bars(requests, _CHART_HEIGHT),
-        byte_bars=svg_bars([(0, bar.bytes) for bar in traffic], _CHART_HEIGHT),
-        chart_width=SVG_WIDTH,
-        chart_height=_CHART_HEIGHT,
+        titles=list(map(_bar_title, traffic)),
+        requests_chart=svg_chart(requests, report.edges, _CHART_HEIGHT),
+        bytes_chart=svg_chart([(bar.bytes,) for bar in traffic], report.edges, _CHART_HEIGHT),
+        totals=list(map(sum, zip(*requests, strict=True))),
+        segments=SEGMENTS,
+        svg_width=SVG_WIDTH,
     )
 
 
@@ -46,8 +49,14 @@ def _template() -> Template:
         lstrip_blocks=True,
         finalize=_finalize,
     )
-    environment.filters |= {"size": size, "duration": duration, "moment": _moment}
-    environment.globals |= {"share": share}
+    environment.filters |= {
+        "number": "{:,}".format,
+        "duration": duration,
+        "moment": _moment,
+        "package": package_text,
+        "size": size,
+    }
+    environment.globals |= {"noun_for": noun_for, "plural": plural, "share": share}
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
 
 
@@ -60,7 +69,8 @@ def _finalize(value: Any) -> Any:
 
 def _bar_title(bar: TrafficBar) -> str:
     return (
-        f"{_moment(bar.at)}: {bar.requests:,} requests, {bar.failures:,} failed, {size(bar.bytes)}"
+        f"{_moment(bar.at)}: {plural(bar.requests, 'request')}, {bar.refusals:,} refused (4xx),"
+        f" {bar.failures:,} failed, {size(bar.bytes)}"
     )
 
 

@@ -9,10 +9,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from .chart import segment_tops
-from .human import duration, printable, share, size
+from .chart import SEGMENTS, segment_tops, time_ticks, value_ticks
+from .human import duration, package_text, plural, printable, share, size
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from rich.console import RenderableType
@@ -23,7 +24,11 @@ _TOP = 5
 _TWO_COLUMN_WIDTH = 120  # cells; on a narrower terminal the tables are in one column
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _EIGHTHS = 8  # of a line, the resolution of _BLOCKS
-_CHART_LINES = 5
+_CHART_LINES = 6
+_MAX_STEPS = 3  # of the value axis
+_MAX_BAR_CELLS = 3
+_LABEL_CELLS = 8  # for one label of the time axis, with space around it
+_COLORS = {"failed": "red", "refused": "yellow", "ok": "green"}
 
 
 def report_text(report: Report, width: int) -> RenderableType:
@@ -43,39 +48,71 @@ def report_text(report: Report, width: int) -> RenderableType:
 
 def _head(report: Report) -> Text:
     filters = "".join(f", {name} {printable(value)}" for name, value in report.filters.items())
-    text = Text(f"{_moment(report.since)} to {_moment(report.until)}{filters}\n", style="bold")
+    since, until = (f"{at.astimezone():%Y-%m-%d %H:%M}" for at in (report.since, report.until))
+    text = Text(f"{since} to {until}{filters}\n", style="bold")
     fetched = report.fetched
     parts = [
-        f"{report.requests:,} requests",
-        f"{size(report.bytes)}",
+        plural(report.requests, "request"),
+        size(report.bytes),
         f"{share(report.failures, report.requests)} failed",
-        f"{fetched.artifacts:,} artifacts, {fetched.new_artifacts:,} of them never seen before",
-        f"{report.callers.clients:,} clients, {report.callers.users:,} users",
+        f"{plural(fetched.artifacts, 'artifact')}, {fetched.new_artifacts:,} never seen before",
+        f"{plural(report.callers.clients, 'client')}, {plural(report.callers.users, 'user')}",
     ]
     return text.append("; ".join(parts) + "\n", style="not bold")
 
 
 def _chart(report: Report, width: int) -> Text:
-    """Draw the requests over time, red up to the height of the failures."""
-    stacks = [(bar.failures, bar.requests - bar.failures) for bar in report.traffic]
-    tops = segment_tops(stacks, _CHART_LINES * _EIGHTHS)
-    label = f"{max(map(sum, stacks)):,}"
-    bar_cells = max(1, min(3, (width - len(label) - 2) // len(stacks)))
-    text = Text()
+    """Draw the requests over time. Empty if the terminal is too narrow for the bars."""
+    stacks = [
+        (bar.failures, bar.refusals, bar.requests - bar.failures - bar.refusals)
+        for bar in report.traffic
+    ]
+    highest = max(map(sum, stacks))
+    values = value_ticks(highest, _MAX_STEPS)
+    margin = len(f"{values[-1]:,}") + 1
+    bar_cells = min(_MAX_BAR_CELLS, (width - margin - 1) // len(stacks))
+    if not bar_cells:
+        return Text()
+    lines_per_value = _CHART_LINES // (len(values) - 1)
+    tops = segment_tops(stacks, values[-1], _CHART_LINES * _EIGHTHS)
+    text = Text(f"Requests per {report.per_bar}, at most {highest:,}\n")
     for line in reversed(range(_CHART_LINES)):
-        text.append(f"{label if line == _CHART_LINES - 1 else '':>{len(label)}} ", style="dim")
-        for failures_top, requests_top in tops:
-            is_failing = _block(failures_top, line) != " "
-            block = _block(requests_top, line) * bar_cells
-            text.append(block, style="red" if is_failing else "blue")
+        number, rest = divmod(line + 1, lines_per_value)
+        scale = f"{'':{margin}}│" if rest else f"{values[number]:>{margin - 1},} ┤"
+        text.append(scale, style="dim")
+        for bar_tops in tops:
+            text.append(_block(bar_tops[-1], line) * bar_cells, style=_color(bar_tops, line))
         text.append("\n")
-    chart_cells = len(stacks) * bar_cells
-    first, last = _moment(report.traffic[0].at), _moment(report.until)
-    unit = f"requests in {duration(report.bar_seconds * 1000)}"
-    text.append(" " * (len(label) + 1))
-    return text.append(
-        f"{first}{unit:^{max(0, chart_cells - len(first) - len(last))}}{last}\n", style="dim"
+    text.append(_time_axis(report, margin, bar_cells), style="dim")
+    totals = dict(zip(SEGMENTS, map(sum, zip(*stacks, strict=True)), strict=True))
+    text.append(" " * (margin + 1))
+    for name in reversed(SEGMENTS):
+        text.append("█", style=_COLORS[name]).append(f" {name} {totals[name]:,}   ")
+    text.rstrip()
+    return text
+
+
+def _color(bar_tops: Sequence[float], line: int) -> str:
+    """Return the color of a bar in a line: that of the worst requests that reach into it."""
+    reaching = (
+        name for name, top in zip(SEGMENTS, bar_tops, strict=True) if _block(top, line) != " "
     )
+    return _COLORS[next(reaching, "ok")]
+
+
+def _time_axis(report: Report, margin: int, bar_cells: int) -> str:
+    """Return the line below the bars and, below it, the times at which the marked bars start."""
+    cells = len(report.traffic) * bar_cells
+    axis, labels, free_from = ["─"] * cells, "", margin
+    for tick in time_ticks(report.edges, max_ticks=max(1, cells // _LABEL_CELLS)):
+        place = round(tick.position * cells)
+        start = max(margin, margin + 1 + place - len(tick.label) // 2)
+        end = start + len(tick.label)
+        if start >= free_from and end <= margin + 1 + cells:
+            axis[place] = "┬"
+            labels = labels.ljust(start) + tick.label
+            free_from = end + 1
+    return f"{0:>{margin - 1}} └{''.join(axis)}\n{labels}\n"
 
 
 def _block(top: float, line: int) -> str:
@@ -120,7 +157,9 @@ def _failures(report: Report) -> Table:
 def _biggest(report: Report) -> Table:
     table = _table("Biggest artifacts", "fetches", "size")
     for artifact in report.fetched.biggest[:_TOP]:
-        table.add_row(_name(artifact.purl), f"{artifact.fetches:,}", size(artifact.bytes))
+        table.add_row(
+            _name(package_text(artifact.purl)), f"{artifact.fetches:,}", size(artifact.bytes)
+        )
     return _or_none(table)
 
 
@@ -128,7 +167,11 @@ def _avoidable(report: Report) -> Table:
     title = f"A cache would have saved {size(report.fetched.avoidable_bytes)}"
     table = _table(title, "fetches", "saved")
     for artifact in report.fetched.avoidable[:_TOP]:
-        table.add_row(_name(artifact.purl), f"{artifact.fetches:,}", size(artifact.avoidable_bytes))
+        table.add_row(
+            _name(package_text(artifact.purl)),
+            f"{artifact.fetches:,}",
+            size(artifact.avoidable_bytes),
+        )
     return _or_none(table)
 
 
@@ -136,7 +179,7 @@ def _first_seen(report: Report) -> Table:
     table = _table(f"Never seen before: {report.fetched.new_artifacts:,}", "at", "user")
     for artifact in report.fetched.first_seen[:_TOP]:
         first_seen, user = _moment(artifact.first_seen), _name(artifact.first_user)
-        table.add_row(_name(artifact.purl), first_seen, user)
+        table.add_row(_name(package_text(artifact.purl)), first_seen, user)
     return _or_none(table)
 
 
@@ -151,7 +194,7 @@ def _unknown_hosts(report: Report) -> Table:
 
 def _gaps(report: Report) -> Table:
     gaps = report.gaps
-    count = f": {gaps.gaps:,} with {gaps.entries:,} requests" if gaps.gaps else ""
+    count = f": {gaps.gaps:,} with {plural(gaps.entries, 'request')}" if gaps.gaps else ""
     table = _table(f"Gaps in the log{count}", "lost", "from", "to")
     for gap in gaps.biggest[:_TOP]:
         name = _name(f"{gap.reason} {gap.node}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -13,6 +14,7 @@ import pytest
 from exporter import Settings
 from exporter.postgres.connection import DeadlineExceededError, connect
 from exporter.postgres.schema import ensure_schema
+from exporter.read.chart import MAX_BARS
 from exporter.read.gaps import recent_gaps
 from exporter.read.newest import Cursor
 from exporter.read.page import RowPage, explain, list_rows, page_session, row_columns, traffic
@@ -158,11 +160,28 @@ def test_traffic_counts_every_row_in_its_span(
         10 * len(within),
     ]
     assert found.sampled_percent is None
-    assert 48 <= len(found.buckets) <= 49
-    steps = {b.at - a.at for a, b in zip(found.buckets, found.buckets[1:], strict=False)}
-    assert steps == {timedelta(minutes=30)}
+    assert len(found.buckets) == 25
+    assert [bucket.at for bucket in found.buckets] == found.edges[:-1]
+    steps = {b - a for a, b in pairwise(found.edges)}
+    assert steps == {timedelta(hours=1)}
+    assert all(edge == edge.replace(minute=0, second=0, microsecond=0) for edge in found.edges)
     assert sum(bucket.requests for bucket in not_found.buckets) == sum(n % 6 == 2 for n in within)
     assert sum(bucket.requests for bucket in hour.buckets) == 3, "17, 34 and 51 minutes before"
+    assert {b - a for a, b in pairwise(hour.edges)} == {timedelta(minutes=1)}
+
+
+def test_days_of_traffic_start_at_midnight_in_utc(
+    write: Callable[[list[AccessLogEntry]], None], any_dsn: str
+) -> None:
+    midnight = datetime(2026, 3, 2, tzinfo=UTC)
+    times = [midnight - timedelta(microseconds=1), midnight, midnight + timedelta(hours=23)]
+    write([entry(n, at) for n, at in enumerate(times)])
+    selection = Selection(since=_NOON - timedelta(days=20), until=_NOON + timedelta(days=2))
+    with page_session(any_dsn, _SETTINGS, 5) as connection:
+        found = traffic(connection, selection)
+    counts = {bucket.at: bucket.requests for bucket in found.buckets if bucket.requests}
+    assert counts == {midnight - timedelta(days=1): 1, midnight: 2}
+    assert found.edges[0] == datetime(2026, 2, 10, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +199,7 @@ def test_extreme_times_are_accepted(
 ) -> None:
     selection = Selection(since=since, until=until)
     found = traffic(table, selection)
-    assert len(found.buckets) <= 50
+    assert len(found.buckets) <= MAX_BARS + 1
     assert list_rows(table, selection, 5, None, 5) == RowPage([], None)
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 import msgspec
 import psycopg
@@ -19,7 +20,8 @@ from rich.console import Console
 
 from addon.cli.main import main
 from exporter import Settings
-from exporter.read.report import Report, bar_width, make_report
+from exporter.read.chart import bar_edges
+from exporter.read.report import Report, make_report
 from exporter.read.report_html import report_html
 from exporter.read.report_text import report_text
 from exporter.read.selection import Selection
@@ -27,6 +29,7 @@ from exporter.read.session import open_database
 from exporter.write.database import Database
 from exporter.write.gaps import Gap
 from tests.support.access_log import temporary_schema
+from tests.support.command import call, write
 from tests.support.expected_results import HITS, is_fetch
 from tests.support.samples import make_entry
 from tests.support.terminal import on_terminal
@@ -126,6 +129,10 @@ def failed(row: AccessLogEntry) -> bool:
     return row.status_code is None or row.status_code >= 500
 
 
+def refused(row: AccessLogEntry) -> bool:
+    return row.status_code is not None and 400 <= row.status_code < 500
+
+
 def size(rows: list[AccessLogEntry]) -> int:
     return sum(row.response_bytes or 0 for row in rows)
 
@@ -134,16 +141,34 @@ def test_totals_and_bars(report: Report) -> None:
     assert (report.since, report.until) == (NOW - SPAN, NOW)
     assert report.requests == len(ROWS_IN_SPAN) > 300
     assert report.failures == sum(map(failed, ROWS_IN_SPAN))
+    assert report.refusals == sum(map(refused, ROWS_IN_SPAN)) > 0
     assert report.bytes == size(ROWS_IN_SPAN)
-    assert report.bar_seconds == 1800
-    assert len(report.traffic) == 49
+    assert report.bar_seconds == 3600
+    assert len(report.traffic) == 25
+    assert report.edges == bar_edges(NOW - SPAN, NOW)
     for bar in report.traffic:
-        rows = [
-            row for row in ROWS_IN_SPAN if bar.at <= started(row) < bar.at + timedelta(minutes=30)
-        ]
+        rows = [row for row in ROWS_IN_SPAN if bar.at <= started(row) < bar.until]
         assert bar.requests == len(rows)
         assert bar.failures == sum(map(failed, rows))
+        assert bar.refusals == sum(map(refused, rows))
         assert bar.bytes == size(rows)
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "Asia/Kolkata"])
+def test_days_start_at_local_midnight(table: str, zone: str) -> None:
+    span = ("--since", "2026-02-15", "--until", "2026-04-05")
+    done = call("--dsn", table, "report", "--json", *span, TZ=zone)
+    found = msgspec.json.decode(done.stdout, type=Report)
+    assert len(found.traffic) == 49
+    for bar in found.traffic:
+        midnight = bar.at.astimezone(ZoneInfo(zone))
+        assert (midnight.hour, midnight.minute) == (0, 0)
+        day = [r for r in ROWS if started(r).astimezone(ZoneInfo(zone)).date() == midnight.date()]
+        assert bar.requests == len(day)
+    assert found.requests == len(ROWS)
+    text = call("--dsn", table, "report", *span, TZ=zone).stdout
+    assert f"Requests per day, at most {max(bar.requests for bar in found.traffic)}\n" in text
+    assert re.search(r"└.*┬.*\n +02-16 +03-02 +03-16 +03-30\n", text)
 
 
 def test_remotes(report: Report) -> None:
@@ -239,7 +264,7 @@ def test_gaps_that_overlap_the_span_are_listed_one_by_one(report: Report) -> Non
     with console.capture() as shown:
         console.print(report_text(report, 80))
     assert "Gaps in the log: 12 with 24 requests" in shown.get()
-    assert "Gaps in the log: 12, 24 requests lost; the 10 biggest" in report_html(report)
+    assert "Gaps in the log: 12 gaps, 24 requests lost; the 10 biggest" in report_html(report)
 
 
 def test_gaps_of_a_report_for_one_node(table: str) -> None:
@@ -290,13 +315,61 @@ def test_report_on_an_empty_log(dsn: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 150])
-def test_text_fits_the_terminal_and_is_printable(table: str, width: int) -> None:
+def test_text_fits_the_terminal_and_is_printable(table: str, report: Report, width: int) -> None:
     text = on_terminal(width, "--dsn", table, "report", "--until", NOW.isoformat())
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text).split("\r\n")
     assert all(line.isprintable() and cell_len(line) <= width for line in plain)
     assert len(plain) <= (50 if width == 150 else 90)
     assert f"{len(ROWS_IN_SPAN):,} requests" in plain[1]
-    assert "█" in "".join(plain)
+    highest = max(bar.requests for bar in report.traffic)
+    (caption,) = (number for number, line in enumerate(plain) if line.startswith("Requests per "))
+    assert plain[caption] == f"Requests per hour, at most {highest}"
+    top, *rest = (int(line.split(" ┤")[0]) for line in plain if " ┤" in line)
+    assert sum(rest[-1:]) < highest <= top, "the scale reaches the maximum"
+    axis = next(number for number, line in enumerate(plain) if "└" in line)
+    labels = plain[axis + 1].split()
+    assert len(labels) >= 3
+    assert plain[axis].count("┬") == len(labels)
+    ok = report.requests - report.failures - report.refusals
+    legend = f"█ ok {ok}   █ refused {report.refusals}   █ failed {report.failures}"
+    assert plain[axis + 2].strip() == legend
+
+
+def test_chart_is_left_out_where_it_does_not_fit(table: str) -> None:
+    text = on_terminal(25, "--dsn", table, "report", "--until", NOW.isoformat())
+    assert "requests" in text
+    assert "█" not in text
+
+
+def test_one_of_each_is_singular(dsn: str, tmp_path: Path) -> None:
+    write(dsn, 1, purl="pkg:npm/demo@1", remote="npm", artifact_kind="artifact", response_bytes=1)
+    arguments = ("--dsn", dsn, "report", "--since", "2023-11-14")
+    text = " ".join(call(*arguments).stdout.split())
+    assert "1 request; 1 B; 0.0 % failed; " in text
+    assert "1 artifact, " in text
+    assert "1 client, 1 user" in text
+    page = tmp_path / "report.html"
+    assert call(*arguments, "--html", str(page)).returncode == 0
+    html = page.read_text()
+    for noun in ("request", "artifact", "client", "user"):
+        assert f"<dt>{noun}</dt><dd>1</dd>" in html
+    assert ": 1 request, 0 refused (4xx), 0 failed, 1 B</title>" in html
+
+
+def test_artifacts_are_decoded(dsn: str, tmp_path: Path) -> None:
+    write(
+        dsn,
+        1,
+        purl="pkg:deb/debian/g%2B%2B-12@12.2.0-14%2Bdeb12u1?arch=amd64",
+        remote="debian",
+        artifact_kind="artifact",
+        artifact_complete=True,
+    )
+    arguments = ("--dsn", dsn, "report", "--since", "2023-11-14")
+    assert "deb g++-12 12.2.0-14+deb12u1 " in call(*arguments).stdout
+    page = tmp_path / "report.html"
+    assert call(*arguments, "--html", str(page)).returncode == 0
+    assert ">deb g++-12 12.2.0-14+deb12u1</td>" in page.read_text()
 
 
 def test_json_equals_the_report(table: str, report: Report) -> None:
@@ -341,7 +414,12 @@ def test_page_is_self_contained_and_escapes_text_from_clients(report: Report) ->
     assert all(c.isprintable() or c == "\n" for c in html)
     assert page.text.count(r"<script>alert(1)</script>\x1b]0;x\x07\u202e'" + '"&') >= 3
     assert page.tags["svg"] > 2
-    assert html.count('<rect class="bad" x=') == sum(bar.failures > 0 for bar in report.traffic)
+    assert html.count('<rect class="failed" x=') == sum(bar.failures > 0 for bar in report.traffic)
+    assert html.count('<rect class="refused" x=') == sum(bar.refusals > 0 for bar in report.traffic)
+    text = " ".join("".join(page.text).split())
+    assert f"Requests per hour, at most {max(bar.requests for bar in report.traffic)} " in text
+    ok = report.requests - report.failures - report.refusals
+    assert f"ok {ok} refused (4xx) {report.refusals} failed {report.failures} " in text
 
 
 def test_unwritable_file_gives_one_sentence(table: str) -> None:
@@ -371,15 +449,6 @@ def test_span_that_ends_before_it_starts_gives_one_sentence(table: str) -> None:
     done = CliRunner().invoke(main, ["--dsn", table, "report", "--since", "1h", "--until", "2h"])
     assert done.exit_code == 2
     assert "since must be earlier than until." in done.stderr
-
-
-def test_bars_have_round_widths_and_are_few() -> None:
-    for hours in (0.01, 1, 24, 24 * 7, 24 * 30, 24 * 365, 24 * 3650):
-        span = timedelta(hours=hours)
-        width = bar_width(span)
-        assert span / width <= 59
-        assert width >= timedelta(minutes=1)
-    assert bar_width(timedelta(days=30)) == timedelta(hours=24)
 
 
 def test_only_partitions_in_the_span_are_read(table: str) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tests.support.postgres import Postgres
 
 LONG = "/packages/" + "deep/" * 30 + "demo-1.2.3.tar.gz"
+_GXX = "deb g++-12 12.2.0-14+deb12u1"
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -159,6 +160,34 @@ def test_lines_fit_the_terminal(dsn: str, width: int) -> None:
     assert lines[2].rstrip().endswith("connect")
     assert ("12.3 MB" in lines[1]) == (width >= 60)
     assert ("HIT" in lines[1]) == (width >= 110)
+
+
+@pytest.mark.parametrize(
+    ("width", "purl", "shown"),
+    [
+        (80, "pkg:deb/debian/g%2B%2B-12@12.2.0-14%2Bdeb12u1?arch=amd64", _GXX),
+        (60, "pkg:deb/debian/g%2B%2B-12@12.2.0-14%2Bdeb12u1?arch=amd64", _GXX),
+        (80, f"pkg:deb/debian/{'x' * 30}@12.2.0", f"{'x' * 30} 12.2.0"),
+        (80, "pkg:npm/%40babel/core@7.23.0", "npm @babel/core 7.23.0"),
+        (80, f"pkg:npm/{'long-' * 20}name@1.2.3", f"{'long-' * 7}lon\u2026"),
+        (200, f"pkg:npm/{'long-' * 20}name@1.2.3", f"npm {'long-' * 20}name 1.2.3"),
+    ],
+)
+def test_package_is_decoded_and_not_cut_in_its_middle(
+    dsn: str, width: int, purl: str, shown: str
+) -> None:
+    write(dsn, 1, purl=purl)
+    text = on_terminal(width, "tail", ARTIFACTAPI_DSN=dsn)
+    (line,) = _ESCAPE.sub("", text).split("\r\n")[1:-1]
+    assert line.endswith(f"  {shown}")
+    assert cell_len(line) <= width
+
+
+def test_package_is_complete_in_a_pipe_and_next_to_an_error(dsn: str) -> None:
+    write(dsn, 1, purl="pkg:deb/debian/g%2B%2B-12@12.2.0-14%2Bdeb12u1", error_type="connect")
+    assert call("tail", ARTIFACTAPI_DSN=dsn).stdout.rstrip().endswith(f"  {_GXX}  connect")
+    text = _ESCAPE.sub("", on_terminal(80, "tail", ARTIFACTAPI_DSN=dsn))
+    assert f"  {_GXX}  connect\r\n" in text
 
 
 def test_follow_shows_new_rows_within_a_second(dsn: str, tmp_path: Path) -> None:
