@@ -1,4 +1,4 @@
-"""The cache status of rows against a real nginx cache, whose origin counts what reached it."""
+"""Compare the cache status of rows with a real nginx cache and with what reached its origin."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FORWARDED = ("MISS", "EXPIRED", "REVALIDATED", "BYPASS")
 BODY = b"x" * 5000
 ETAG = '"the-same"'
 
-# One folder for each field a cache may say it in: the same cache in three dialects.
+# One location for each response header that can carry a cache status: one cache, three formats.
 _CONFIGURATION = """
 daemon off;
 master_process off;
@@ -77,7 +77,12 @@ http {{
 
 
 class Origin:
-    """Notes the user agent of each request that reaches it; the path says how long to keep it."""
+    """Counts the requests that reach it by user agent; the path sets how long to cache a response.
+
+    Attributes:
+        seen: The number of requests of each user agent.
+        broken: Makes every response a 500.
+    """
 
     def __init__(self) -> None:
         self.seen: Counter[str] = Counter()
@@ -106,7 +111,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     @override
     def log_message(self, *_: object) -> None:
-        """The proxy's log is the one that counts."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         self.origin.seen[self.headers["User-Agent"]] += 1
@@ -128,34 +133,38 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(BODY)
 
 
-class World:
-    """client -> proxy -> nginx -> origin."""
+class CacheSetup:
+    """The chain of client, proxy, nginx and origin.
+
+    Attributes:
+        nginx_statuses: The cache status in nginx's X-Truth header, which artifactapi ignores, by user agent.
+    """
 
     def __init__(self, log: AccessLog, proxy: Mitm, origin: Origin, port: int) -> None:
         self.log = log
         self.origin = origin
         self._proxy = proxy
         self._url = f"http://127.0.0.1:{port}"
-        self.words: dict[str, str] = {}  # what nginx itself says, in a field that we do not know
+        self.nginx_statuses: dict[str, str] = {}
 
     def get(self, path: str, *headers: str) -> str:
-        """Ask once; the user agent it was asked with, which no other request has."""
-        agent = f"client-{len(self.words) + 1}"
+        """Send one request; return its user agent, which no other request has."""
+        agent = f"client-{len(self.nginx_statuses) + 1}"
         url = self._url + path
         response = fetch(self._proxy.address, url, *headers, f"User-Agent: {agent}")
         assert response
-        self.words[agent] = response.header("x-truth")
+        self.nginx_statuses[agent] = response.header("x-truth")
         return agent
 
     def rows(self) -> dict[str, Row]:
-        """The rows of all that was asked, by user agent, once they are there."""
-        rows = {row["user_agent"]: row for row in self.log.wait_rows(len(self.words))}
-        assert rows.keys() == self.words.keys()
+        """Wait for the rows of all requests; return them by user agent."""
+        rows = {row["user_agent"]: row for row in self.log.wait_rows(len(self.nginx_statuses))}
+        assert rows.keys() == self.nginx_statuses.keys()
         return rows
 
 
 @pytest.fixture(scope="module")
-def world(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def setup(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CacheSetup]:
     program = shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/local/bin:/usr/bin")
     if program is None:
         pytest.skip("nginx is missing: install nginx-light")
@@ -183,7 +192,7 @@ def world(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Itera
         try:
             eventually(lambda: nginx.poll() is not None or _listens(port))
             assert nginx.poll() is None, (folder / "error.log").read_text()
-            yield World(AccessLog(dsn), proxy, origin, port)
+            yield CacheSetup(AccessLog(dsn), proxy, origin, port)
         finally:
             nginx.terminate()
             nginx.wait(10)
@@ -197,64 +206,65 @@ def _listens(port: int) -> bool:
     return True
 
 
-def test_a_hit_is_what_the_origin_never_saw_and_all_else_it_did(world: World) -> None:
-    chance = random.Random(7)
+def test_only_hits_do_not_reach_the_origin(setup: CacheSetup) -> None:
+    rng = random.Random(7)
     names = ["kept", "kept-2", "never", "brief", "checked", "checked-2"]
-    dialects = ("word", "x-cache", "rfc9211")
-    asked: dict[str, str] = {}
+    formats = ("word", "x-cache", "rfc9211")
+    requests: dict[str, str] = {}  # the format of each request, by user agent
 
-    def ask() -> set[tuple[str, str]]:
-        dialect = chance.choice(dialects)
-        headers = chance.choice(((), (), (), ("X-Bypass: 1",), (f"If-None-Match: {ETAG}",)))
-        asked[world.get(f"/{dialect}/{chance.choice(names)}", *headers)] = dialect
-        return {(dialect, world.words[agent]) for agent, dialect in asked.items()}
+    def send_random_request() -> set[tuple[str, str]]:
+        """Return every pair of format and cache status received so far."""
+        chosen = rng.choice(formats)
+        headers = rng.choice(((), (), (), ("X-Bypass: 1",), (f"If-None-Match: {ETAG}",)))
+        requests[setup.get(f"/{chosen}/{rng.choice(names)}", *headers)] = chosen
+        return {(name, setup.nginx_statuses[agent]) for agent, name in requests.items()}
 
     for _ in range(200):
-        ask()
-    # What is kept for a second grows old on_wait: each dialect has to have said each word.
-    wanted = {(dialect, word) for dialect in dialects for word in ("HIT", *FORWARDED)}
-    eventually(lambda: wanted <= ask(), timeout=30)
+        send_random_request()
+    # Some responses expire after a second. Continue until every format has carried every status.
+    wanted = {(name, status) for name in formats for status in ("HIT", *FORWARDED)}
+    eventually(lambda: wanted <= send_random_request(), timeout=30)
 
-    rows = world.rows()
-    for agent in asked:
-        assert rows[agent]["cache_status"] == world.words[agent]
+    rows = setup.rows()
+    for agent in requests:
+        assert rows[agent]["cache_status"] == setup.nginx_statuses[agent]
         reached = 0 if rows[agent]["cache_status"] == "HIT" else 1
-        assert world.origin.seen[agent] == reached, rows[agent]
+        assert setup.origin.seen[agent] == reached, rows[agent]
     sources = {"word": "x-cache-status", "x-cache": "x-cache", "rfc9211": "cache-status"}
-    assert all(rows[agent]["cache_source"] == sources[asked[agent]] for agent in asked)
-    # nginx answers a client's own condition from its cache: still a hit, with nothing to send
-    unchanged = [rows[agent] for agent in asked if rows[agent]["status_code"] == 304]
+    assert all(rows[agent]["cache_source"] == sources[requests[agent]] for agent in requests)
+    # nginx answers a conditional request from its cache: this is a hit with an empty body.
+    unchanged = [rows[agent] for agent in requests if rows[agent]["status_code"] == 304]
     assert {row["response_bytes"] for row in unchanged} == {0}
     assert {row["cache_source"] for row in unchanged} <= set(sources.values())
 
 
-def test_what_a_cache_hands_out_while_its_origin_fails_is_stale(world: World) -> None:
-    world.get("/word/brief-stale")
-    world.origin.broken = True
+def test_response_served_while_origin_fails_is_stale(setup: CacheSetup) -> None:
+    setup.get("/word/brief-stale")
+    setup.origin.broken = True
     try:
 
-        def stale() -> str | None:
-            agent = world.get("/word/brief-stale")
-            return agent if world.words[agent] == "STALE" else None
+        def get_stale_response() -> str | None:
+            agent = setup.get("/word/brief-stale")
+            return agent if setup.nginx_statuses[agent] == "STALE" else None
 
-        agent = eventually(stale)
+        agent = eventually(get_stale_response)
     finally:
-        world.origin.broken = False
+        setup.origin.broken = False
     assert agent
-    row = world.rows()[agent]
+    row = setup.rows()[agent]
     assert (row["cache_status"], row["status_code"]) == ("STALE", 200)
     assert row["response_bytes"] == len(BODY)
-    assert world.origin.seen[agent] == 1  # it was asked, and its answer not used
+    assert setup.origin.seen[agent] == 1  # nginx asked the origin and discarded its response
 
 
-def test_the_view_of_caches_counts_as_nginx_does(world: World) -> None:
+def test_cache_view_has_the_same_counts_as_nginx(setup: CacheSetup) -> None:
     for _ in range(5):
-        world.get("/word/kept-for-the-view")
-    world.rows()
-    words = Counter(world.words.values())
+        setup.get("/word/kept-for-the-view")
+    setup.rows()
+    counts = Counter(setup.nginx_statuses.values())
     sql = "SELECT sum(requests)::int, sum(hits)::int FROM access_log_cache"
-    with psycopg.connect(world.log.dsn) as connection:
+    with psycopg.connect(setup.log.dsn) as connection:
         row = connection.execute(sql).fetchone()
-    hits = words["HIT"] + words["STALE"] + words["REVALIDATED"]
-    assert row == (words.total(), hits)
-    assert words["HIT"] >= 4
+    hits = counts["HIT"] + counts["STALE"] + counts["REVALIDATED"]
+    assert row == (counts.total(), hits)
+    assert counts["HIT"] >= 4
