@@ -1,4 +1,4 @@
-"""A real mitmdump, from the client's request to the row in Postgres."""
+"""Run a real mitmdump and check the rows that client requests produce in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 
 type Mode = Literal["regular", "reverse", "upstream", "socks5"]
 
-GOODBYE = re.compile(r"artifactapi: stopped; (\d+) rows written, none lost\.")
-# Else mitmproxy asks the upstream first, and offers its clients no more than that speaks.
+STOPPED_LINE = re.compile(r"artifactapi: stopped; (\d+) rows written, none lost\.")
+# With the eager strategy, mitmproxy offers the client only the protocols that the upstream speaks.
 OFFER_HTTP2 = ("--set", "connection_strategy=lazy")
 PROMISED_SECONDS = 2.0
-SLACK_SECONDS = 1.5  # the commit, a busy machine
+SLACK_SECONDS = 1.5  # for the commit, on a busy machine
 
 
 @dataclass
-class World:
-    """One proxy in all modes at once, and what is around it."""
+class ProxySetup:
+    """A proxy that listens in every mode, with its access log and its upstreams."""
 
     log: AccessLog
     proxy: Mitm
@@ -51,7 +51,7 @@ class World:
     ca: Path
 
     def open(self, mode: Mode, upstream: RawUpstream) -> RawClient:
-        """A connection on which the upstream can be asked, without TLS so far."""
+        """Open a connection on which a client can reach the upstream; it has no TLS yet."""
         secure = upstream is self.secure
         if mode == "reverse":
             return RawClient(("127.0.0.1", self.ports["reverse-tls" if secure else "reverse"]))
@@ -59,15 +59,16 @@ class World:
         if mode == "socks5":
             _socks_connect(client, upstream)
         elif secure:
-            answer = client.connect(upstream.host, upstream.port)
-            assert answer
-            assert answer.status == 200
+            response = client.connect(upstream.host, upstream.port)
+            assert response
+            assert response.status == 200
         return client
 
 
 @pytest.fixture(scope="module")
-def world(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    folder = tmp_path_factory.mktemp("world")
+def setup(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxySetup]:
+    """Run the proxy; check its exit code and its last log line at the end."""
+    folder = tmp_path_factory.mktemp("setup")
     pem = certificate(folder)
     names = ("regular", "reverse", "reverse-tls", "upstream", "socks5")
     ports = {name: free_port() for name in names}
@@ -99,15 +100,15 @@ def world(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Itera
             env={"ARTIFACTAPI_DSN": dsn, "ARTIFACTAPI_HOME": str(folder / "home")},
         ) as proxy:
             eventually(lambda: proxy.output().count("listening at") == len(names))
-            yield World(AccessLog(dsn), proxy, plain, secure, ports, proxy.ca_path)
+            yield ProxySetup(AccessLog(dsn), proxy, plain, secure, ports, proxy.ca_path)
             assert proxy.terminate() == 0
         output = proxy.output()
-        assert len(GOODBYE.findall(output)) == 1, output
+        assert len(STOPPED_LINE.findall(output)) == 1, output
         assert "Traceback" not in output
 
 
 def _socks_connect(client: RawClient, upstream: RawUpstream) -> None:
-    """RFC 1928: no authentication, then CONNECT to an IPv4 address."""
+    """Negotiate SOCKS5 (RFC 1928) without authentication, then CONNECT to an IPv4 address."""
     client.send(b"\x05\x01\x00")
     assert client.receive() == b"\x05\x00"
     address = socket.inet_aton(upstream.host) + struct.pack("!H", upstream.port)
@@ -116,11 +117,11 @@ def _socks_connect(client: RawClient, upstream: RawUpstream) -> None:
 
 
 def _target(mode: Mode, upstream: RawUpstream, secure: bool) -> str:
-    whole = not secure and mode in ("regular", "upstream")
-    return f"{upstream.url if whole else ''}/sized?size=3456&token=s3cret"
+    absolute = not secure and mode in ("regular", "upstream")
+    return f"{upstream.url if absolute else ''}/sized?size=3456&token=s3cret"
 
 
-def _check(row: Row, upstream: RawUpstream, version: str, *, via: bool) -> None:
+def _assert_row(row: Row, upstream: RawUpstream, version: str, *, via_proxy: bool) -> None:
     secure = upstream.url.startswith("https")
     assert row["method"] == "GET"
     assert (row["scheme"], row["host"]) == ("https" if secure else "http", upstream.host)
@@ -130,126 +131,128 @@ def _check(row: Row, upstream: RawUpstream, version: str, *, via: bool) -> None:
     assert (row["status_code"], row["error_type"], row["error"]) == (200, None, None)
     assert (row["request_bytes"], row["response_bytes"]) == (0, 3456)
     assert str(row["client_ip"]) == "127.0.0.1"
-    if not via:  # mitmproxy does not say where the proxy above it is
+    if not via_proxy:  # mitmproxy does not report the address of its upstream proxy
         assert str(row["server_ip"]) == "127.0.0.1"
     assert 0 < row["client_port"] < 65536
     assert row["tls_version"] == ("TLSv1.3" if secure else None)
     assert row["response_source"] == "upstream"
     assert 0 <= row["ttfb_ms"] <= row["duration_ms"] < 10_000
-    assert via or 0 < row["connect_ms"] < 10_000
+    assert via_proxy or 0 < row["connect_ms"] < 10_000
     assert row["node"] == socket.gethostname()
     assert row["logged_at"] >= row["started_at"]
     assert row["proxy_user"] is None
 
 
-# -- each way of asking ------------------------------------------------------------------------
+# -- proxy modes -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
 @pytest.mark.parametrize("mode", ["regular", "reverse", "upstream", "socks5"])
-def test_http1_in_every_mode(world: World, mode: Mode, secure: bool) -> None:
-    upstream = world.secure if secure else world.plain
+def test_http1_in_every_mode(setup: ProxySetup, mode: Mode, secure: bool) -> None:
+    upstream = setup.secure if secure else setup.plain
     agent = f"h1-{mode}-{secure}"
-    with world.open(mode, upstream) as client:
+    with setup.open(mode, upstream) as client:
         if secure:
-            client.start_tls(upstream.host, world.ca)
+            client.start_tls(upstream.host, setup.ca)
         target = _target(mode, upstream, secure)
         host = f"{upstream.host}:{upstream.port}"
         client.request("GET", target, f"Host: {host}", f"User-Agent: {agent}")
         response = client.read_response()
     assert response
     assert (response.status, len(response.body)) == (200, 3456)
-    _check(world.log.row_for_agent(agent), upstream, "HTTP/1.1", via=mode == "upstream")
+    _assert_row(setup.log.row_for_agent(agent), upstream, "HTTP/1.1", via_proxy=mode == "upstream")
 
 
 @pytest.mark.parametrize("mode", ["regular", "reverse", "upstream", "socks5"])
-def test_http2_in_every_mode(world: World, mode: Mode) -> None:
-    upstream, agent = world.secure, f"h2-{mode}"
-    with contextlib.closing(world.open(mode, upstream)) as raw:
-        assert raw.start_tls(upstream.host, world.ca, ["h2"]) == "h2"
+def test_http2_in_every_mode(setup: ProxySetup, mode: Mode) -> None:
+    upstream, agent = setup.secure, f"h2-{mode}"
+    with contextlib.closing(setup.open(mode, upstream)) as raw:
+        assert raw.start_tls(upstream.host, setup.ca, ["h2"]) == "h2"
         client = Http2Client(raw, f"{upstream.host}:{upstream.port}")
         number = client.request(_target(mode, upstream, secure=True), ("user-agent", agent))
         (stream,) = client.wait(number)
     assert (stream.status, len(stream.body)) == (200, 3456)
-    _check(world.log.row_for_agent(agent), upstream, "HTTP/2.0", via=mode == "upstream")
+    _assert_row(setup.log.row_for_agent(agent), upstream, "HTTP/2.0", via_proxy=mode == "upstream")
 
 
-def test_streams_side_by_side_are_rows_of_their_own(world: World) -> None:
+def test_parallel_http2_streams_are_separate_rows(setup: ProxySetup) -> None:
     with Http2Client.through(
-        world.proxy.address, world.secure.host, world.secure.port, world.ca
+        setup.proxy.address, setup.secure.host, setup.secure.port, setup.ca
     ) as client:
         numbers = [
             client.request(f"/sized?size={size}", ("user-agent", f"side-{size}"))
             for size in range(1000, 1020)
         ]
         client.wait(*numbers)
-    rows = world.log.wait_rows(20, "user_agent LIKE 'side-%%'")
+    rows = setup.log.wait_rows(20, "user_agent LIKE 'side-%%'")
     assert sorted(row["response_bytes"] for row in rows) == list(range(1000, 1020))
 
 
-def test_an_upload_is_counted(world: World) -> None:
+def test_upload_size_is_logged(setup: ProxySetup) -> None:
     fetch(
-        world.proxy.address,
-        f"{world.plain.url}/echo",
+        setup.proxy.address,
+        f"{setup.plain.url}/echo",
         "User-Agent: upload",
         method="POST",
         body=b"x" * 70_000,
     )
-    row = world.log.row_for_agent("upload")
+    row = setup.log.row_for_agent("upload")
     assert (row["method"], row["request_bytes"], row["response_bytes"]) == ("POST", 70_000, 5)
 
 
-def test_an_upstream_that_is_not_there_is_a_row(world: World) -> None:
-    response = fetch(world.proxy.address, f"http://127.0.0.1:{free_port()}/", "User-Agent: nobody")
+def test_unreachable_upstream_is_logged(setup: ProxySetup) -> None:
+    response = fetch(setup.proxy.address, f"http://127.0.0.1:{free_port()}/", "User-Agent: nobody")
     assert response
     assert response.status == 502
-    row = world.log.row_for_agent("nobody")
+    row = setup.log.row_for_agent("nobody")
     assert (row["status_code"], row["error_type"]) == (502, "connect")
     assert (row["response_bytes"], row["server_ip"]) == (None, None)
 
 
-def test_a_client_that_does_not_trust_us_is_a_row(world: World) -> None:
-    with world.open("regular", world.secure) as client, pytest.raises(OSError, match="CERTIFICATE"):
-        client.start_tls("localhost")  # trusts nobody
-    (row,) = world.log.wait_rows(1, "error_type = 'tls_client'")
-    assert (row["host"], row["port"]) == ("localhost", world.secure.port)
+def test_failed_client_handshake_is_logged(setup: ProxySetup) -> None:
+    with setup.open("regular", setup.secure) as client, pytest.raises(OSError, match="CERTIFICATE"):
+        client.start_tls("localhost")  # trusts no authority
+    (row,) = setup.log.wait_rows(1, "error_type = 'tls_client'")
+    assert (row["host"], row["port"]) == ("localhost", setup.secure.port)
     assert row["status_code"] is None
 
 
-# -- many -------------------------------------------------------------------------------------
+# -- load --------------------------------------------------------------------------------------
 
 
-def test_a_thousand_requests_over_sixteen_connections_are_a_thousand_rows(world: World) -> None:
+def test_concurrent_requests_have_one_row_each(setup: ProxySetup) -> None:
     statuses = (200, 404, 301, 503)
     numbers: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in range(1000):
         numbers.put(number)
-    got: dict[str, tuple[int, int]] = {}
+    received: dict[str, tuple[int, int]] = {}
 
     def work() -> None:
-        with RawClient(world.proxy.address) as client, contextlib.suppress(queue.Empty):
+        with RawClient(setup.proxy.address) as client, contextlib.suppress(queue.Empty):
             while True:
                 number = numbers.get_nowait()
                 agent = f"many-{number}"
                 path = f"/sized?size={number}" if number % 2 else f"/status/{statuses[number % 4]}"
-                client.request("GET", f"{world.plain.url}{path}", f"User-Agent: {agent}")
+                client.request("GET", f"{setup.plain.url}{path}", f"User-Agent: {agent}")
                 response = client.read_response()
                 assert response
-                got[agent] = (response.status, len(response.body))
+                received[agent] = (response.status, len(response.body))
 
-    _in_threads(work, 16)
-    assert len(got) == 1000
-    rows = world.log.wait_rows(1000, "user_agent LIKE 'many-%%'")
-    assert {row["user_agent"]: (row["status_code"], row["response_bytes"]) for row in rows} == got
+    _run_in_threads(work, 16)
+    assert len(received) == 1000
+    rows = setup.log.wait_rows(1000, "user_agent LIKE 'many-%%'")
+    assert {
+        row["user_agent"]: (row["status_code"], row["response_bytes"]) for row in rows
+    } == received
     assert len(rows) == 1000
 
 
-# -- the start and the end ---------------------------------------------------------------------
+# -- startup and shutdown ----------------------------------------------------------------------
 
 
-def test_a_stop_amid_traffic_loses_nothing_that_was_answered(dsn: str, tmp_path: Path) -> None:
+def test_shutdown_under_load_loses_no_row(dsn: str, tmp_path: Path) -> None:
     log = AccessLog(dsn)
-    answered: dict[str, int] = {}
+    statuses: dict[str, int] = {}  # of the complete responses, by user agent
     with (
         RawUpstream() as upstream,
         Mitm(tmp_path, scripts=[SCRIPT], env={"ARTIFACTAPI_DSN": dsn}) as proxy,
@@ -263,31 +266,32 @@ def test_a_stop_amid_traffic_loses_nothing_that_was_answered(dsn: str, tmp_path:
                     response = client.read_response()
                     if response is None or not response.complete:
                         return
-                    answered[agent] = response.status
+                    statuses[agent] = response.status
 
         threads = [threading.Thread(target=work, args=(worker,)) for worker in range(8)]
         for thread in threads:
             thread.start()
-        eventually(lambda: len(answered) > 300)
+        eventually(lambda: len(statuses) > 300)
         assert proxy.terminate() == 0
         for thread in threads:
             thread.join()
         output = proxy.output()
     rows = {row["user_agent"]: row for row in log.rows()}
-    assert set(answered) <= set(rows)
-    # What mitmproxy still sends after our end is known to be cut by the stop, and no more.
-    unknown = [agent for agent in answered if rows[agent]["error_type"] == "shutdown"]
-    assert len(unknown) <= len(threads)
-    assert all(rows[agent]["status_code"] is None for agent in unknown)
-    known = set(answered) - set(unknown)
-    assert {agent: rows[agent]["status_code"] for agent in known} == {
-        agent: answered[agent] for agent in known
+    assert set(statuses) <= set(rows)
+    # A response that mitmproxy sends after artifactapi stopped has a row with the error "shutdown".
+    # Each connection can have at most one.
+    interrupted = [agent for agent in statuses if rows[agent]["error_type"] == "shutdown"]
+    assert len(interrupted) <= len(threads)
+    assert all(rows[agent]["status_code"] is None for agent in interrupted)
+    finished = set(statuses) - set(interrupted)
+    assert {agent: rows[agent]["status_code"] for agent in finished} == {
+        agent: statuses[agent] for agent in finished
     }
-    (count,) = GOODBYE.findall(output)
+    (count,) = STOPPED_LINE.findall(output)
     assert int(count) == len(log.rows())
 
 
-def test_postgres_that_comes_later_gets_what_was_asked_before(
+def test_rows_are_buffered_until_postgres_is_available(
     postgres: Postgres, dsn: str, tmp_path: Path
 ) -> None:
     with Relay(("127.0.0.1", postgres.port)) as relay, RawUpstream() as upstream:
@@ -305,8 +309,8 @@ def test_postgres_that_comes_later_gets_what_was_asked_before(
             assert "rror" not in proxy.output()
 
 
-def test_the_start_line_names_no_password_and_a_row_alone_is_there_within_two_seconds(
-    world: World, dsn: str, tmp_path: Path
+def test_startup_log_hides_password_and_single_row_arrives_within_two_seconds(
+    setup: ProxySetup, dsn: str, tmp_path: Path
 ) -> None:
     with Mitm(
         tmp_path,
@@ -316,28 +320,30 @@ def test_the_start_line_names_no_password_and_a_row_alone_is_there_within_two_se
         env={"ARTIFACTAPI_DSN": f"{dsn} password=hunter2"},
     ) as proxy:
         eventually(lambda: "artifactapi: logging to" in proxy.output())
-        fetch(proxy.address, f"{world.plain.url}/ok", "User-Agent: alone")
-        answered = time.monotonic()
+        fetch(proxy.address, f"{setup.plain.url}/ok", "User-Agent: alone")
+        received_at = time.monotonic()
         AccessLog(dsn).row_for_agent("alone")
-        assert time.monotonic() - answered < PROMISED_SECONDS + SLACK_SECONDS
+        assert time.monotonic() - received_at < PROMISED_SECONDS + SLACK_SECONDS
     output = proxy.output()
     port = re.search(r"port=(\d+)", dsn)
     assert port
-    line = f"logging to postgres@127.0.0.1:{port[1]}/postgres; show the rows with: artifactapi tail -f"
+    line = (
+        f"logging to postgres@127.0.0.1:{port[1]}/postgres; show the rows with: artifactapi tail -f"
+    )
     assert output.count(line) == 1
     assert "hunter2" not in output
     assert "unknown option artifactapi_fliter; it has no effect. The options are" in output, (
-        "a misspelt option is told"
+        "the log names a misspelled option"
     )
 
 
-WRONG = {
+INVALID_SETTINGS = {
     "no file": (None, "config=absent.yaml", "absent.yaml: can't be read"),
-    "unknown key": ("bufer: {}", "config=it.yaml", "it.yaml: bufer is not a setting"),
+    "unknown key": ("bufer: {}", "config=settings.yaml", "settings.yaml: bufer is not a setting"),
     "wrong value": (
         "batch: {max_entries: 0}",
-        "config=it.yaml",
-        "it.yaml: batch.max_entries is 0, expected int >= 1.",
+        "config=settings.yaml",
+        "settings.yaml: batch.max_entries is 0, expected a whole number, from 1 to 10000.",
     ),
     "bad filter": (None, "filter=~bad(", "artifactapi_filter: Invalid filter expression: '~bad('."),
     "bad dsn": (
@@ -348,14 +354,14 @@ WRONG = {
 }
 
 
-def test_a_wrong_setting_stops_the_start_with_one_sentence(tmp_path: Path) -> None:
-    with contextlib.ExitStack() as stack:  # side by side, since each takes seconds
+def test_invalid_setting_stops_startup_with_one_message(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:  # in parallel, because each proxy takes seconds to start
         proxies = {}
-        for case, (settings, option, _) in WRONG.items():
+        for case, (settings, option, _) in INVALID_SETTINGS.items():
             folder = tmp_path / case
             folder.mkdir()
             if settings is not None:
-                (folder / "it.yaml").write_text(settings)
+                (folder / "settings.yaml").write_text(settings)
             proxy = Mitm(
                 folder,
                 "--set",
@@ -365,8 +371,10 @@ def test_a_wrong_setting_stops_the_start_with_one_sentence(tmp_path: Path) -> No
                 timeout=60,
             )
             proxies[case] = stack.enter_context(proxy)
-        assert {case: proxy.wait(60) for case, proxy in proxies.items()} == dict.fromkeys(WRONG, 1)
-    for case, (_, _, sentence) in WRONG.items():
+        assert {case: proxy.wait(60) for case, proxy in proxies.items()} == dict.fromkeys(
+            INVALID_SETTINGS, 1
+        )
+    for case, (_, _, sentence) in INVALID_SETTINGS.items():
         output = proxies[case].output()
         assert output.count(sentence) == 1, output
         assert "Traceback" not in output
@@ -376,8 +384,8 @@ def test_a_wrong_setting_stops_the_start_with_one_sentence(tmp_path: Path) -> No
 # -- the embedded server -----------------------------------------------------------------------
 
 
-def test_two_proxies_share_the_embedded_server_and_a_kill_leaves_no_trace(
-    world: World, home: Path, tmp_path: Path
+def test_proxies_share_the_embedded_server_and_survive_a_kill(
+    setup: ProxySetup, home: Path, tmp_path: Path
 ) -> None:
     pid_file = home / "postgres" / "postmaster.pid"
     settings = tmp_path / "settings.yaml"
@@ -387,39 +395,40 @@ def test_two_proxies_share_the_embedded_server_and_a_kill_leaves_no_trace(
         option = ("--set", f"artifactapi_config={settings}")
         return Mitm(tmp_path / name, *option, scripts=[SCRIPT])
 
-    def ask(proxy: Mitm, agent: str) -> None:
-        assert fetch(proxy.address, f"{world.plain.url}/ok", f"User-Agent: {agent}")
+    def send_request(proxy: Mitm, agent: str) -> None:
+        assert fetch(proxy.address, f"{setup.plain.url}/ok", f"User-Agent: {agent}")
 
     with contextlib.ExitStack() as stack:
         first, second = (stack.enter_context(start(name)) for name in ("1", "2"))
-        ask(first, "first")
-        ask(second, "second")
+        send_request(first, "first")
+        send_request(second, "second")
         log = AccessLog(EmbeddedServer().dsn)
         log.wait_rows(2)
         assert pid_file.stat().st_mode & 0o077 == 0
         assert first.terminate() == 0
-        ask(second, "still there")
+        send_request(second, "still there")
         log.row_for_agent("still there")
         second.kill()
-        assert pid_file.exists(), "nobody was left to stop it"
+        assert pid_file.exists(), "the killed proxy cannot stop the server"
         with start("3") as third:
-            ask(third, "next")
+            send_request(third, "next")
             log.row_for_agent("next")
-    assert not pid_file.exists(), "the last one stops it"
+    assert not pid_file.exists(), "the last proxy stops the server"
 
 
-def _in_threads(work: Callable[[], None], count: int) -> None:
-    faults: list[BaseException] = []
+def _run_in_threads(work: Callable[[], None], count: int) -> None:
+    """Run `work` in several threads; fail if any of them raised."""
+    errors: list[BaseException] = []
 
-    def guarded() -> None:
+    def catch_errors() -> None:
         try:
             work()
         except BaseException as e:  # noqa: BLE001 - reported below
-            faults.append(e)
+            errors.append(e)
 
-    threads = [threading.Thread(target=guarded) for _ in range(count)]
+    threads = [threading.Thread(target=catch_errors) for _ in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not faults
+    assert not errors
