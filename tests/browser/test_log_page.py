@@ -20,7 +20,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from exporter import Settings
-from exporter.read.selection import FILTER_NAMES
+from exporter.read.selection import ERROR_TYPES, FILTER_NAMES
 from exporter.rows.entry import AccessLogEntry
 from exporter.rows.text import timestamp
 from exporter.write.database import Database
@@ -568,6 +568,87 @@ def test_hostile_row_runs_no_script(web: Web, page: Page, value: str) -> None:
         connection.execute("DELETE FROM access_log WHERE flow_id = %s", (row.flow_id,))
 
 
+def test_chart_has_round_bars_an_axis_a_maximum_and_a_legend(web: Web, page: Page) -> None:
+    host = f"{uuid.uuid4()}.example"
+    noon = datetime(2026, 3, 5, 12, tzinfo=UTC)
+    statuses = (200, 302, 404, 500, None)
+    minutes = (0, 5, 59, 60, 65)
+    web.write(
+        *(
+            _sample(n, noon + timedelta(minutes=minute), host=host, status_code=status)
+            for n, (minute, status) in enumerate(zip(minutes, statuses, strict=True))
+        )
+    )
+    span = "since=2026-03-05T01:30&until=2026-03-06T01:30"
+    page.goto(f"{web.address}{PAGE}?host={host}&{span}")
+    chart = page.locator("#traffic")
+    expect(chart).to_contain_text("Requests per hour, at most 3 ")
+    expect(chart).to_contain_text("2026-03-05 01:30 to 2026-03-06 01:30 UTC")
+    expect(chart.locator(".legend li")).to_have_text(
+        ["5 requests, 6.2 kB", "ok 2", "refused (4xx) 1", "failed 2 (40.0 %)"]
+    )
+    times = ["03:00", "06:00", "09:00", "12:00", "15:00", "18:00", "21:00", "03-06"]
+    expect(chart.locator(".times span")).to_have_text(times)
+    expect(chart.locator(".values span")).to_have_text(["0", "1", "2", "3"])
+    titles = chart.locator("title").all_text_contents()
+    assert len(titles) == 25
+    assert "2026-03-05 12:00 UTC: 3 requests, 1 refused (4xx), 0 failed, 3.7 kB" in titles
+    assert "2026-03-05 13:00 UTC: 2 requests, 0 refused (4xx), 2 failed, 2.5 kB" in titles
+    top = chart.locator("svg").bounding_box()
+    label = chart.locator(".values span").last.bounding_box()
+    bar = chart.locator("g", has_text="12:00 UTC").locator("rect.ok").bounding_box()
+    assert top
+    assert label
+    assert bar
+    assert bar["y"] == pytest.approx(top["y"], abs=2), "the highest bar reaches the label 3"
+    assert label["y"] == pytest.approx(top["y"], abs=2)
+
+
+def test_one_request_is_singular(web: Web, page: Page) -> None:
+    host = f"{uuid.uuid4()}.example"
+    web.write(_sample(1, _hours_ago(1), host=host, response_bytes=7))
+    page.goto(f"{web.address}{PAGE}?host={host}")
+    expect(page.locator("#traffic .legend li").first).to_have_text("1 request, 7 B")
+    assert any(": 1 request, " in title for title in page.locator("title").all_text_contents())
+
+
+def test_rows_name_the_package_decoded(web: Web, page: Page) -> None:
+    host = f"{uuid.uuid4()}.example"
+    purl = "pkg:deb/debian/g%2B%2B-12@12.2.0-14%2Bdeb12u1?arch=amd64"
+    web.write(_sample(1, _hours_ago(1), host=host, purl=purl))
+    page.goto(f"{web.address}{PAGE}?host={host}")
+    package = page.locator("table.rows .purl")
+    expect(package).to_have_text("deb g++-12 12.2.0-14+deb12u1")
+    expect(package).to_have_attribute("title", purl)
+
+
+@pytest.mark.parametrize("width", [390, 800, 1200])
+def test_error_types_break_only_between_words(web: Web, page: Page, width: int) -> None:
+    host = f"{uuid.uuid4()}.example"
+    web.write(
+        *(
+            _sample(n, _hours_ago(1), host=host, error_type=name, path=f"/{'long-path/' * 40}")
+            for n, name in enumerate(ERROR_TYPES)
+        )
+    )
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(f"{web.address}{PAGE}?host={host}")
+    expect(page.locator("table.rows .error")).to_have_count(len(ERROR_TYPES))
+    broken = page.evaluate("""() => {
+      const broken = [];
+      for (const error of document.querySelectorAll("table.rows .error")) {
+        for (const node of error.childNodes) {
+          const range = document.createRange();
+          range.selectNodeContents(node);
+          if (range.getClientRects().length > 1) broken.push(node.textContent);
+        }
+      }
+      return broken;
+    }""")
+    assert broken == []
+    _check_no_overflow(page)
+
+
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 390)])
 def test_page_is_accessible_in_light_dark_and_on_phone(
     web: Web, page: Page, scheme: Any, width: int
@@ -594,8 +675,38 @@ def test_page_is_accessible_in_light_dark_and_on_phone(
         _check_accessibility(page)
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1200])
+def test_login_looks_like_the_rest_of_the_page_and_is_accessible(
+    web: Web, browser: Browser, page: Page, scheme: Any, width: int
+) -> None:
+    def look(shown: Page) -> Any:
+        shown.emulate_media(color_scheme=scheme)
+        shown.set_viewport_size({"width": width, "height": 800})
+        return shown.evaluate("""() => ["body", "h1", "button"].map((name) => {
+          const style = getComputedStyle(document.querySelector(name));
+          return [style.color, style.backgroundColor, style.font, style.padding, style.borderRadius];
+        })""")
+
+    page.goto(f"{web.address}{PAGE}")
+    with browser.new_context() as stranger:
+        login = stranger.new_page()
+        login.goto(f"{web.address}{PAGE}")
+        assert look(login) == look(page)
+        _check_accessibility(login)
+        login.get_by_label("Password or token").fill("wrong")
+        login.keyboard.press("Enter")
+        expect(login.get_by_role("alert")).to_have_text("Wrong password.")
+        _check_accessibility(login)
+
+
 def _check_accessibility(page: Page) -> None:
     violations = Axe().run(page).response["violations"]
     assert [(it["id"], it["nodes"][0]["html"]) for it in violations] == []
-    overflow = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    assert page.evaluate(overflow) <= 0, "the page does not scroll sideways"
+    _check_no_overflow(page)
+
+
+def _check_no_overflow(page: Page) -> None:
+    """The page does not scroll sideways."""
+    scroll_width = page.evaluate("document.scrollingElement.scrollWidth")
+    assert scroll_width <= page.viewport_size["width"]  # type: ignore[index]
