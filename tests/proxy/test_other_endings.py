@@ -1,4 +1,4 @@
-"""Ends that a wire alone does not make: logins, recordings, replays, a user in the UI, a filter, a stop."""
+"""Flow endings that do not come from the network: logins, replays, mitmweb users, filters, shutdown and imports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mitmproxy.test import tflow
 
 from tests.support.access_log import SCRIPT, Row
 from tests.support.certificates import certificate
-from tests.support.http1_client import RawClient, Response
+from tests.support.http1_client import RawClient
 from tests.support.logged_proxy import Ending, LoggedProxy, logged_proxy
 from tests.support.proxy import Mitm
 from tests.support.upstream import RawUpstream
@@ -34,17 +34,12 @@ def upstream() -> Iterator[RawUpstream]:
         yield running
 
 
-def ask(proxied: LoggedProxy, url: str, *headers: str) -> tuple[Response | None, Row]:
-    agent = proxied.new_agent()
-    with proxied.client() as client:
-        client.request("GET", url, f"User-Agent: {agent}", *headers)
-        response = client.read_response()
-    return response, proxied.row_for_agent(agent)
-
-
 @pytest.fixture(scope="module")
 def recording(upstream: RawUpstream, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Flows of a proxy without us: one that went well, one that was cut off while it streamed, a refused one."""
+    """Record flows with a proxy that has no access log, as a flow file and as HAR.
+
+    Two responses are complete, one ends in its body, and one upstream closes before its response.
+    """
     folder = tmp_path_factory.mktemp("recorder")
     flows = folder / "recorded.flows"
     har = f"hardump={folder / 'recorded.har'}"
@@ -60,10 +55,10 @@ def recording(upstream: RawUpstream, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module")
-def guarded(
+def restricted(
     postgres: Postgres, recording: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LoggedProxy]:
-    """A proxy that asks for a login, answers from a recording, and logs no health checks."""
+    """Run a proxy that requires a login, replays recorded responses, and does not log health checks."""
     with logged_proxy(
         postgres,
         tmp_path_factory.mktemp("guarded"),
@@ -77,66 +72,66 @@ def guarded(
 LOGIN = "Proxy-Authorization: Basic " + base64.b64encode(b"build-42:s3cret").decode()
 
 
-def test_no_login(guarded: LoggedProxy, upstream: RawUpstream) -> None:
-    response, row = ask(guarded, f"{upstream.url}/status/201")
+def test_request_without_login_is_rejected(restricted: LoggedProxy, upstream: RawUpstream) -> None:
+    response, row = restricted.send_request(f"{upstream.url}/status/201")
     assert response
     assert Ending.from_row(row) == (407, "proxy_auth", 0, len(response.body), "addon")
     assert row["proxy_user"] is None
 
 
-def test_no_login_for_a_tunnel(guarded: LoggedProxy) -> None:
-    agent = guarded.new_agent()
-    with guarded.client() as client:
+def test_tunnel_without_login_is_rejected(restricted: LoggedProxy) -> None:
+    agent = restricted.new_agent()
+    with restricted.client() as client:
         response = client.connect("localhost", 443, f"User-Agent: {agent}")
-    row = guarded.row_for_agent(agent)
+    row = restricted.row_for_agent(agent)
     assert response
     assert Ending.from_row(row) == (407, "proxy_auth", None, len(response.body), "addon")
     assert (row["method"], row["host"], row["port"]) == ("CONNECT", "localhost", 443)
 
 
-def test_a_login(guarded: LoggedProxy, upstream: RawUpstream) -> None:
-    _, row = ask(guarded, f"{upstream.url}/status/201", LOGIN)
+def test_login_is_logged_as_proxy_user(restricted: LoggedProxy, upstream: RawUpstream) -> None:
+    _, row = restricted.send_request(f"{upstream.url}/status/201", LOGIN)
     assert Ending.from_row(row) == (201, None, 0, 4, "upstream")
     assert row["proxy_user"] == "build-42"
 
 
-def test_an_answer_from_a_recording(guarded: LoggedProxy, upstream: RawUpstream) -> None:
+def test_response_replayed_from_recording(restricted: LoggedProxy, upstream: RawUpstream) -> None:
     before = len(upstream.requests)
-    response, row = ask(guarded, f"{upstream.url}/ok", LOGIN)
+    response, row = restricted.send_request(f"{upstream.url}/ok", LOGIN)
     assert response
     assert Ending.from_row(row) == (200, None, 0, 3, "replay")
     assert row["server_ip"] is None
     assert len(upstream.requests) == before
 
 
-def test_the_filter(guarded: LoggedProxy, upstream: RawUpstream) -> None:
-    with guarded.client() as client:
+def test_filter_excludes_flows(restricted: LoggedProxy, upstream: RawUpstream) -> None:
+    with restricted.client() as client:
         client.request("GET", f"{upstream.url}/health", LOGIN)
         response = client.read_response()
         assert response
         assert response.status == 404
         client.request("GET", "http://mitm.it/", LOGIN)
         assert client.read_response()
-    _, row = ask(guarded, f"{upstream.url}/status/202", LOGIN)
+    _, row = restricted.send_request(f"{upstream.url}/status/202", LOGIN)
     assert row["status_code"] == 202
-    assert not guarded.rows("path = '/health' OR host = 'mitm.it'")
-    written = len(guarded.rows())
-    guarded.proxy.terminate()
-    assert f"artifactapi: stopped; {written} rows written, none lost." in guarded.proxy.output()
+    assert not restricted.rows("path = '/health' OR host = 'mitm.it'")
+    written = len(restricted.rows())
+    restricted.proxy.terminate()
+    assert f"artifactapi: stopped; {written} rows written, none lost." in restricted.proxy.output()
 
 
-# -- a user in the UI --------------------------------------------------------------------------
+# -- mitmweb users -----------------------------------------------------------------------------
 
 
-class Web:
-    """A browser on mitmweb's page."""
+class MitmwebClient:
+    """A client of mitmweb's HTTP interface."""
 
     def __init__(self, url: str) -> None:
         self._base = url.partition("?")[0].rstrip("/")
         self._token = parse_qs(urlsplit(url).query)["token"][0]
 
-    def ask(self, path: str, document: object = None) -> Any:
-        """GET, or POST a document."""
+    def call(self, path: str, document: object = None) -> Any:
+        """Send a GET, or a POST with a JSON document; return the parsed response."""
         headers = {"Authorization": f"Bearer {self._token}"}
         body = None
         if document is not None:
@@ -152,14 +147,14 @@ class Web:
         return json.loads(text) if text else None
 
     def intercepted(self) -> str | None:
-        """The id of the flow that waits for its user."""
-        waiting = [flow["id"] for flow in self.ask("/flows") if flow["intercepted"]]
+        """Return the id of the intercepted flow, if there is one."""
+        waiting = [flow["id"] for flow in self.call("/flows") if flow["intercepted"]]
         return waiting[0] if waiting else None
 
 
 @pytest.fixture(scope="module")
 def web(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoggedProxy]:
-    """A mitmweb that holds some requests and some responses."""
+    """Run a mitmweb that intercepts some requests and some responses."""
     with logged_proxy(
         postgres,
         tmp_path_factory.mktemp("web"),
@@ -169,30 +164,31 @@ def web(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield running
 
 
-@pytest.mark.parametrize("what", ["request", "response"])
-def test_killed_by_a_user(web: LoggedProxy, upstream: RawUpstream, what: str) -> None:
+@pytest.mark.parametrize("message", ["request", "response"])
+def test_flow_killed_by_user(web: LoggedProxy, upstream: RawUpstream, message: str) -> None:
     agent = web.new_agent()
-    page = Web(web.proxy.web_url)
+    page = MitmwebClient(web.proxy.web_url)
     with web.client() as client:
-        client.request("GET", f"{upstream.url}/ok?hold-{what}=", f"User-Agent: {agent}")
+        client.request("GET", f"{upstream.url}/ok?hold-{message}=", f"User-Agent: {agent}")
         held = eventually(page.intercepted)
-        page.ask(f"/flows/{held}/kill", {})
+        page.call(f"/flows/{held}/kill", {})
         assert not web.rows("user_agent = %s", agent)
-    # mitmproxy leaves the client of a killed flow waiting, until it goes away by itself
+    # mitmproxy keeps the client connection of a killed flow open, so the row is written when the
+    # client disconnects.
     assert Ending.from_row(web.row_for_agent(agent)) == (None, "killed", 0, None, None)
 
 
-def test_changed_by_a_user(web: LoggedProxy, upstream: RawUpstream) -> None:
+def test_response_changed_by_user(web: LoggedProxy, upstream: RawUpstream) -> None:
     agent = web.new_agent()
-    page = Web(web.proxy.web_url)
+    page = MitmwebClient(web.proxy.web_url)
     with web.client() as client:
         client.request("GET", f"{upstream.url}/ok?hold-response=", f"User-Agent: {agent}")
         held = eventually(page.intercepted)
         assert not web.rows("user_agent = %s", agent)
-        page.ask(
+        page.call(
             "/commands/flow.set", {"arguments": ["~u hold-response & ~s", "status_code", "299"]}
         )
-        page.ask(f"/flows/{held}/resume", {})
+        page.call(f"/flows/{held}/resume", {})
         response = client.read_response()
         row = web.row_for_agent(agent)
     assert response
@@ -200,30 +196,30 @@ def test_changed_by_a_user(web: LoggedProxy, upstream: RawUpstream) -> None:
     assert Ending.from_row(row) == (299, None, 0, 3, "upstream")
 
 
-def test_replayed_by_a_user(web: LoggedProxy, upstream: RawUpstream) -> None:
-    _, first = ask(web, f"{upstream.url}/status/209")
-    page = Web(web.proxy.web_url)
-    page.ask(f"/flows/{first['flow_id']}/replay", {})
+def test_replayed_flow_is_second_row(web: LoggedProxy, upstream: RawUpstream) -> None:
+    _, first = web.send_request(f"{upstream.url}/status/209")
+    page = MitmwebClient(web.proxy.web_url)
+    page.call(f"/flows/{first['flow_id']}/replay", {})
     rows = web.wait_rows(2, "flow_id = %s", first["flow_id"])
     assert rows[0]["started_at"] == first["started_at"] < rows[1]["started_at"]
     assert Ending.from_row(rows[1]) == Ending.from_row(first) == (209, None, 0, 4, "upstream")
 
 
-def test_replayed_after_upstream_is_gone(web: LoggedProxy) -> None:
-    with RawUpstream() as own:
-        _, first = ask(web, f"{own.url}/status/208")
-    page = Web(web.proxy.web_url)
-    page.ask(f"/flows/{first['flow_id']}/replay", {})
-    _, again = web.wait_rows(2, "flow_id = %s", first["flow_id"])
-    assert again["error_type"] == "connect"
-    assert again["server_ip"] is None
-    assert again["connect_ms"] is None
+def test_replay_to_stopped_upstream_is_connect_error(web: LoggedProxy) -> None:
+    with RawUpstream() as own_upstream:
+        _, first = web.send_request(f"{own_upstream.url}/status/208")
+    page = MitmwebClient(web.proxy.web_url)
+    page.call(f"/flows/{first['flow_id']}/replay", {})
+    _, replayed = web.wait_rows(2, "flow_id = %s", first["flow_id"])
+    assert replayed["error_type"] == "connect"
+    assert replayed["server_ip"] is None
+    assert replayed["connect_ms"] is None
 
 
-# -- replays and stops -------------------------------------------------------------------------
+# -- replay and shutdown -----------------------------------------------------------------------
 
 
-def test_replayed_from_a_file(postgres: Postgres, recording: Path, tmp_path: Path) -> None:
+def test_replay_from_file(postgres: Postgres, recording: Path, tmp_path: Path) -> None:
     with logged_proxy(postgres, tmp_path, "-n", "-C", str(recording), listens=False) as proxied:
         proxied.proxy.wait()
         rows = proxied.wait_rows(4, "user_agent = 'recorded'")
@@ -235,7 +231,7 @@ def test_replayed_from_a_file(postgres: Postgres, recording: Path, tmp_path: Pat
     ]
 
 
-def test_a_stop_with_flows_under_way(postgres: Postgres, tmp_path: Path) -> None:
+def test_open_flows_are_logged_at_shutdown(postgres: Postgres, tmp_path: Path) -> None:
     secure = certificate(tmp_path)
     options = ("--set", "stream_large_bodies=10", "--ssl-insecure")
     with (
@@ -259,9 +255,9 @@ def test_a_stop_with_flows_under_way(postgres: Postgres, tmp_path: Path) -> None
                 or upstream.requests[0].body_length == 500
             )
         )
-        got = b""
-        while len(got.partition(b"\r\n\r\n")[2]) < 500:
-            got += streaming.receive()
+        received = b""
+        while len(received.partition(b"\r\n\r\n")[2]) < 500:
+            received += streaming.receive()
         proxied.proxy.terminate()
         rows = {row["path"]: Ending.from_row(row) for row in proxied.wait_rows(4, "true")}
     assert rows == {
@@ -278,8 +274,10 @@ def test_a_stop_with_flows_under_way(postgres: Postgres, tmp_path: Path) -> None
 QUIET = ("--set", "flow_detail=0")
 
 
-def load(postgres: Postgres, folder: Path, *files: Path, config: str = "") -> tuple[list[Row], str]:
-    """What is in the log after each of these files was read by a proxy of its own."""
+def import_files(
+    postgres: Postgres, folder: Path, *files: Path, config: str = ""
+) -> tuple[list[Row], str]:
+    """Read each file with a new proxy; return all rows and the output of the first proxy."""
     first = ("-n", "-r", str(files[0]), *QUIET)
     with logged_proxy(postgres, folder, *first, listens=False, config=config) as proxied:
         proxied.proxy.wait()
@@ -292,8 +290,8 @@ def load(postgres: Postgres, folder: Path, *files: Path, config: str = "") -> tu
         return rows, proxied.proxy.output()
 
 
-def test_an_import(postgres: Postgres, recording: Path, tmp_path: Path) -> None:
-    rows, output = load(postgres, tmp_path, recording, recording)
+def test_import_of_flow_file(postgres: Postgres, recording: Path, tmp_path: Path) -> None:
+    rows, output = import_files(postgres, tmp_path, recording, recording)
     assert [row["path"] for row in rows] == ["/ok", "/cut-sized", "/close-before-head", "/gzip"]
     assert [Ending.from_row(row)[:2] for row in rows] == [
         (200, None),
@@ -306,8 +304,8 @@ def test_an_import(postgres: Postgres, recording: Path, tmp_path: Path) -> None:
     assert "4 rows written, none lost" in output
 
 
-def test_an_import_of_a_har(postgres: Postgres, recording: Path, tmp_path: Path) -> None:
-    rows, _ = load(postgres, tmp_path, har := recording.with_suffix(".har"), har)
+def test_import_of_har_file(postgres: Postgres, recording: Path, tmp_path: Path) -> None:
+    rows, _ = import_files(postgres, tmp_path, har := recording.with_suffix(".har"), har)
     assert len(rows) == len(json.loads(har.read_text())["log"]["entries"])
     times = [
         entry["startedDateTime"][:23] for entry in json.loads(har.read_text())["log"]["entries"]
@@ -315,20 +313,20 @@ def test_an_import_of_a_har(postgres: Postgres, recording: Path, tmp_path: Path)
     assert [row["started_at"].isoformat()[:23] for row in rows] == sorted(times)
 
 
-def test_a_large_import_drops_nothing(postgres: Postgres, tmp_path: Path) -> None:
+def test_large_import_drops_no_row(postgres: Postgres, tmp_path: Path) -> None:
     file = tmp_path / "large.flows"
     write_flows(file, 2000)
     config = "buffer: {max_entries: 100}\nbatch: {max_entries: 50}\n"
-    rows, output = load(postgres, tmp_path / "proxied", file, config=config)
+    rows, output = import_files(postgres, tmp_path / "proxied", file, config=config)
     assert len(rows) == 2000
     assert "2000 rows written, none lost" in output
 
 
-def write_flows(file: Path, number: int) -> None:
-    """A flow file as mitmproxy writes it, some flows with both a response and an error."""
+def write_flows(file: Path, count: int) -> None:
+    """Write a flow file with mitmproxy's own writer; every tenth flow has a response and an error."""
     with file.open("wb") as stream:
         writer = FlowWriter(stream)  # type: ignore[no-untyped-call]
-        for index in range(number):
+        for index in range(count):
             flow = tflow.tflow(resp=True, err=index % 10 == 0)
             flow.request.timestamp_start = 1_700_000_000.0 + index
             flow.client_conn.state = ConnectionState.CLOSED
