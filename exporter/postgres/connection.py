@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import threading
 import time
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 
-from .dsn import connection_string
+from .dsn import connection_string, server_addresses
 from .embedded import EmbeddedServer
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from ..settings import DatabaseSettings
 
 _MAX_DESCRIPTION = 300  # characters
+# The parts of the message of a failed connection, see psycopg/connection.py and libpq's fe-connect.c.
+_ALL_ATTEMPTS = "Multiple connection attempts failed. All failures were:\n"
+_ATTEMPT = re.compile(r"^- ", re.MULTILINE)
+_REPETITION = re.compile(r"^(?:host: .*, hostaddr: .*: )?connection (?:failed|is bad): ")
+_HINT = re.compile(r"\s*Is the server running .*\?")
 _TICK_SECONDS = 0.05  # how often a wait checks its deadline
 # With these the server notices soon that a client has vanished, and releases its locks: the
 # keepalives while it waits for data, the check interval while it waits for a lock. We use SET
@@ -107,8 +113,7 @@ def connect(
         DeadlineExceededError: it took longer than `connect_seconds`.
     """
     deadline = deadline or Deadline()
-    attempt = _ConnectAttempt(connection_string(dsn, settings))
-    connection = attempt.wait(time.monotonic() + settings.connect_seconds, deadline)
+    connection = _connect_to_any(connection_string(dsn, settings), settings, deadline)
     connection.call_seconds = settings.call_seconds
     connection.deadline = deadline
     # Behind a pooler the next statement may run in another session, without the prepared statement.
@@ -123,20 +128,61 @@ def connect(
     return connection
 
 
-class _ConnectAttempt:
-    """Connects in a separate thread, because a DNS lookup can take minutes and can't be canceled."""
+def _connect_to_any(
+    conninfo: str, settings: DatabaseSettings, deadline: Deadline
+) -> DeadlineConnection:
+    """Try one server address after the other, each for an equal share of the time that is left.
 
-    def __init__(self, conninfo: str) -> None:
-        self._conninfo = conninfo
+    So a server that accepts connections and never answers cannot use up the time of the others.
+    """
+    until = time.monotonic() + settings.connect_seconds
+    addresses = _BackgroundCall(lambda: server_addresses(conninfo)).wait(until, deadline)
+    error: Exception = DeadlineExceededError()
+    for number, address in enumerate(addresses):
+        now = time.monotonic()
+        share = (until - now) / (len(addresses) - number)
+        attempt = _BackgroundCall(
+            functools.partial(_open, address), discard=DeadlineConnection.close
+        )
+        try:
+            return attempt.wait(now + share, deadline)
+        except DeadlineExceededError:
+            if now + share >= deadline.give_up_at:
+                raise
+        except psycopg.Error as e:
+            error = e
+    raise error
+
+
+def _open(conninfo: str) -> DeadlineConnection:
+    try:
+        return DeadlineConnection.connect(conninfo, autocommit=True)
+    except psycopg.Error as e:
+        # Free what the traceback holds, such as a socket, now and not at a later collection.
+        traceback.clear_frames(e.__traceback__)
+        if e.pgconn is not None:
+            e.pgconn.finish()
+        raise e.with_traceback(None) from None
+
+
+class _BackgroundCall[T]:
+    """A call in a thread of its own: a DNS lookup or a connection can hang, and cannot be canceled."""
+
+    def __init__(
+        self, call: Callable[[], T], discard: Callable[[T], None] = lambda _: None
+    ) -> None:
+        """`discard` gets a result that comes after `wait` gave up."""
+        self._call = call
+        self._discard = discard
         self._done = threading.Event()
-        self._lock = threading.Lock()  # decides whether the caller still wants the connection
+        self._lock = threading.Lock()  # decides whether the caller still wants the result
         self._abandoned = False
-        self._connection: DeadlineConnection | None = None
+        self._results: list[T] = []
         self._error: Exception | None = None
         threading.Thread(target=self._run, name="artifactapi-connect", daemon=True).start()
 
-    def wait(self, until: float, deadline: Deadline) -> DeadlineConnection:
-        """Return the connection, or raise its error or DeadlineExceededError."""
+    def wait(self, until: float, deadline: Deadline) -> T:
+        """Return the result, or raise its error, or DeadlineExceededError at `until`."""
         while not self._done.wait(_TICK_SECONDS):
             if time.monotonic() > min(until, deadline.give_up_at):
                 break
@@ -145,25 +191,21 @@ class _ConnectAttempt:
             self._abandoned = True
         if self._error is not None:
             raise self._error
-        if self._connection is None:
+        if not self._results:
             raise DeadlineExceededError
-        return self._connection
+        return self._results[0]
 
     def _run(self) -> None:
         try:
-            connection = DeadlineConnection.connect(self._conninfo, autocommit=True)
+            result = self._call()
         except Exception as e:  # noqa: BLE001 - raised by `wait`
-            # Free what the traceback holds, such as a socket, now and not at a later collection.
-            traceback.clear_frames(e.__traceback__)
-            if isinstance(e, psycopg.Error) and e.pgconn is not None:
-                e.pgconn.finish()
             self._error = e.with_traceback(None)
         else:
             with self._lock:
                 if self._abandoned:
-                    connection.close()
+                    self._discard(result)
                 else:
-                    self._connection = connection
+                    self._results.append(result)
         self._done.set()
 
 
@@ -173,7 +215,15 @@ def describe(error: Exception) -> str:
         return "The server did not answer in time."
     diagnosis = getattr(error, "diag", None)
     message = (diagnosis.message_primary if diagnosis is not None else None) or str(error)
-    text = re.sub(r"(?i)(password\s*=\s*)\S+", r"\1***", " ".join(message.split()))
+    text = re.sub(r"(?i)(password\s*=\s*)\S+", r"\1***", " ".join(_once(message).split()))
     text = re.sub(r"://[^/@\s]*@", "://***@", text)
     state = getattr(error, "sqlstate", None)
     return f"{text[:_MAX_DESCRIPTION]}{f' ({state})' if state else ''}"
+
+
+def _once(message: str) -> str:
+    """Shorten the error of a failed connection, which psycopg and libpq state more than once."""
+    message = _HINT.sub("", message)
+    _, several, attempts = message.partition(_ALL_ATTEMPTS)
+    errors = _ATTEMPT.split(attempts)[1:] if several else [message]
+    return "; ".join(dict.fromkeys(_REPETITION.sub("", error).strip() for error in errors))
