@@ -16,6 +16,7 @@ from mitmproxy import command, ctx, exceptions, flowfilter, hooks, http
 from addon.flow import handoff
 from addon.flow.streaming import Streaming
 from addon.flow.tracker import FlowTracker
+from addon.log_flush import FlushHandler, flush_messages
 from addon.web import content_view
 from addon.web.content_view import RecentExchanges
 from addon.web.query_pool import QueryPool
@@ -58,6 +59,7 @@ class ArtifactApi:
         self._recent = RecentExchanges()
         self._settings: Settings | None = None
         self._exporter: Exporter | None = None
+        self._flush_handler: FlushHandler | None = None
 
     def load(self, loader) -> None:  # type: ignore[no-untyped-def] # noqa: ANN001 - as mitmproxy's own
         """Declare our options. All are text: mitmproxy rejects a script's bad number silently (#8013)."""
@@ -86,6 +88,7 @@ class ArtifactApi:
         """Start the exporter. Not in `load`: if startup fails after that, mitmproxy never calls `done`."""
         if self._settings is None:
             return
+        self._flush_handler = flush_messages()
         for name in ctx.options.deferred:
             if name.startswith(_PREFIX):
                 logger.warning(
@@ -129,6 +132,8 @@ class ArtifactApi:
         else:  # the script is being reloaded or removed
             handoff.offer(handoff.Handoff(exporter, self.flows.hand_over()), _stop)
         self.flows.log_access = None
+        if self._flush_handler is not None:
+            self._flush_handler.stop()
 
     @command.command("artifactapi.status")  # type: ignore[untyped-decorator]
     def status(self) -> str:
