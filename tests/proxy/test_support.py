@@ -1,4 +1,4 @@
-"""The tests' own upstream, relay, proxy and clients do what they promise, and leave nothing."""
+"""The upstream, relay, proxy and clients in `tests/support` work as documented and release everything."""
 
 import asyncio
 import contextlib
@@ -26,11 +26,12 @@ from tests.support.upstream import RawUpstream
 from tests.support.wait import eventually
 from tests.support.websocket_client import WebSocketClient
 
-SHORT = 0.3
+SHORT_SECONDS = 0.3
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left() -> Iterator[None]:
+def _no_leaks() -> Iterator[None]:
+    """Check that every test closes its threads and file descriptors."""
     threads = set(threading.enumerate())
     process = psutil.Process()
     files = process.num_fds()
@@ -45,7 +46,7 @@ def upstream() -> Iterator[RawUpstream]:
         yield running
 
 
-def ask(upstream: RawUpstream, target: str, method: str = "GET") -> Response | None:
+def send_request(upstream: RawUpstream, target: str, method: str = "GET") -> Response | None:
     with RawClient(upstream.address) as client:
         client.request(method, target)
         return client.read_response(method)
@@ -64,12 +65,12 @@ def test_eventually_fails_with_the_last_value() -> None:
         eventually(list[int], 0.05)
 
 
-def test_fault_on_the_loop_comes_out() -> None:
-    async def spoil() -> None:
+def test_loop_thread_raises_errors_of_callbacks() -> None:
+    async def raise_later() -> None:
         asyncio.get_running_loop().call_soon(int, "not a number")
 
     with pytest.raises(BaseExceptionGroup, match="LoopThread"), LoopThread() as loop:
-        loop.call(spoil())
+        loop.call(raise_later())
 
 
 # -- the upstream ------------------------------------------------------------------------------
@@ -94,21 +95,21 @@ def test_fault_on_the_loop_comes_out() -> None:
         ("/unheard-of", 404, 15),
     ],
 )
-def test_whole_responses(upstream: RawUpstream, target: str, status: int, size: int) -> None:
-    response = ask(upstream, target)
+def test_complete_responses(upstream: RawUpstream, target: str, status: int, size: int) -> None:
+    response = send_request(upstream, target)
     assert response
     assert (response.status, len(response.body), response.complete) == (status, size, True)
 
 
-def test_bodies_are_the_same_however_they_travel(upstream: RawUpstream) -> None:
+def test_bodies_are_equal_in_every_encoding(upstream: RawUpstream) -> None:
     size = 100_000
     for path in ("/sized", "/chunked", "/until-eof"):
-        response = ask(upstream, f"{path}?size={size}")
+        response = send_request(upstream, f"{path}?size={size}")
         assert response
         assert response.body == body(size)
-    packed = ask(upstream, f"/gzip?size={size}")
-    assert packed
-    assert gzip.decompress(packed.body) == body(size)
+    compressed = send_request(upstream, f"/gzip?size={size}")
+    assert compressed
+    assert gzip.decompress(compressed.body) == body(size)
 
 
 @pytest.mark.parametrize("target", ["/ok", "/head", "/sized", "/chunked", "/until-eof", "/gzip"])
@@ -121,7 +122,7 @@ def test_head_has_no_body(upstream: RawUpstream, target: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "got"),
+    ("target", "size"),
     [
         ("/close-after-head", 0),
         ("/cut-sized?size=1000&sent=100", 100),
@@ -129,19 +130,19 @@ def test_head_has_no_body(upstream: RawUpstream, target: str) -> None:
         ("/bad-chunk", None),
     ],
 )
-def test_cut_responses(upstream: RawUpstream, target: str, got: int | None) -> None:
+def test_incomplete_responses(upstream: RawUpstream, target: str, size: int | None) -> None:
     with RawClient(upstream.address) as client:
         client.request("GET", target)
-        if got is None:
+        if size is None:
             assert client.read_all().endswith(b"zz\r\nnot a length\r\n0\r\n\r\n")
             return
         response = client.read_response()
         assert response
-        assert (response.status, len(response.body), response.complete) == (200, got, False)
+        assert (response.status, len(response.body), response.complete) == (200, size, False)
 
 
 @pytest.mark.parametrize(
-    ("target", "got", "reset"),
+    ("target", "received", "reset"),
     [
         ("/close-before-head", b"", False),
         ("/reset-before-head", b"", True),
@@ -149,14 +150,14 @@ def test_cut_responses(upstream: RawUpstream, target: str, got: int | None) -> N
         ("/garbage", b"\x16\x03\x00 this is not HTTP at all\r\n\r\n", False),
     ],
 )
-def test_no_response(upstream: RawUpstream, target: str, got: bytes, reset: bool) -> None:
+def test_no_response(upstream: RawUpstream, target: str, received: bytes, reset: bool) -> None:
     with RawClient(upstream.address) as client:
         client.request("GET", target)
-        assert (client.read_all(), client.was_reset) == (got, reset)
+        assert (client.read_all(), client.was_reset) == (received, reset)
 
 
 @pytest.mark.parametrize("target", ["/cl-and-te", "/two-lengths"])
-def test_contradictions(upstream: RawUpstream, target: str) -> None:
+def test_contradictory_lengths(upstream: RawUpstream, target: str) -> None:
     with RawClient(upstream.address) as client:
         client.request("GET", target, "Connection: close")
         head = client.read_all().split(b"\r\n\r\n")[0]
@@ -164,7 +165,7 @@ def test_contradictions(upstream: RawUpstream, target: str) -> None:
 
 
 def test_interim_response(upstream: RawUpstream) -> None:
-    response = ask(upstream, "/1xx-then-200")
+    response = send_request(upstream, "/1xx-then-200")
     assert response
     assert (response.status, response.interim) == (200, [103])
 
@@ -172,30 +173,30 @@ def test_interim_response(upstream: RawUpstream) -> None:
 @pytest.mark.parametrize(
     ("target", "size"), [("/slow-head", 3), ("/slow-body", 1000), ("/slow-chunked", 1000)]
 )
-def test_slow_responses_wait_for_the_test(upstream: RawUpstream, target: str, size: int) -> None:
-    with RawClient(upstream.address, timeout=SHORT) as client:
+def test_slow_responses_wait_for_release(upstream: RawUpstream, target: str, size: int) -> None:
+    with RawClient(upstream.address, timeout=SHORT_SECONDS) as client:
         client.request("GET", target)
         with pytest.raises(TimeoutError):
             client.read_response()
     upstream.release()
-    response = ask(upstream, target)
+    response = send_request(upstream, target)
     assert response
     assert (len(response.body), response.complete) == (size, True)
 
 
-def test_waiting_response_does_not_outlive_the_server() -> None:
+def test_waiting_response_ends_with_the_server() -> None:
     with RawUpstream() as upstream, RawClient(upstream.address) as client:
         client.request("GET", "/slow-head")
         eventually(lambda: upstream.requests)
 
 
-def test_deaf_client_does_not_hold_the_server_up() -> None:
+def test_client_that_does_not_read_cannot_block_shutdown() -> None:
     with RawUpstream() as upstream, RawClient(upstream.address) as client:
         client.request("GET", "/sized?size=50000000")
         eventually(lambda: upstream.requests)
 
 
-def test_reset_in_mid_body(upstream: RawUpstream) -> None:
+def test_reset_during_body(upstream: RawUpstream) -> None:
     with RawClient(upstream.address) as client:
         client.request("GET", "/reset-in-body")
         eventually(lambda: upstream.requests)
@@ -205,7 +206,7 @@ def test_reset_in_mid_body(upstream: RawUpstream) -> None:
         assert (len(response.body), client.was_reset) == (500, True)
 
 
-def test_answer_before_the_upload_is_over(upstream: RawUpstream) -> None:
+def test_response_before_end_of_upload(upstream: RawUpstream) -> None:
     with RawClient(upstream.address) as client:
         client.request("POST", "/early-413", body=b"x" * 10, length=1000)
         response = client.read_response("POST")
@@ -216,7 +217,7 @@ def test_answer_before_the_upload_is_over(upstream: RawUpstream) -> None:
     assert upstream.requests[0].body_length == 1000
 
 
-def test_reset_in_mid_upload(upstream: RawUpstream) -> None:
+def test_reset_during_upload(upstream: RawUpstream) -> None:
     upstream.release()
     with RawClient(upstream.address) as client:
         client.request("POST", "/reset-in-upload", body=b"x" * 10, length=1000)
@@ -224,7 +225,7 @@ def test_reset_in_mid_upload(upstream: RawUpstream) -> None:
         assert client.was_reset
 
 
-def test_arrivals_tell_what_came(upstream: RawUpstream) -> None:
+def test_upstream_records_requests(upstream: RawUpstream) -> None:
     with RawClient(upstream.address) as client:
         client.request("POST", "/echo?a=b", "X-Thing: \xe9", body=b"x" * 70000)
         response = client.read_response("POST")
@@ -245,7 +246,7 @@ def test_arrivals_tell_what_came(upstream: RawUpstream) -> None:
     assert upstream.accepted == 1
 
 
-def test_change_to_another_protocol(upstream: RawUpstream) -> None:
+def test_upgrade_to_another_protocol(upstream: RawUpstream) -> None:
     with RawClient(upstream.address) as client:
         client.request("GET", "/upgrade", "Connection: Upgrade", f"Upgrade: {UPGRADE}")
         response = client.read_response()
@@ -269,26 +270,26 @@ def test_websocket_echoes_and_closes(upstream: RawUpstream) -> None:
         assert client.close_code == 1001
 
 
-def test_websocket_is_dropped(upstream: RawUpstream) -> None:
+def test_upstream_drops_websocket(upstream: RawUpstream) -> None:
     with websocket(upstream, "/websocket-abrupt") as client:
         client.send("one")
         assert [client.receive(), client.receive()] == ["one", None]
         assert client.close_code == 1006
 
 
-def test_websocket_is_closed_by_the_server(upstream: RawUpstream) -> None:
+def test_upstream_closes_websocket(upstream: RawUpstream) -> None:
     with websocket(upstream, "/websocket-bye?code=1011") as client:
         client.send("one")
         assert [client.receive(), client.receive()] == ["one", None]
         assert client.close_code == 1011
 
 
-def test_websocket_is_refused(upstream: RawUpstream) -> None:
+def test_upstream_rejects_websocket(upstream: RawUpstream) -> None:
     with websocket(upstream, "/status/403") as client:
         assert client.rejected == 403
 
 
-def test_websocket_client_can_leave(upstream: RawUpstream) -> None:
+def test_client_aborts_websocket(upstream: RawUpstream) -> None:
     client = websocket(upstream, "/websocket")
     client.abort()
     eventually(lambda: upstream.connections == 0)
@@ -298,7 +299,7 @@ def test_websocket_client_can_leave(upstream: RawUpstream) -> None:
     ("kind", "problem"),
     [("good", None), ("wrong-host", "doesn't match|not valid for"), ("expired", "expired")],
 )
-def test_tls(tmp_path: Path, kind: Kind, problem: str | None) -> None:
+def test_tls_certificates(tmp_path: Path, kind: Kind, problem: str | None) -> None:
     pem = certificate(tmp_path, kind)
     with RawUpstream(pem) as upstream, RawClient(upstream.address) as client:
         if problem:
@@ -311,7 +312,7 @@ def test_tls(tmp_path: Path, kind: Kind, problem: str | None) -> None:
         assert upstream.url.startswith("https://127.0.0.1:")
 
 
-def test_tls_with_a_silent_client(tmp_path: Path) -> None:
+def test_client_that_never_starts_tls(tmp_path: Path) -> None:
     pem = certificate(tmp_path)
     with RawUpstream(pem) as upstream, RawClient(upstream.address):
         eventually(lambda: upstream.accepted)
@@ -321,7 +322,7 @@ def test_tls_with_a_silent_client(tmp_path: Path) -> None:
 
 def test_ipv6() -> None:
     with RawUpstream(host="::1") as upstream:
-        assert ask(upstream, "/ok")
+        assert send_request(upstream, "/ok")
         assert upstream.url == f"http://[::1]:{upstream.port}"
 
 
@@ -334,24 +335,24 @@ def relay(upstream: RawUpstream) -> Iterator[Relay]:
         yield running
 
 
-def through(relay: Relay, target: str, timeout: float = 10.0) -> Response | None:
+def fetch_through(relay: Relay, target: str, timeout: float = 10.0) -> Response | None:
     with RawClient(relay.address, timeout) as client:
         client.request("GET", target)
         return client.read_response()
 
 
-def test_relay_passes_everything(relay: Relay) -> None:
-    response = through(relay, "/sized?size=5000000")
+def test_relay_forwards_everything(relay: Relay) -> None:
+    response = fetch_through(relay, "/sized?size=5000000")
     assert response
     assert response.body == body(5_000_000)
-    closing = through(relay, "/until-eof?size=70000")
+    closing = fetch_through(relay, "/until-eof?size=70000")
     assert closing
     assert closing.complete
     eventually(lambda: relay.connections == 0)
     assert relay.accepted == 2
 
 
-def test_relay_passes_the_half_close_and_the_reset(relay: Relay, upstream: RawUpstream) -> None:
+def test_relay_forwards_half_close_and_reset(relay: Relay, upstream: RawUpstream) -> None:
     with RawClient(relay.address) as client:
         client.request("GET", "/ok")
         client.half_close()
@@ -363,7 +364,7 @@ def test_relay_passes_the_half_close_and_the_reset(relay: Relay, upstream: RawUp
     eventually(lambda: upstream.connections == 0)
 
 
-def test_cut_and_mend(relay: Relay, upstream: RawUpstream) -> None:
+def test_relay_cut_and_mend(relay: Relay, upstream: RawUpstream) -> None:
     with RawClient(relay.address) as client:
         client.request("GET", "/slow-head")
         eventually(lambda: upstream.requests)
@@ -373,28 +374,29 @@ def test_cut_and_mend(relay: Relay, upstream: RawUpstream) -> None:
     with pytest.raises(ConnectionRefusedError):
         RawClient(relay.address)
     relay.mend()
-    assert through(relay, "/ok")
+    assert fetch_through(relay, "/ok")
 
 
-def test_target_away() -> None:
+def test_relay_without_a_target_resets() -> None:
     with RawUpstream() as upstream:
         gone = upstream.address
     with Relay(gone) as relay:
         with contextlib.suppress(ConnectionResetError), RawClient(relay.address) as client:
-            assert client.read_all() == b""  # unless the RST was there before connect returned
+            # The RST can also arrive before `connect` returns; then the client cannot be created.
+            assert client.read_all() == b""
             assert client.was_reset
         assert relay.accepted == 1
 
 
-def test_blackhole_takes_and_holds(relay: Relay, upstream: RawUpstream) -> None:
-    with RawClient(relay.address, SHORT) as client:
+def test_blackhole_accepts_and_holds_data(relay: Relay, upstream: RawUpstream) -> None:
+    with RawClient(relay.address, SHORT_SECONDS) as client:
         client.request("GET", "/ok")
         assert client.read_response()
         relay.blackhole()
-        client.request("POST", "/echo", body=b"x" * 20_000_000)  # all of it is acknowledged
+        client.request("POST", "/echo", body=b"x" * 20_000_000)  # the relay accepts all of it
         with pytest.raises(TimeoutError):
             client.read_response("POST")
-        with RawClient(relay.address, SHORT) as second, pytest.raises(TimeoutError):
+        with RawClient(relay.address, SHORT_SECONDS) as second, pytest.raises(TimeoutError):
             second.receive()
         assert len(upstream.requests) == 1
         relay.mend()
@@ -404,25 +406,25 @@ def test_blackhole_takes_and_holds(relay: Relay, upstream: RawUpstream) -> None:
         assert response.body == b"20000000"
 
 
-def test_zero_window_takes_nothing(relay: Relay) -> None:
-    with RawClient(relay.address, SHORT) as client:
+def test_zero_window_accepts_nothing(relay: Relay) -> None:
+    with RawClient(relay.address, SHORT_SECONDS) as client:
         client.request("GET", "/ok")
         assert client.read_response()
         relay.zero_window()
         with pytest.raises(TimeoutError):
             client.request("POST", "/echo", body=b"x" * 20_000_000)
         relay.mend()
-    assert through(relay, "/ok")
+    assert fetch_through(relay, "/ok")
 
 
-def test_delay_is_a_latency(relay: Relay) -> None:
+def test_delay_adds_latency(relay: Relay) -> None:
     relay.delay(0.2)
     begin = time.monotonic()
-    response = through(relay, "/sized?size=2000000")
-    took = time.monotonic() - begin
+    response = fetch_through(relay, "/sized?size=2000000")
+    seconds = time.monotonic() - begin
     assert response
     assert response.complete
-    assert 0.4 <= took < 4
+    assert 0.4 <= seconds < 4
 
 
 def test_trickle_sends_byte_by_byte(relay: Relay) -> None:
@@ -430,23 +432,23 @@ def test_trickle_sends_byte_by_byte(relay: Relay) -> None:
     with RawClient(relay.address) as client:
         client.request("GET", "/ok", "Connection: close")
         pieces = list(iter(client.receive, b""))
-    whole = b"".join(pieces)
-    assert whole.endswith(b"\r\n\r\nok\n")
-    assert len(pieces) > len(whole) / 2
+    everything = b"".join(pieces)
+    assert everything.endswith(b"\r\n\r\nok\n")
+    assert len(pieces) > len(everything) / 2
 
 
 @pytest.mark.parametrize("size", [0, 1, 50, 70_000])
-def test_cut_after_so_many_bytes(relay: Relay, size: int) -> None:
+def test_cut_after_bytes(relay: Relay, size: int) -> None:
     relay.cut_after("to_client", size)
     with RawClient(relay.address) as client:
         client.request("GET", "/sized?size=100000")
         assert len(client.read_all()) == size
         assert client.was_reset
     assert relay.struck
-    assert through(relay, "/ok"), "it happens once"
+    assert fetch_through(relay, "/ok"), "the relay cuts only once"
 
 
-def test_cut_of_the_upload(relay: Relay, upstream: RawUpstream) -> None:
+def test_cut_during_upload(relay: Relay, upstream: RawUpstream) -> None:
     head = b"POST /echo HTTP/1.1\r\nContent-Length: 1000\r\n\r\n"
     relay.cut_after("to_server", len(head) + 10)
     with RawClient(relay.address) as client:
@@ -456,18 +458,19 @@ def test_cut_of_the_upload(relay: Relay, upstream: RawUpstream) -> None:
     assert upstream.requests[0].body_length == 10
 
 
-# -- messages of PostgreSQL --------------------------------------------------------------------
+# -- PostgreSQL messages -----------------------------------------------------------------------
 
 STARTUP = struct.pack("!ii", 8, 3 << 16)
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 
 
-def message(letter: str, data: bytes = b"") -> bytes:
+def encode_message(letter: str, data: bytes = b"") -> bytes:
+    """Return a PostgreSQL protocol message."""
     return letter.encode() + struct.pack("!i", len(data) + 4) + data
 
 
 class Listener:
-    """The far end of a relay, which a test plays itself."""
+    """The target of a relay; the test itself acts as the server."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "socket"
@@ -476,10 +479,10 @@ class Listener:
         self._listener.listen()
 
     def accept(self) -> socket.socket:
-        """Take the relay's next connection."""
+        """Accept the relay's next connection."""
         self._listener.settimeout(10)
         server, _ = self._listener.accept()
-        server.settimeout(SHORT)
+        server.settimeout(SHORT_SECONDS)
         return server
 
     def close(self) -> None:
@@ -489,9 +492,9 @@ class Listener:
 
 @pytest.fixture
 def listener(tmp_path: Path) -> Iterator[Listener]:
-    listening = Listener(tmp_path)
-    yield listening
-    listening.close()
+    running = Listener(tmp_path)
+    yield running
+    running.close()
 
 
 @pytest.fixture
@@ -500,91 +503,91 @@ def wire(listener: Listener) -> Iterator[Relay]:
         yield running
 
 
-def received(sock: socket.socket, size: int) -> bytes:
+def read_exactly(sock: socket.socket, size: int) -> bytes:
     data = b""
     while len(data) < size and (more := sock.recv(size - len(data))):
         data += more
     return data
 
 
-def test_messages_are_told_apart(wire: Relay, listener: Listener) -> None:
+def test_relay_recognizes_postgres_messages(wire: Relay, listener: Listener) -> None:
     with RawClient(wire.address) as client, listener.accept() as server:
         for sent in (SSL_REQUEST, STARTUP):
             client.send(sent[:3])
             client.send(sent[3:])
-            assert received(server, 8) == sent
-            server.sendall(b"N" if sent is SSL_REQUEST else message("R", b"\0\0\0\0"))
+            assert read_exactly(server, 8) == sent
+            server.sendall(b"N" if sent is SSL_REQUEST else encode_message("R", b"\0\0\0\0"))
             assert client.receive()
-        query = message("Q", b"SELECT 1\0") + message("d", b"x" * 100_000)
+        query = encode_message("Q", b"SELECT 1\0") + encode_message("d", b"x" * 100_000)
         client.send(query)
-        assert received(server, len(query)) == query
-        server.sendall(message("C") + message("Z", b"I"))
+        assert read_exactly(server, len(query)) == query
+        server.sendall(encode_message("C") + encode_message("Z", b"I"))
         eventually(lambda: wire.seen["to_client"][-1] == "Z")
     assert wire.seen["to_server"] == ["sslrequest", "startup", "Q", "d"]
     assert wire.seen["to_client"] == ["answer:N", "R", "C", "Z"]
 
 
-def test_encrypted_messages_pass_unread(wire: Relay, listener: Listener) -> None:
+def test_encrypted_messages_are_forwarded_unparsed(wire: Relay, listener: Listener) -> None:
     with RawClient(wire.address) as client, listener.accept() as server:
         client.send(SSL_REQUEST)
-        assert received(server, 8) == SSL_REQUEST
+        assert read_exactly(server, 8) == SSL_REQUEST
         server.sendall(b"S")
         assert client.receive() == b"S"
         client.send(b"\x16\x03\x01")
-        assert received(server, 3) == b"\x16\x03\x01"
+        assert read_exactly(server, 3) == b"\x16\x03\x01"
     assert wire.seen["to_server"] == ["sslrequest", "encrypted"]
 
 
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_cut_at_a_message(wire: Relay, listener: Listener, index: int, inside: bool) -> None:
-    messages = [STARTUP, message("Q", b"SELECT 1\0"), message("d", b"x" * 10_000)]
+    messages = [STARTUP, encode_message("Q", b"SELECT 1\0"), encode_message("d", b"x" * 10_000)]
     wire.cut_at_message("to_server", index, inside=inside)
     with RawClient(wire.address) as client, listener.accept() as server:
         client.send(b"".join(messages))
-        whole = b"".join(messages[:index])
+        complete = b"".join(messages[:index])
         half = messages[index][: len(messages[index]) // 2] if inside else b""
-        assert received(server, 20_000) == whole + half
+        assert read_exactly(server, 20_000) == complete + half
         assert client.read_all() == b""
         assert client.was_reset
 
 
-def test_cut_of_the_answer(wire: Relay, listener: Listener) -> None:
+def test_cut_at_a_reply(wire: Relay, listener: Listener) -> None:
     with RawClient(wire.address) as client, listener.accept() as server:
         client.send(STARTUP)
-        received(server, 8)
-        server.sendall(message("R"))
-        assert client.receive() == message("R")
+        read_exactly(server, 8)
+        server.sendall(encode_message("R"))
+        assert client.receive() == encode_message("R")
         wire.cut_at_message("to_client", 1)
-        server.sendall(message("C") + message("Z"))
-        assert client.read_all() == message("C")
+        server.sendall(encode_message("C") + encode_message("Z"))
+        assert client.read_all() == encode_message("C")
 
 
-def test_messages_are_swallowed(wire: Relay, listener: Listener) -> None:
-    with RawClient(wire.address, SHORT) as client, listener.accept() as server:
+def test_relay_swallows_messages(wire: Relay, listener: Listener) -> None:
+    with RawClient(wire.address, SHORT_SECONDS) as client, listener.accept() as server:
         wire.swallow_from_message("to_client", 1)
-        server.sendall(message("C") + message("Z") + message("N"))
-        assert client.receive() == message("C")
+        server.sendall(encode_message("C") + encode_message("Z") + encode_message("N"))
+        assert client.receive() == encode_message("C")
         with pytest.raises(TimeoutError):
             client.receive()
         client.send(STARTUP)
-        assert received(server, 8) == STARTUP
-        server.sendall(message("Z"))
+        assert read_exactly(server, 8) == STARTUP
+        server.sendall(encode_message("Z"))
         with pytest.raises(TimeoutError):
             client.receive()
 
 
 # -- the proxy ---------------------------------------------------------------------------------
 
-H2_TO_H1 = ["connection_strategy=lazy", "upstream_cert=false"]
+HTTP2_TO_HTTP1 = ["connection_strategy=lazy", "upstream_cert=false"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("proxy")  # one, so that the authority is made but once
+    return tmp_path_factory.mktemp("proxy")  # shared, so that the authority is created only once
 
 
-def test_proxy_runs_scripts_and_ends(folder: Path, upstream: RawUpstream) -> None:
+def test_proxy_runs_scripts_and_stops(folder: Path, upstream: RawUpstream) -> None:
     scripts = [folder / "one.py", folder / "two.py"]
     for script in scripts:
         script.write_text(
@@ -602,7 +605,7 @@ def test_proxy_runs_scripts_and_ends(folder: Path, upstream: RawUpstream) -> Non
         assert not psutil.pid_exists(proxy.pid)
 
 
-def test_proxy_that_ends_at_once(folder: Path) -> None:
+def test_proxy_that_fails_to_start_raises_its_output(folder: Path) -> None:
     with pytest.raises(RuntimeError, match="no-such-option"), Mitm(folder, "--no-such-option"):
         pass
 
@@ -613,19 +616,17 @@ def test_proxy_reads_files_without_listening(folder: Path) -> None:
         assert proxy.wait() == 0
 
 
-def test_mitmweb(folder: Path, upstream: RawUpstream) -> None:
+def test_mitmweb_has_a_url_with_token(folder: Path, upstream: RawUpstream) -> None:
     with Mitm(folder, program="mitmweb") as proxy:
         assert fetch(proxy.address, f"{upstream.url}/ok")
         assert "?token=" in proxy.web_url
 
 
-def test_proxy_can_be_killed_and_speaks_no_http2_without_tls(
-    folder: Path, upstream: RawUpstream
-) -> None:
+def test_killed_proxy_and_cleartext_http2(folder: Path, upstream: RawUpstream) -> None:
     with Mitm(folder, "--mode", f"reverse:{upstream.url}@0") as proxy:
         with Http2Client(RawClient(proxy.address), "localhost", "http") as client:
             assert client.wait(client.request("/ok"))[0].status is None
-            assert client.closed, "mitmproxy has begun to speak HTTP/2 without TLS"
+            assert client.closed, "mitmproxy now supports HTTP/2 without TLS"
         proxy.kill()
         assert proxy.terminate() == -9
 
@@ -637,7 +638,7 @@ def pem(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def proxy(folder: Path, pem: Path) -> Iterator[Mitm]:
-    values = [f"ssl_verify_upstream_trusted_ca={pem}", "stream_large_bodies=1", *H2_TO_H1]
+    values = [f"ssl_verify_upstream_trusted_ca={pem}", "stream_large_bodies=1", *HTTP2_TO_HTTP1]
     with Mitm(folder, *(part for value in values for part in ("--set", value))) as running:
         yield running
 
@@ -680,7 +681,7 @@ def test_websocket_through_the_proxy(proxy: Mitm, upstream: RawUpstream) -> None
         assert client.close_code == 1000
 
 
-def test_client_leaves_in_mid_upload(proxy: Mitm, upstream: RawUpstream) -> None:
+def test_client_disconnects_during_upload(proxy: Mitm, upstream: RawUpstream) -> None:
     with RawClient(proxy.address) as client:
         client.request("POST", f"{upstream.url}/echo", body=b"x" * 10, length=1000)
         eventually(lambda: upstream.requests and upstream.requests[0].body_length == 10)
@@ -688,7 +689,7 @@ def test_client_leaves_in_mid_upload(proxy: Mitm, upstream: RawUpstream) -> None
     assert not upstream.requests[0].complete
 
 
-def test_client_leaves_while_waiting(proxy: Mitm, upstream: RawUpstream) -> None:
+def test_client_resets_while_waiting(proxy: Mitm, upstream: RawUpstream) -> None:
     client = RawClient(proxy.address)
     client.request("GET", f"{upstream.url}/slow-head")
     eventually(lambda: upstream.requests)
@@ -696,7 +697,7 @@ def test_client_leaves_while_waiting(proxy: Mitm, upstream: RawUpstream) -> None
     eventually(lambda: "Client disconnected." in proxy.output())
 
 
-def test_processes_end_with_the_block(folder: Path) -> None:
+def test_process_ends_with_the_block(folder: Path) -> None:
     with Mitm(folder, "-n", listens=False) as proxy:
         process = psutil.Process(proxy.pid)
     assert not process.is_running()
