@@ -23,10 +23,8 @@ if TYPE_CHECKING:
     from ..settings import DatabaseSettings
 
 _MAX_DESCRIPTION = 300  # characters
-# The parts of the message of a failed connection, see psycopg/connection.py and libpq's fe-connect.c.
-_ALL_ATTEMPTS = "Multiple connection attempts failed. All failures were:\n"
-_ATTEMPT = re.compile(r"^- ", re.MULTILINE)
-_REPETITION = re.compile(r"^(?:host: .*, hostaddr: .*: )?connection (?:failed|is bad): ")
+# psycopg says twice that a connection failed, and libpq adds a question.
+_REPETITION = re.compile(r"^connection (?:failed|is bad): (?=connection )")
 _HINT = re.compile(r"\s*Is the server running .*\?")
 _TICK_SECONDS = 0.05  # how often a wait checks its deadline
 # With these the server notices soon that a client has vanished, and releases its locks: the
@@ -215,15 +213,8 @@ def describe(error: Exception) -> str:
         return "The server did not answer in time."
     diagnosis = getattr(error, "diag", None)
     message = (diagnosis.message_primary if diagnosis is not None else None) or str(error)
-    text = re.sub(r"(?i)(password\s*=\s*)\S+", r"\1***", " ".join(_once(message).split()))
+    message = _HINT.sub("", _REPETITION.sub("", message))
+    text = re.sub(r"(?i)(password\s*=\s*)\S+", r"\1***", " ".join(message.split()))
     text = re.sub(r"://[^/@\s]*@", "://***@", text)
     state = getattr(error, "sqlstate", None)
     return f"{text[:_MAX_DESCRIPTION]}{f' ({state})' if state else ''}"
-
-
-def _once(message: str) -> str:
-    """Shorten the error of a failed connection, which psycopg and libpq state more than once."""
-    message = _HINT.sub("", message)
-    _, several, attempts = message.partition(_ALL_ATTEMPTS)
-    errors = _ATTEMPT.split(attempts)[1:] if several else [message]
-    return "; ".join(dict.fromkeys(_REPETITION.sub("", error).strip() for error in errors))
