@@ -43,7 +43,8 @@ def judge(status: Mapping[str, Any] | None) -> Health:
         return Health(
             "amber",
             "Logging, with gaps",
-            f"Rows are being written, but {_requests(lost)} were lost since startup; see the gaps.",
+            f"Rows are being written, but {_requests(lost)} {'was' if lost == 1 else 'were'} lost"
+            " since startup; see the gaps.",
         )
     if status["failures"]:
         return Health(

@@ -115,4 +115,6 @@ def gap_lines(gaps: list[RecordedGap]) -> Iterator[Text]:
         )
         reason, node = printable(gap.reason), printable(gap.node)
         yield Text(f"{start}  {end}  {gap.entries:>8}  {reason:<13}  {node}")
-    yield Text(f"{sum(gap.entries for gap in gaps)} entries are missing in total.", style="red")
+    total = sum(gap.entries for gap in gaps)
+    missing = "1 entry is" if total == 1 else f"{total} entries are"
+    yield Text(f"{missing} missing in total.", style="red")

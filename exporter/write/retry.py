@@ -28,6 +28,7 @@ class Retry:
     def __init__(self, settings: DatabaseSettings) -> None:
         self._delays = retry_delays(settings)
         self._settings = settings
+        self.is_refused = False  # the server answered the last attempt and accepted no row
         self._next_at = 0.0  # monotonic seconds
         self._unavailable_since: float | None = None
         self._next_summary_at = 0.0
@@ -57,34 +58,41 @@ class Retry:
         """An attempt succeeded. `written`: entries written so far, in total."""
         if self._unavailable_since is not None:
             logger.info(
-                "artifactapi: PostgreSQL available again after %.1f s; wrote %d buffered rows.",
+                "artifactapi: PostgreSQL available again after %.1f s; wrote %d buffered %s.",
                 time.monotonic() - self._unavailable_since,
-                written - self._written_before,
+                recovered := written - self._written_before,
+                "row" if recovered == 1 else "rows",
             )
             self._unavailable_since = None
         self._written_before = written
+        self.is_refused = False
         self._reset()
 
-    def failed(self, reason: str, waiting: int, *, configuration: bool) -> None:
+    def failed(
+        self, reason: str, waiting: int, *, configuration: bool = False, refused: bool = False
+    ) -> None:
         """An attempt failed.
 
         Args:
             reason: Why; fit for the log.
             waiting: Entries in memory and on disk.
             configuration: Only the user can fix it, so the next attempt can wait longer.
+            refused: The server answers and accepts no row.
         """
         delay = _CONFIGURATION_RETRY_SECONDS if configuration else next(self._delays)
         now = time.monotonic()
+        self.is_refused = refused
         self._next_at = now + delay
         if self._unavailable_since is None:
             self._unavailable_since = now
-            state = "rejects the log" if configuration else "unavailable"
+            state = "rejects the log" if configuration or refused else "unavailable"
             logger.warning("artifactapi: PostgreSQL %s; buffering rows: %s", state, reason)
         elif now >= self._next_summary_at:
             logger.warning(
-                "artifactapi: PostgreSQL unavailable for %.0f s; %d rows buffered: %s",
+                "artifactapi: PostgreSQL unavailable for %.0f s; %d %s buffered: %s",
                 now - self._unavailable_since,
                 waiting,
+                "row" if waiting == 1 else "rows",
                 reason,
             )
         else:

@@ -62,6 +62,13 @@ def test_gaps_as_text_with_exit_code_1(
     assert lines[3] == "1234 entries are missing in total."
 
 
+def test_one_missing_entry_is_singular(
+    dsn: str, write_gap: Callable[[str, float, int], None]
+) -> None:
+    write_gap("new", 2, 1)
+    assert call("--dsn", dsn, "gaps").stdout.endswith("\n1 entry is missing in total.\n")
+
+
 def test_gaps_as_json(dsn: str, write_gap: Callable[[str, float, int], None]) -> None:
     write_gap("a\u202e", 2, 7)
     write_gap("b", 1, 8)

@@ -38,6 +38,7 @@ _HEALTHY = {
             "Logging, with gaps",
             "1,234 requests were lost since",
         ),
+        ({"dropped": 1}, "amber", "Logging, with gaps", "1 request was lost since"),
         ({"failures": 1}, "amber", "Logging, after a failure", "see mitmproxy's event log"),
     ],
 )
