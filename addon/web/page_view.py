@@ -45,6 +45,14 @@ class Page:
     traffic: Traffic | None = None
 
 
+def alert(page: Page) -> str:
+    """Return why the database gave no answer; empty if it did. Does not repeat what `health` says."""
+    reason = str(page.status.get("last_error") or "").rstrip(".")
+    if page.error and page.status.get("away") and reason and reason in page.error:
+        return "No rows can be shown until PostgreSQL is available again."
+    return page.error or ""
+
+
 def style_sheet() -> str:
     """Return the style sheet, for pages that users see before they log in and may request files."""
     return _STYLE_SHEET.read_text(encoding="utf-8")

@@ -36,6 +36,7 @@ from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, StorageState
 
@@ -399,6 +400,20 @@ def test_long_search_reports_how_far_it_got_and_continues_from_there(web: Web) -
         connection.execute("DELETE FROM access_log WHERE host = 'slow.example'")
     assert 1 < pages < 100
     assert old.flow_id in text
+
+
+def test_reason_why_the_database_is_unavailable_is_stated_once(tmp_path: Path) -> None:
+    env = {"ARTIFACTAPI_DSN": "host=127.0.0.1 port=1 user=me dbname=log"}
+    with Mitm(tmp_path, scripts=[SCRIPT], env=env, program="mitmweb") as proxy:
+        page = WebInterface(proxy.web_url)
+        eventually(lambda: "PostgreSQL unavailable" in proxy.output())
+        text = html.unescape(page.get(PAGE)[1])
+        log = proxy.output()
+    reason = 'connection to server at "127.0.0.1", port 1 failed: Connection refused'
+    assert text.count("failed: Connection refused") == 1
+    assert f"PostgreSQL is unavailable ({reason}): 0 requests waiting, none lost." in text
+    assert "No rows can be shown until PostgreSQL is available again." in text
+    assert f"artifactapi: PostgreSQL unavailable; buffering rows: {reason}\n" in log
 
 
 def test_gaps_are_listed(web: Web) -> None:
