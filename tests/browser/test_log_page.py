@@ -20,6 +20,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from exporter import Settings
+from exporter.postgres.schema import ensure_schema, grants, schema_name
 from exporter.read.selection import ERROR_TYPES, FILTER_NAMES
 from exporter.rows.entry import AccessLogEntry
 from exporter.rows.text import timestamp
@@ -250,6 +251,33 @@ def test_search_by_who_client_method_node_and_day(web: Web, query: str, paths: l
     code, text = web.page.get(f"{PAGE}?host={host}&{query}")
     assert code == 200
     assert [path for path in ("/a", "/b") if f"https://{host}{path}<" in text] == paths
+
+
+def test_page_reads_with_read_dsn(dsn: str, tmp_path: Path) -> None:
+    """The role of the proxy can only write."""
+    roles = ("page_proxy", "page_reader")
+    writer, reader = (dsn.replace("user=postgres", f"user={role}") for role in roles)
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(f"batch: {{max_seconds: 0.2}}\nread: {{dsn: '{reader}'}}\n")
+    options = ("--set", f"artifactapi_config={settings}", "--set", f"artifactapi_dsn={writer}")
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        ensure_schema(connection)
+        for role in roles:
+            connection.execute(f"CREATE ROLE {role} LOGIN".encode())
+        try:
+            connection.execute(grants(schema_name(connection), *roles).encode())
+            with (
+                RawUpstream() as upstream,
+                Mitm(tmp_path, *options, scripts=[SCRIPT], program="mitmweb") as proxy,
+            ):
+                assert fetch(proxy.address, f"{upstream.url}/ok", "User-Agent: two roles")
+                AccessLog(dsn).row_for_agent("two roles")
+                code, text = WebInterface(proxy.web_url).get(PAGE)
+        finally:
+            connection.execute("DROP OWNED BY page_proxy, page_reader")
+            connection.execute("DROP ROLE page_proxy, page_reader")
+    assert code == 200
+    assert f"{upstream.url}/ok" in text
 
 
 def _links_to_older_rows(page: str) -> list[str]:

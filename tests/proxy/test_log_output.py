@@ -36,20 +36,13 @@ def _mitmdump(
     address = ("127.0.0.1", free_port())
     config = folder / "settings.yaml"
     config.write_text("batch: {max_seconds: 0.1}\ndatabase: {retry_max_seconds: 0.2}\n")
-    options = ("--listen-host", address[0], "-p", str(address[1]), "--set", f"confdir={folder}")
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    command = [COMMAND, "--config", str(config), "run"]
     if program == "mitmweb":
-        options += ("--no-web-open-browser", "--set", f"web_port={free_port()}")
+        command += ["--web", "--no-web-open-browser", "--set", f"web_port={free_port()}"]
+    command += ["--listen-host", address[0], "-p", str(address[1]), "--set", f"confdir={folder}"]
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     process = subprocess.Popen(
-        [
-            COMMAND,
-            "--config",
-            config,
-            "run",
-            *(["--web"] if program == "mitmweb" else []),
-            *options,
-            *arguments,
-        ],
+        [*command, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=subprocess.STDOUT,

@@ -7,6 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from exporter import Settings, SettingsError, load_settings, resolve_dsn
 
@@ -150,6 +152,34 @@ def test_invalid_pattern_leaves_stderr_to_the_message(
     with pytest.raises(SettingsError, match="invalid character class range: z-a"):
         load_settings(path)
     assert capfd.readouterr().err == ""
+
+
+_VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=4), st.dates()
+)
+_KEYS = st.sampled_from(
+    [*Settings.__struct_fields__, "dsn", "max_seconds", "paths", "query", "batch.max_seconds", 1]
+)
+_DOCUMENTS = st.recursive(
+    _VALUES,
+    lambda part: st.lists(part, max_size=2) | st.dictionaries(_KEYS, part, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(_KEYS, _DOCUMENTS, max_size=3) | _DOCUMENTS)
+def test_any_document_gives_settings_or_one_sentence(
+    tmp_path_factory: pytest.TempPathFactory, document: object
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text(yaml.safe_dump(document))
+    sentence = "."
+    try:
+        load_settings(path)
+    except SettingsError as e:
+        sentence = str(e)
+    assert sentence.endswith(".")
+    assert "\n" not in sentence
 
 
 def test_missing_file_is_an_error(tmp_path: Path) -> None:
