@@ -42,7 +42,7 @@ def classify(error: Exception) -> Fault:  # noqa: PLR0911 - a table
         return Fault.DUPLICATE
     if state == "23514" and "no partition" in str(error):  # check_violation
         return Fault.PARTITION
-    if state[:2] in {"21", "22", "23"} or state == "54000":  # program_limit_exceeded
+    if state[:2] in {"21", "22", "23", "44", "P0"} or state == "54000":  # program_limit_exceeded
         return Fault.ROW
     if state in {"42P01", "42883"}:  # undefined_table, undefined_function
         return Fault.SCHEMA

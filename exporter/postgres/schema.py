@@ -70,9 +70,10 @@ def ensure_schema(connection: Connection[Any], migrations: Path | None = None) -
 
     Raises:
         SchemaError: the schema is newer than this program, or it is older and this role can't
-            upgrade it, or a table `access_log` exists that is not ours.
+            upgrade it, or a table `access_log` exists that is not ours, or the database is not UTF-8.
         psycopg.Error: the server reported an error or the connection was lost.
     """
+    _check_encoding(connection)
     migrations_by_version = _migrations_by_version(migrations or MIGRATIONS)
     newest = max(migrations_by_version, default=1)
     if _installed_version(connection, newest) == newest:
@@ -91,6 +92,16 @@ def ensure_schema(connection: Connection[Any], migrations: Path | None = None) -
                 f"The schema is at version {installed}, but this artifactapi needs {newest}; "
                 "run `artifactapi init` as the owner of its tables."
             ) from None
+
+
+def _check_encoding(connection: Connection[Any]) -> None:
+    """Requests hold any text. Other encodings would reject rows that nobody could store later."""
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding not in {None, "UTF8"}:
+        raise SchemaError(
+            f"The database has the encoding {encoding}, which cannot store every request; create one "
+            "with ENCODING 'UTF8' (TEMPLATE template0) and name it in the connection string."
+        )
 
 
 def schema_name(connection: Connection[Any]) -> str:

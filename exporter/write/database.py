@@ -54,18 +54,21 @@ _ENSURE_PARTITION = "SELECT access_log_ensure_partition(%s)"
 _COPY_LINE = re.compile(r"\bCOPY \S+, line (\d+)")
 
 _KNOWN_DAYS = 1024  # partitions known to exist
+_MAX_REJECTED_LINES = 8  # COPY is repeated without each; with more, rows are inserted one by one
 _CHUNK_BYTES = 128 * 1024  # as in psycopg: more may not fit into the socket buffer (psycopg #255)
 
 
 class DatabaseUnavailable(Exception):  # noqa: N818 - a state, not an error
     """The batch was not written, or that is unknown; send it again later.
 
-    `configuration`: only the user can fix the cause.
+    `configuration`: only the user can fix the cause. `refused`: the server answers, but it accepts no
+    row of this batch. It may accept others.
     """
 
-    def __init__(self, reason: str, *, configuration: bool = False) -> None:
+    def __init__(self, reason: str, *, configuration: bool = False, refused: bool = False) -> None:
         super().__init__(reason)
         self.configuration = configuration
+        self.refused = refused
 
 
 class Rejection(NamedTuple):
@@ -151,12 +154,14 @@ class Database:
         try:
             self._ready()
         except (psycopg.Error, DeadlineExceededError) as e:
-            raise self._away(e, classify(e)) from None
+            raise self._unavailable(e, classify(e)) from None
 
     def write(self, entries: Sequence[AccessLogEntry]) -> list[Rejection]:
         """Write the entries. Returns the rejected ones; all others are in the table.
 
-        Idempotent: an entry that is already in the table is not inserted again.
+        Idempotent: an entry that is already in the table is not inserted again. An entry is only
+        rejected if the server accepts another one of them. If it accepts none, the cause may be a
+        constraint, trigger or column type that a DBA has changed, and no entry may be lost for it.
 
         Raises:
             DatabaseUnavailable: none, all or some of them were written; write the same entries again.
@@ -182,16 +187,18 @@ class Database:
             except (psycopg.Error, UnicodeError, DeadlineExceededError) as e:
                 fault = classify(e)
                 line = _rejected_line(e, len(remaining)) if fault is Fault.ROW else None
-                if line is not None:
+                if line is not None and len(rejected) < _MAX_REJECTED_LINES:
                     rejected.append(_rejection(remaining[line], e))
                     remaining = [*remaining[:line], *remaining[line + 1 :]]
                 elif fault in REPAIRABLE and fault not in tried:
                     tried.add(fault)
                     self._forget(fault)
                 else:
-                    raise self._away(e, fault) from None
+                    raise self._unavailable(e, fault) from None
             else:
                 break
+        if len(rejected) == len(entries) and any(it.sqlstate for it in rejected):
+            raise DatabaseUnavailable(f"it accepts no row: {rejected[0].reason}", refused=True)
         return rejected
 
     def write_gaps(self, gaps: Sequence[Gap]) -> None:
@@ -205,7 +212,7 @@ class Database:
             with connection.transaction(), connection.cursor() as cursor:
                 cursor.executemany(_INSERT_GAP, gaps)
         except (psycopg.Error, DeadlineExceededError) as e:
-            raise self._away(e, classify(e)) from None
+            raise self._unavailable(e, classify(e)) from None
 
     def close(self) -> None:
         """Close the connection and release the embedded server. Idempotent."""
@@ -262,7 +269,7 @@ class Database:
             self.disconnect()
         self._days.clear()
 
-    def _away(self, error: Exception, fault: Fault) -> DatabaseUnavailable:
+    def _unavailable(self, error: Exception, fault: Fault) -> DatabaseUnavailable:
         if fault is not Fault.BUSY:
             self.disconnect()
         return DatabaseUnavailable(describe(error), configuration=fault is Fault.CONFIGURATION)

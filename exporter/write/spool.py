@@ -102,12 +102,12 @@ class SpoolFile:
             raise
         return True
 
-    def oldest(self) -> SpooledBatch | None:
-        """The oldest batch; None if there is none. Raises DamagedError if it cannot be read."""
-        sql = "SELECT id, columns, entries FROM batch WHERE id > ? ORDER BY id LIMIT 1"
+    def oldest(self, limit: int = 1) -> list[SpooledBatch]:
+        """The oldest batches. Raises DamagedError if they cannot be read."""
+        sql = "SELECT id, columns, entries FROM batch WHERE id > ? ORDER BY id LIMIT ?"
         try:
-            row = self._sqlite.execute(sql, (self._done,)).fetchone()
-            return None if row is None else SpooledBatch(self, row[0], _entries(row[1], row[2]))
+            rows = self._sqlite.execute(sql, (self._done, limit)).fetchall()
+            return [SpooledBatch(self, row[0], _entries(row[1], row[2])) for row in rows]
         except (sqlite3.DatabaseError, msgspec.MsgspecError, TypeError) as e:
             raise DamagedError(str(e)) from None
 
@@ -224,15 +224,19 @@ class Spool:
 
     def oldest(self) -> SpooledBatch | None:
         """The next batch to write; files of earlier runs come first."""
+        return next(iter(self.oldest_batches(1)), None)
+
+    def oldest_batches(self, limit: int) -> list[SpooledBatch]:
+        """The next batches to write, at most `limit`."""
+        found: list[SpooledBatch] = []
         for file in self._files():
+            if len(found) == limit:
+                break
             try:
-                batch = file.oldest()
+                found += file.oldest(limit - len(found))
             except DamagedError as e:
                 self._set_aside(file, e)
-                continue
-            if batch is not None:
-                return batch
-        return None
+        return found
 
     def remove(self, batch: SpooledBatch) -> bool:
         """Delete a batch that is in PostgreSQL. True if it is of this run."""

@@ -18,7 +18,7 @@ from .database import Database, DatabaseUnavailable
 from .intake import Intake, State
 from .progress import Progress
 from .retry import Retry, retry_delays
-from .spool import Spool
+from .spool import Spool, SpooledBatch
 from .worker import BuildFailure
 
 if TYPE_CHECKING:
@@ -27,12 +27,15 @@ if TYPE_CHECKING:
     from ..rows.entry import AccessLogEntry
     from ..settings import Settings
     from .buffer import Buffer
+    from .database import Rejection
 
 THREAD_NAME = "artifactapi-writer"
 _STOP_RETRY_SECONDS = 0.1  # between the last attempts of a stop
 _SPOOL_SHARE = 0.25  # of the time to stop: reserved for the spool
 _COMPACT_SECONDS = 0.2  # how often the buffer is compacted during a pause
 _REPLAY_BATCHES = 100  # from the spool, between two new batches
+_PROBE_BATCHES = 8  # written together to find out whether the server accepts any row
+_MAX_PROBE_ENTRIES = 1024
 _JOIN_SECONDS = 1.0  # for the thread to notice that its time is over
 
 
@@ -206,16 +209,41 @@ class Writer:
             if batch is None or self._is_out_of_time():
                 break
             self._intake.call_started()
-            rejections = self._database.write(batch.entries)
-            is_own = self.spool.remove(batch)
-            self.progress.count_written(batch.entries, rejections, recovered=not is_own)
+            try:
+                rejections = self._database.write(batch.entries)
+            except DatabaseUnavailable as e:
+                if not e.refused:
+                    raise
+                self._write_together(self.spool.oldest_batches(_PROBE_BATCHES))
+            else:
+                self._count_replayed(batch, rejections)
+
+    def _write_together(self, batches: Sequence[SpooledBatch]) -> None:
+        """The server accepts no row of the oldest batch. Does it accept a later one?
+
+        Then the rows that it does not accept are at fault, and must not block the others.
+        """
+        entries = [entry for batch in batches for entry in batch.entries]
+        rejections = self._database.write([*entries, *self._batch])
+        for batch in batches:
+            self._count_replayed(batch, [it for it in rejections if it.entry in batch.entries])
+        current, self._batch = self._batch, ()
+        if current:
+            rest = [it for it in rejections if it.entry in current]
+            self.progress.count_written(current, rest, recovered=False)
+
+    def _count_replayed(self, batch: SpooledBatch, rejections: Sequence[Rejection]) -> None:
+        is_own = self.spool.remove(batch)
+        self.progress.count_written(batch.entries, rejections, recovered=not is_own)
 
     def _count_failed_attempt(self, error: DatabaseUnavailable) -> None:
         self.progress.retries += 1
         self.progress.last_error = str(error)
         self._stop_attempt_failed = self._is_stopping
         waiting = len(self._batch) + len(self._buffer) + self.spool.entries
-        self._retry.failed(str(error), waiting, configuration=error.configuration)
+        self._retry.failed(
+            str(error), waiting, configuration=error.configuration, refused=error.refused
+        )
 
     def _save(self) -> None:
         """Save the batch and the gaps to disk. If the disk is full, keep the batch and wait."""
@@ -230,6 +258,8 @@ class Writer:
             if time.monotonic() >= self._stop_by:
                 self._give_up()
         elif not self._is_stopping:
+            if self._retry.is_refused and len(self._batch) < _MAX_PROBE_ENTRIES:
+                self._batch = [*self._batch, *self._intake.next_batch()]
             self._pause(self._retry.seconds_left)
         elif not self._is_out_of_time():
             self._stop_attempt_failed = False
