@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 _SCHEDULE = (
     Step("postgres kill -9, restart", 1.0),
-    Step("wire cut", 2.0),
-    Step("commit's answer cut off", 0.0),
-    Step("commit's answer swallowed", 0.0),
+    Step("connection cut", 2.0),
+    Step("commit reply cut off", 0.0),
+    Step("commit reply swallowed", 0.0),
     Step("black hole", 3.0),
     Step("server SIGSTOP", 3.0),
     Step("ACCESS EXCLUSIVE lock", 3.0),

@@ -1,4 +1,4 @@
-"""Hold the log against what the clients saw, after a run of faults, and say what is wrong with it."""
+"""Compare the log with what the clients received after a run of faults, and report every difference."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .chaos_environment import (
     BATCH_ENTRIES,
     BATCH_SECONDS,
     DRAIN_SECONDS,
-    GOODBYE,
     SLACK_SECONDS,
     SPOOL_BYTES,
+    STOPPED_LINE,
     WARM_SECONDS,
 )
 
@@ -23,17 +23,18 @@ if TYPE_CHECKING:
     from .chaos_environment import ChaosEnvironment, Episode, Generation
     from .traffic import Request
 
-_RSS_GROWTH_BYTES = 96 * 1024 * 1024  # buffer.max_bytes and half as much again
-_LIFE_CYCLE = "proxy", "hot reload"  # faults of these say nothing of the proxy's own latency
+_MAX_RSS_GROWTH_BYTES = 96 * 1024 * 1024  # 1.5 times buffer.max_bytes
+# Faults whose names start with these restart the addon, so they are left out of the latencies.
+_LIFE_CYCLE = "proxy", "hot reload"
 
 
 class Report:
-    """Hold the table against what the clients saw; `complaints` is empty if the log is whole."""
+    """The checks of one run and their figures; `complaints` is empty if the log is complete."""
 
     def __init__(self, environment: ChaosEnvironment) -> None:
         self.lines: list[str] = []
         self.complaints = list(environment.complaints)
-        self._stage = environment
+        self._environment = environment
         self._requests = environment.traffic.requests()
         self._rows = [*environment.rows()]
         self._episodes()
@@ -45,8 +46,9 @@ class Report:
         self._logs()
 
     def text(self) -> str:
-        """The whole report."""
-        verdict = [f"WRONG: {complaint}" for complaint in self.complaints] or ["The log is whole."]
+        """Return the report as text."""
+        verdict = [f"FAILED: {complaint}" for complaint in self.complaints]
+        verdict = verdict or ["The log is complete."]
         return "\n".join([*self.lines, *verdict])
 
     def _say(self, line: str = "") -> None:
@@ -59,13 +61,13 @@ class Report:
     def _episodes(self) -> None:
         self._say(
             f"{'fault':28} {'times':>5} {'s each':>7} {'recovered after s':>18} "
-            f"{'most spooled':>12} {'most waiting':>12} {'p99 ms':>7}"
+            f"{'max spooled':>12} {'max waiting':>12} {'p99 ms':>7}"
         )
         by_fault: dict[str, list[Episode]] = defaultdict(list)
-        for episode in self._stage.episodes:
+        for episode in self._environment.episodes:
             by_fault[episode.step.fault].append(episode)
         for fault, episodes in by_fault.items():
-            lasted = statistics.mean(e.ended - e.began for e in episodes)
+            duration = statistics.mean(e.ended - e.began for e in episodes)
             recovery = max(e.recovered - e.ended for e in episodes)
             latencies = [
                 r.ended_at - r.sent_at
@@ -75,65 +77,67 @@ class Report:
             ]
             notes = sorted({e.note for e in episodes if e.note})
             self._say(
-                f"{fault:28} {len(episodes):5} {lasted:7.1f} {'at most':>11} {recovery:6.1f} "
+                f"{fault:28} {len(episodes):5} {duration:7.1f} {'at most':>11} {recovery:6.1f} "
                 f"{max(e.spooled for e in episodes):12} {max(e.waiting for e in episodes):12} "
                 f"{_p99(latencies):7.1f}  {'; '.join(notes)}"
             )
         self._say()
 
     def _generations(self) -> None:
-        """Each process of the proxy for itself: only one that was killed may owe a row."""
+        """Check each process of the proxy: only one killed with SIGKILL may have lost rows."""
         rows: dict[int, Counter[int]] = defaultdict(Counter)
         for owner, number in self._rows:
             rows[owner][number] += 1
         sent: dict[int, list[Request]] = defaultdict(list)
         for request in self._requests:
             sent[request.generation].append(request)
-        gaps = self._stage.gaps()
+        gaps = self._environment.gaps()
         self._say(
             f"{'proxy':7} {'end':8} {'sent':>7} {'answered':>8} {'rows':>7} {'unanswered, seen':>16} "
-            f"{'in gaps':>7} {'missing':>7} {'double':>6}"
+            f"{'in gaps':>7} {'missing':>7} {'duplicates':>10}"
         )
-        for generation in self._stage.generations:
-            mine, found = sent[generation.number], rows[generation.number]
-            answered = {r.number: r for r in mine if r.answered}
-            others = {r.number for r in mine if not r.answered}
+        for generation in self._environment.generations:
+            requests, found = sent[generation.number], rows[generation.number]
+            answered = {r.number: r for r in requests if r.answered}
+            unanswered = {r.number for r in requests if not r.answered}
             missing = [r for number, r in answered.items() if number not in found]
-            doubles = sum(1 for n in found.values() if n > 1)
-            strangers = [n for n in found if n not in answered and n not in others]
-            told = gaps[generation.number].total()
-            unanswered_seen = sum(1 for n in found if n in others)
+            duplicates = sum(1 for n in found.values() if n > 1)
+            unknown = [n for n in found if n not in answered and n not in unanswered]
+            in_gaps = gaps[generation.number].total()
+            unanswered_seen = sum(1 for n in found if n in unanswered)
             self._say(
                 f"{generation.number:<7} {'killed' if generation.killed_at else 'orderly':8} "
-                f"{len(mine):7} {len(answered):8} {len(found):7} {unanswered_seen:16} "
-                f"{told:7} {len(missing):7} {doubles:6}"
+                f"{len(requests):7} {len(answered):8} {len(found):7} {unanswered_seen:16} "
+                f"{in_gaps:7} {len(missing):7} {duplicates:10}"
             )
             name = f"proxy {generation.number}"
-            self._expect(not doubles, f"{name}: {doubles} numbers are there more than once")
-            self._expect(not strangers, f"{name}: rows nobody asked for: {strangers[:5]}")
+            self._expect(not duplicates, f"{name}: {duplicates} requests have more than one row")
+            self._expect(not unknown, f"{name}: rows without a request: {unknown[:5]}")
             if generation.killed_at is None:
-                silent = len(others) - unanswered_seen
+                unanswered_missing = len(unanswered) - unanswered_seen
                 self._expect(
-                    len(missing) <= told <= len(missing) + silent,
-                    f"{name}: {len(missing)} answered numbers are missing, the gaps say {told}",
+                    len(missing) <= in_gaps <= len(missing) + unanswered_missing,
+                    f"{name}: {len(missing)} answered requests have no row, but the gaps count {in_gaps}",
                 )
             else:
-                self._weigh_loss(generation, missing)
+                self._check_loss(generation, missing)
 
-    def _weigh_loss(self, generation: Generation, missing: Sequence[Request]) -> None:
-        """At most what had not been flushed: a batch in the making and one in an unanswered call."""
+    def _check_loss(self, generation: Generation, missing: Sequence[Request]) -> None:
+        """Check that SIGKILL lost at most the batch being collected and the batch being written."""
         killed_at = generation.killed_at or 0.0
         oldest = killed_at - min((r.ended_at for r in missing), default=killed_at)
         seconds = BATCH_SECONDS + SLACK_SECONDS
-        if generation.deaf:
-            # Meanwhile the call that will never be answered keeps the writer.
-            seconds += self._stage.bounds.call_seconds + self._stage.bounds.connect_seconds
-        most = max(BATCH_ENTRIES, seconds * self._stage.bounds.rate) + BATCH_ENTRIES
+        if generation.unanswered:
+            # The writer was waiting for a reply that never comes.
+            seconds += (
+                self._environment.bounds.call_seconds + self._environment.bounds.connect_seconds
+            )
+        allowed = max(BATCH_ENTRIES, seconds * self._environment.bounds.rate) + BATCH_ENTRIES
         self._say(f"        lost by kill -9: {len(missing)}, the oldest {oldest:.2f} s old")
         self._expect(
-            len(missing) <= most and oldest <= seconds,
+            len(missing) <= allowed and oldest <= seconds,
             f"proxy {generation.number}: kill -9 lost {len(missing)} rows, the oldest {oldest:.2f} s old; "
-            f"allowed {most:.0f} and {seconds:.1f} s",
+            f"allowed are {allowed:.0f} rows and {seconds:.1f} s",
         )
 
     def _totals(self) -> None:
@@ -142,126 +146,130 @@ class Report:
         self._say()
         self._say(
             f"sent {len(self._requests)}, answered {answered}, rows {len(self._rows)}, "
-            f"double {len(self._rows) - len(numbers)}, "
-            f"answered and missing {sum(1 for r in self._requests if r.answered and r.number not in numbers)}"
+            f"duplicates {len(self._rows) - len(numbers)}, "
+            f"answered but missing {sum(1 for r in self._requests if r.answered and r.number not in numbers)}"
         )
-        self._expect(answered > 0, "nothing was answered")
-        self._expect(len(self._rows) == len(numbers), "a number is there more than once")
+        self._expect(answered > 0, "no request was answered")
+        self._expect(len(self._rows) == len(numbers), "a request has more than one row")
 
     def _counters(self) -> None:
-        """What the writer says of itself, over all its lives, is what the table says."""
+        """Check that the writer's counters, over all of its runs, agree with the table."""
         written = recovered = failures = retries = 0
         killed = False
-        for generation in self._stage.generations:
-            lives = _lives(generation.statuses())
-            goodbyes = [int(n) for n in GOODBYE.findall(generation.mitm.output())]
-            written += sum(goodbyes)
+        for generation in self._environment.generations:
+            runs = _split_runs(generation.statuses())
+            written += sum(int(n) for n in STOPPED_LINE.findall(generation.mitm.output()))
             if generation.killed_at is not None:
                 killed = True
-                written += lives[-1][-1]["written"] if lives else 0
-            for life in lives:
-                last = life[-1]
+                written += runs[-1][-1]["written"] if runs else 0
+            for statuses in runs:
+                last = statuses[-1]
                 recovered += last["recovered"]
                 retries += last["retries"]
                 failures += last["failures"]
-                self._check_life(generation, life)
+                self._check_run(generation, statuses)
         self._say(
             f"counters: written {written}, recovered from spools {recovered}, together "
             f"{written + recovered}; retries {retries}, failures {failures}"
         )
         rows = len(self._rows)
-        if killed:  # what it wrote after its last word is in the table and in no counter
-            self._expect(written <= rows, f"{written} are said to be written, {rows} are there")
+        if killed:  # rows written after the last report are in the table, but in no counter
+            self._expect(written <= rows, f"the counters say {written} rows, the table has {rows}")
         else:
             self._expect(
                 written + recovered == rows,
-                f"{written} written and {recovered} recovered make not the {rows} rows",
+                f"{written} written and {recovered} recovered rows, but the table has {rows}",
             )
         self._expect(not failures, f"the writer failed {failures} times")
 
-    def _check_life(self, generation: Generation, life: Sequence[dict[str, Any]]) -> None:
+    def _check_run(self, generation: Generation, statuses: Sequence[dict[str, Any]]) -> None:
+        """Check that the counters of each report add up, and that none decreases."""
         parts = ("written", "dropped", "rejected", "waiting", "spooled")
         before: dict[str, Any] = {}
-        for status in life:
-            whole = status["seen"] == sum(status[part] for part in parts)
-            sound = min(status[part] for part in parts) >= 0
-            grows = all(
+        for status in statuses:
+            adds_up = status["seen"] == sum(status[part] for part in parts)
+            none_negative = min(status[part] for part in parts) >= 0
+            none_decreased = all(
                 status[name] >= before.get(name, 0) for name in ("seen", "written", "recovered")
             )
-            if not (whole and sound and grows):
+            if not (adds_up and none_negative and none_decreased):
                 self._expect(None, f"proxy {generation.number}: counters {before}, then {status}")
                 return
             before = status
 
     def _latency(self) -> None:
-        """Where only Postgres was in trouble, against the calm; young proxies left out of both."""
-        births = [
-            min((s["at"] for s in g.statuses()), default=0.0) for g in self._stage.generations
+        """Report the latency with and without PostgreSQL faults; leave out proxies that just started."""
+        starts = [
+            min((s["at"] for s in g.statuses()), default=0.0) for g in self._environment.generations
         ]
-        young = [(at, at + WARM_SECONDS) for at in births]
-        troubled: list[tuple[float, float]] = []
+        warm_ups = [(at, at + WARM_SECONDS) for at in starts]
+        faults: list[tuple[float, float]] = []
         life_cycle: list[tuple[float, float]] = []
-        for e in self._stage.episodes:
+        for e in self._environment.episodes:
             span = (e.began, e.recovered)
-            (life_cycle if e.step.fault.startswith(_LIFE_CYCLE) else troubled).append(span)
-        calm_times: list[float] = []
+            (life_cycle if e.step.fault.startswith(_LIFE_CYCLE) else faults).append(span)
+        normal_times: list[float] = []
         fault_times: list[float] = []
         for r in self._requests:
-            if not r.answered or _within(r.sent_at, young) or _within(r.sent_at, life_cycle):
+            if not r.answered or _within(r.sent_at, warm_ups) or _within(r.sent_at, life_cycle):
                 continue
-            times = fault_times if _within(r.sent_at, troubled) else calm_times
+            times = fault_times if _within(r.sent_at, faults) else normal_times
             times.append(r.ended_at - r.sent_at)
-        calm, fault = _p99(calm_times), _p99(fault_times)
+        normal, fault = _p99(normal_times), _p99(fault_times)
         self._say(
-            f"latency through the proxy: p50 {_p(50, calm_times):.1f} ms calm, "
-            f"{_p(50, fault_times):.1f} ms in faults; p99 {calm:.1f} ms calm, {fault:.1f} ms in faults, "
-            f"ratio {fault / calm if calm else 0:.2f} ({len(calm_times)} and {len(fault_times)} requests)"
+            f"latency through the proxy: p50 {_percentile_ms(50, normal_times):.1f} ms normally, "
+            f"{_percentile_ms(50, fault_times):.1f} ms during faults; "
+            f"p99 {normal:.1f} ms normally, {fault:.1f} ms during faults, "
+            f"ratio {fault / normal if normal else 0:.2f} "
+            f"({len(normal_times)} and {len(fault_times)} requests)"
         )
 
     def _bounds(self) -> None:
-        environment = self._stage
+        environment = self._environment
         grown = [g.peak_rss - g.first_rss for g in environment.generations if g.first_rss]
         peak = max(g.peak_rss for g in environment.generations)
         self._say(
-            f"memory: peak {peak / 2**20:.0f} MiB, grown by at most {max(grown, default=0) / 2**20:.0f} MiB; "
+            f"memory: peak {peak / 2**20:.0f} MiB, growth at most {max(grown, default=0) / 2**20:.0f} MiB; "
             f"spool: peak {environment.peak_spool / 2**20:.2f} MiB of {SPOOL_BYTES / 2**20:.0f}"
         )
-        self._expect(max(grown, default=0) <= _RSS_GROWTH_BYTES, "the proxy's memory has grown")
-        self._expect(environment.peak_spool <= SPOOL_BYTES + 2**21, "the spool is over its bound")
+        self._expect(max(grown, default=0) <= _MAX_RSS_GROWTH_BYTES, "the proxy's memory grew")
+        self._expect(environment.peak_spool <= SPOOL_BYTES + 2**21, "the spool exceeded its limit")
         ends = "; ".join(
-            f"proxy {g.number} {_shown(g.handles)}" for g in environment.generations if g.handles
+            f"proxy {g.number} {_format_handles(g.handles)}"
+            for g in environment.generations
+            if g.handles
         )
-        self._say(f"held at first: {_shown(environment.handles)}; at the end: {ends}")
+        self._say(f"handles at first: {_format_handles(environment.handles)}; at the end: {ends}")
         longest = max(environment.stops, default=0.0)
-        self._say(f"stop: {len(environment.stops)} orderly ends, the longest {longest:.2f} s")
-        self._expect(longest <= DRAIN_SECONDS + 2.0, f"a stop took {longest:.2f} s")
+        self._say(f"shutdown: {len(environment.stops)} times, the longest {longest:.2f} s")
+        self._expect(longest <= DRAIN_SECONDS + 2.0, f"a shutdown took {longest:.2f} s")
 
     def _logs(self) -> None:
-        """What the proxies said, numbers left out."""
+        """Count the proxies' log lines, with numbers replaced by #; fail on a traceback."""
         kinds: Counter[str] = Counter()
-        for generation in self._stage.generations:
+        for generation in self._environment.generations:
             for line in generation.mitm.output().splitlines():
                 text = re.sub(r"^\[[\d:.]+\]\s*", "", line)
                 if "Traceback" in text or "internal error" in text:
-                    self.complaints.append(f"proxy {generation.number} said: {text[:200]}")
-                if "ostgres" in text or "pool" in text or "rror" in text:
+                    self.complaints.append(f"proxy {generation.number} logged: {text[:200]}")
+                if "ostgre" in text or "pool" in text or "rror" in text:
                     kinds[re.sub(r"\d+(\.\d+)?", "#", text)[:200]] += 1
         self._say()
         for text, count in kinds.most_common(40):
             self._say(f"{count:5} x {text}")
 
 
-def _lives(statuses: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The counters of one process, cut where they begin anew because the script was loaded anew."""
-    lives: list[list[dict[str, Any]]] = []
+def _split_runs(statuses: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Split the counters of one process at each reload of the script, which resets them."""
+    runs: list[list[dict[str, Any]]] = []
     for status in statuses:
-        if not lives or status["seen"] < lives[-1][-1]["seen"]:
-            lives.append([])
-        lives[-1].append(status)
-    return lives
+        if not runs or status["seen"] < runs[-1][-1]["seen"]:
+            runs.append([])
+        runs[-1].append(status)
+    return runs
 
 
-def _shown(handles: dict[str, int]) -> str:
+def _format_handles(handles: dict[str, int]) -> str:
     return ", ".join(f"{number} {name}" for name, number in handles.items())
 
 
@@ -269,8 +277,8 @@ def _within(at: float, spans: Sequence[tuple[float, float]]) -> bool:
     return any(began <= at <= ended for began, ended in spans)
 
 
-def _p(percent: int, seconds: Sequence[float]) -> float:
-    """Percentile in milliseconds; 0 of nothing."""
+def _percentile_ms(percent: int, seconds: Sequence[float]) -> float:
+    """Return a percentile in milliseconds; 0 for an empty sequence."""
     return (
         sorted(seconds)[min(len(seconds) * percent // 100, len(seconds) - 1)] * 1000
         if seconds
@@ -279,4 +287,4 @@ def _p(percent: int, seconds: Sequence[float]) -> float:
 
 
 def _p99(seconds: Sequence[float]) -> float:
-    return _p(99, seconds)
+    return _percentile_ms(99, seconds)

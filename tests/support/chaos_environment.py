@@ -1,6 +1,6 @@
-"""A proxy under load, a real Postgres behind a relay, and what may befall them; judges nothing.
+"""Run a proxy under load with PostgreSQL behind a relay, and inject faults; `chaos_checks` judges the result.
 
-The proxy's role may only INSERT, and each process of the proxy writes under a node name of its own.
+The proxy's role may only INSERT, and each process of the proxy writes under its own node name.
 """
 
 from __future__ import annotations
@@ -34,20 +34,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ROLE, PASSWORD = "chaos_proxy", "first"
-BATCH_ENTRIES, BATCH_SECONDS = 128, 2.0  # the defaults
-DRAIN_SECONDS = 5.0  # as well
+BATCH_ENTRIES, BATCH_SECONDS = 128, 2.0  # defaults of artifactapi
+DRAIN_SECONDS = 5.0  # default of artifactapi
 SPOOL_BYTES = 64 * 1024 * 1024
-WARM_SECONDS = 3.0  # a young proxy is slow by itself
+WARM_SECONDS = 3.0  # a proxy is slow right after its start
 SLACK_SECONDS = 1.0
-GOODBYE = re.compile(r"artifactapi: stopped; (\d+) rows written")
+STOPPED_LINE = re.compile(r"artifactapi: stopped; (\d+) rows written")
 _ROOT = Path(__file__).parents[2]
 _CONNECTIONS = 6
 _DISK = "384m"
-_CONFIGURATION_SECONDS = 15.0  # between attempts when only the user can mend it
+_CONFIGURATION_SECONDS = 15.0  # the retry interval after errors that only a user can fix
 
 
 class Bounds(NamedTuple):
-    """What of the settings a run changes, so that a fault of seconds is long."""
+    """The settings that a run changes, so that faults of a few seconds exceed the timeouts.
+
+    Attributes:
+        rate: Requests per second.
+    """
 
     call_seconds: float = 8.0
     connect_seconds: float = 5.0
@@ -56,23 +60,23 @@ class Bounds(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One fault, how long it lasts, and how long the calm before it is."""
+    """One fault, its duration, and the pause before it."""
 
     fault: str
     seconds: float
-    calm: float = 1.0
+    pause: float = 1.0
 
 
 @dataclass
 class Episode:
-    """A fault that took place; times are monotonic seconds."""
+    """A fault that was injected; times are monotonic seconds."""
 
     step: Step
     began: float
     ended: float = 0.0
     recovered: float = 0.0
-    spooled: int = 0  # the most
-    waiting: int = 0  # the most
+    spooled: int = 0  # the maximum
+    waiting: int = 0  # the maximum
     note: str = ""
 
 
@@ -83,22 +87,22 @@ class Generation:
     number: int
     mitm: Mitm
     status_file: Path
-    handles: dict[str, int] = field(default_factory=dict)  # at its end
+    handles: dict[str, int] = field(default_factory=dict)  # just before it stopped
     killed_at: float | None = None
-    deaf: bool = False  # killed while a call was unanswered
-    warm: bool = False  # it has written rows
+    unanswered: bool = False  # killed while a call waited for a reply
+    warm: bool = False  # has written rows
     peak_rss: int = 0
     first_rss: int = 0
 
     def statuses(self) -> list[dict[str, Any]]:
-        """All counters it told."""
+        """Return all counters that it reported."""
         if not self.status_file.exists():
             return []
         lines = self.status_file.read_text().split("\n")[:-1]
         return [json.loads(line) for line in lines]
 
     def status(self) -> dict[str, Any]:
-        """The last counters it told; empty before the first."""
+        """Return the counters that it reported last; empty before the first report."""
         try:
             with self.status_file.open("rb") as file:
                 file.seek(max(file.seek(0, os.SEEK_END) - 4096, 0))
@@ -107,8 +111,8 @@ class Generation:
             return {}
         return dict(json.loads(lines[-2])) if len(lines) > 1 else {}
 
-    def handles_now(self) -> dict[str, int]:
-        """Its threads, sockets and files."""
+    def count_handles(self) -> dict[str, int]:
+        """Count its threads, sockets and files."""
         process = psutil.Process(self.mitm.pid)
         sockets = len(process.net_connections("all"))
         return {
@@ -119,28 +123,28 @@ class Generation:
 
 
 class ChaosEnvironment:
-    """Everything a run needs, from Postgres to the traffic, while its `with` lasts."""
+    """Runs PostgreSQL, the relay, the proxy and the traffic inside its `with` block."""
 
     def __init__(self, folder: Path, bounds: Bounds) -> None:
         self.bounds = bounds
         self.generations: list[Generation] = []
         self.episodes: list[Episode] = []
-        self.stops: list[float] = []  # how long each orderly end of the proxy took
+        self.stops: list[float] = []  # seconds that each SIGTERM took to stop the proxy
         self.peak_spool = 0
-        self.handles: dict[str, int] = {}  # of the first proxy, before anything befell it
+        self.handles: dict[str, int] = {}  # of the first proxy, before the first fault
         self.complaints: list[str] = []
         self._folder = folder
         self._home = folder / "home"
         self._product = folder / "product"
-        self._aside: list[str] = []  # partitions that were taken away, with what is in them
-        self._pause = threading.Event()  # never set: for the pace of the schedule
-        self._over = threading.Event()
+        self._detached: list[str] = []  # detached partitions, which still hold rows
+        self._never = threading.Event()  # never set; `wait` uses its timeout
+        self._finished = threading.Event()
         self._watch = threading.Thread(target=self._sample, name="chaos-watch")
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         with self._stack:
-            for name in ("addon", "configs", "exporter"):  # a copy, whose script may be touched
+            for name in ("addon", "configs", "exporter"):  # a copy, because a reload touches a file
                 shutil.copytree(_ROOT / name, self._product / name)
             self.postgres = self._stack.enter_context(Postgres(available()["18"]))
             self.disk = self._stack.enter_context(_small_disk(self.postgres))
@@ -162,20 +166,20 @@ class ChaosEnvironment:
 
     @property
     def proxy(self) -> Generation:
-        """The one that runs, or ran last."""
+        """The proxy that runs now, or ran last."""
         return self.generations[-1]
 
     def wait(self, seconds: float) -> None:
-        """Let time pass; the schedule's own pace."""
-        self._pause.wait(seconds)
+        """Sleep."""
+        self._never.wait(seconds)
 
     def admin(self) -> psycopg.Connection[Any]:
-        """A superuser's connection, past the relay."""
+        """Connect as superuser, not through the relay."""
         return psycopg.connect(self.postgres.dsn(), autocommit=True)
 
-    def play(self, step: Step, fault: Callable[[ChaosEnvironment, float], str | None]) -> None:
-        """Let one fault happen, and wait until the log has recovered from it."""
-        self.wait(step.calm)
+    def inject(self, step: Step, fault: Callable[[ChaosEnvironment, float], str | None]) -> None:
+        """Inject one fault, and wait until the log has recovered from it."""
+        self.wait(step.pause)
         before = self.proxy
         episode = Episode(step, time.monotonic())
         self.episodes.append(episode)
@@ -184,8 +188,10 @@ class ChaosEnvironment:
         episode.ended = time.monotonic()
         self.settle()
         episode.recovered = time.monotonic()
-        ticks = [s for g in {id(g): g for g in (before, self.proxy)}.values() for s in g.statuses()]
-        during = [s for s in ticks if s["at"] >= episode.began]
+        statuses = [
+            s for g in {id(g): g for g in (before, self.proxy)}.values() for s in g.statuses()
+        ]
+        during = [s for s in statuses if s["at"] >= episode.began]
         episode.spooled = max((s["spooled"] for s in during), default=0)
         episode.waiting = max((s["waiting"] for s in during), default=0)
         sys.stderr.write(
@@ -194,33 +200,33 @@ class ChaosEnvironment:
         )
 
     def settle(self) -> None:
-        """Wait until rows are written again and nothing but the latest waits."""
+        """Wait until rows are written again and only recent ones are buffered."""
         since, start = time.monotonic(), self.proxy.status()
-        few = self.bounds.rate * (BATCH_SECONDS + SLACK_SECONDS) + BATCH_ENTRIES
+        max_waiting = self.bounds.rate * (BATCH_SECONDS + SLACK_SECONDS) + BATCH_ENTRIES
         bounds = self.bounds
         deadline = 4 * (bounds.call_seconds + bounds.connect_seconds + bounds.retry_max_seconds) + (
             _CONFIGURATION_SECONDS
         )
 
         def settled() -> bool:
-            now = self.proxy.status()
+            status = self.proxy.status()
             return bool(
-                now
-                and now["at"] > since
-                and now["written"] > (start.get("written", 0) if start else 0)
-                and now["spooled"] == 0
-                and now["waiting"] <= few
+                status
+                and status["at"] > since
+                and status["written"] > (start.get("written", 0) if start else 0)
+                and status["spooled"] == 0
+                and status["waiting"] <= max_waiting
             )
 
         try:
             eventually(settled, timeout=deadline)
         except AssertionError:
-            fault = self.episodes[-1].step.fault if self.episodes else "the start"
-            self.complaints.append(f"not recovered {deadline:.0f} s after: {fault}")
+            fault = self.episodes[-1].step.fault if self.episodes else "startup"
+            self.complaints.append(f"no recovery within {deadline:.0f} s after {fault}")
         self.proxy.warm = True
 
     def start_proxy(self) -> None:
-        """A new process of the proxy, which the traffic goes to from now on."""
+        """Start a new proxy and send the traffic to it."""
         number = len(self.generations)
         status_file = self._folder / f"status-{number}"
         mitm = Mitm(
@@ -239,34 +245,34 @@ class ChaosEnvironment:
                 ),
                 "PGPASSWORD": PASSWORD,
             },
-            timeout=60,  # on a busy machine its imports take long
+            timeout=60,  # imports take long on a busy machine
         )
-        if number:  # making an authority anew takes seconds
+        if number:  # creating another certificate authority takes seconds
             shutil.copytree(self.generations[0].mitm.folder / "confdir", mitm.folder / "confdir")
         generation = Generation(number, self._stack.enter_context(mitm), status_file)
         self.generations.append(generation)
-        self.traffic.go_to(number, mitm.port)
+        self.traffic.set_target(number, mitm.port)
 
     def stop_proxy(self) -> float:
-        """One SIGTERM; seconds until the process was gone."""
+        """Check the handles and stop the proxy; return the seconds that it took."""
         self._check_handles()
         return self.terminate()
 
     def terminate(self) -> float:
-        """As `stop_proxy`, in the middle of a fault."""
+        """Send SIGTERM to the proxy and wait; return the seconds until the process ended."""
         began = time.monotonic()
         self.proxy.mitm.terminate()
         self.stops.append(time.monotonic() - began)
         return self.stops[-1]
 
-    def kill_proxy(self, *, deaf: bool = False) -> None:
-        """End the proxy as the machine's out-of-memory killer would."""
-        self.proxy.deaf = deaf
+    def kill_proxy(self, *, unanswered: bool = False) -> None:
+        """Kill the proxy with SIGKILL, as the out-of-memory killer would."""
+        self.proxy.unanswered = unanswered
         self.proxy.killed_at = time.monotonic()
         self.proxy.mitm.kill()
 
     def reload_script(self) -> None:
-        """Let mitmproxy load the script anew, and wait until it has."""
+        """Make mitmproxy reload the script, and wait until it has."""
         script = self._product / "addon" / "artifactapi.py"
         starts = self._starts()
         script.touch()
@@ -275,38 +281,38 @@ class ChaosEnvironment:
         eventually(lambda: self.proxy.status()["at"] > since, timeout=20)
 
     def finish(self) -> None:
-        """End the traffic, let the last rows arrive, compare what the proxy holds, and stop it."""
+        """Stop the traffic, wait for the last rows, check the handles, and stop the proxy."""
         self.settle()
         self._check_handles()
         self.traffic.stop()
         since = time.monotonic()
 
-        def all_in() -> bool:
-            now = self.proxy.status()
+        def all_written() -> bool:
+            status = self.proxy.status()
             parts = ("written", "dropped", "rejected")
             return bool(
-                now["at"] > since
-                and not now["waiting"]
-                and not now["spooled"]
-                and now["seen"] == sum(now[part] for part in parts)
+                status["at"] > since
+                and not status["waiting"]
+                and not status["spooled"]
+                and status["seen"] == sum(status[part] for part in parts)
             )
 
         try:
-            eventually(all_in, timeout=20)
+            eventually(all_written, timeout=20)
         except AssertionError:
-            self.complaints.append(f"the counters do not meet: {self.proxy.status()}")
+            self.complaints.append(f"the counters do not add up: {self.proxy.status()}")
         self.terminate()
 
     def rows(self) -> Iterator[tuple[int, int]]:
-        """Generation and number of each row, also of those in partitions that were taken away."""
-        tables = ["access_log", *self._aside]
+        """Yield the generation and the number of each row, also from detached partitions."""
+        tables = ["access_log", *self._detached]
         union = " UNION ALL ".join(f"SELECT node, path FROM {table}" for table in tables)
         with self.admin() as connection:
             for node, path in connection.execute(union.encode()):
                 yield int(node.removeprefix("proxy-")), int(path.removeprefix("/n/"))
 
     def gaps(self) -> dict[int, Counter[str]]:
-        """Entries that the log itself says are missing, by generation and reason."""
+        """Count the lost entries in `access_log_gap`, by generation and reason."""
         found: dict[int, Counter[str]] = defaultdict(Counter)
         with self.admin() as connection:
             for node, reason, entries in connection.execute(
@@ -315,21 +321,21 @@ class ChaosEnvironment:
                 found[int(node.removeprefix("proxy-"))][reason] += entries
         return found
 
-    def take_partition_away(self) -> None:
-        """Today's partition leaves the table, with the rows that are in it."""
+    def detach_partition(self) -> None:
+        """Detach and rename the newest partition, with its rows."""
         with self.admin() as connection, connection.transaction():
             row = connection.execute(
                 "SELECT max(inhrelid::regclass::text) FROM pg_inherits"
                 " WHERE inhparent = 'access_log'::regclass"
             ).fetchone()
             assert row
-            aside = f"aside_{len(self._aside)}"
+            detached = f"detached_{len(self._detached)}"
             connection.execute(f"ALTER TABLE access_log DETACH PARTITION {row[0]}".encode())
-            connection.execute(f"ALTER TABLE {row[0]} RENAME TO {aside}".encode())
-            self._aside.append(aside)
+            connection.execute(f"ALTER TABLE {row[0]} RENAME TO {detached}".encode())
+            self._detached.append(detached)
 
     def server_processes(self) -> list[psutil.Process]:
-        """The postmaster and its children."""
+        """Return the postmaster and its children."""
         postmaster = psutil.Process(self.postgres.pid)
         return [postmaster, *postmaster.children(recursive=True)]
 
@@ -346,7 +352,7 @@ class ChaosEnvironment:
         return file
 
     def _prepare(self) -> None:
-        """The schema, on the small disk where there is one, and a role with a password that may INSERT."""
+        """Create the schema, on the small disk if there is one, and the proxy's role."""
         rules = self.postgres.data / "pg_hba.conf"
         rule = f"host all {ROLE} 127.0.0.1/32 scram-sha-256\n"
         rules.write_text(rule + rules.read_text())
@@ -365,22 +371,26 @@ class ChaosEnvironment:
         return self.proxy.mitm.output().count("artifactapi: logging to")
 
     def _check_handles(self) -> None:
-        """The proxy holds no more than the first did; what is to be closed gets its time."""
+        """Complain if the proxy has more handles than the first one had; allow time to close some."""
         grown: dict[str, int] = {}
 
-        def same() -> bool:
-            self.proxy.handles = now = self.proxy.handles_now()
+        def has_no_extra() -> bool:
+            self.proxy.handles = handles = self.proxy.count_handles()
             grown.clear()
-            grown.update({name: now[name] - n for name, n in self.handles.items() if now[name] > n})
+            grown.update(
+                {name: handles[name] - n for name, n in self.handles.items() if handles[name] > n}
+            )
             return not grown
 
         try:
-            eventually(same, timeout=15)
+            eventually(has_no_extra, timeout=15)
         except AssertionError:
-            self.complaints.append(f"proxy {self.proxy.number} holds more than the first: {grown}")
+            self.complaints.append(
+                f"proxy {self.proxy.number} has more handles than the first: {grown}"
+            )
 
     def _sample(self) -> None:
-        while not self._over.wait(0.25):
+        while not self._finished.wait(0.25):
             files = [*(self._home / "spool").glob("*")]
             with contextlib.suppress(OSError):
                 self.peak_spool = max(self.peak_spool, sum(file.stat().st_size for file in files))
@@ -392,19 +402,19 @@ class ChaosEnvironment:
                     generation.first_rss = rss
 
     def _end_watch(self) -> None:
-        self._over.set()
+        self._finished.set()
         self._watch.join()
 
-    def take_bearings(self) -> None:
-        """Remember what the proxy holds, once it is warm and before anything befalls it."""
+    def measure_baseline(self) -> None:
+        """Record the handles of the warm proxy before the first fault."""
         self.settle()
         self.wait(WARM_SECONDS)
-        self.handles = self.proxy.handles_now()
+        self.handles = self.proxy.count_handles()
 
 
 @contextlib.contextmanager
 def _small_disk(postgres: Postgres) -> Iterator[Path | None]:
-    """A file system of its own for the tables, which can be full; None where we may not mount one."""
+    """Mount a small file system that a fault can fill; yield None without the right to mount."""
     folder = postgres.folder / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={_DISK}", "tmpfs", str(folder)]

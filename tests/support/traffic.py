@@ -1,6 +1,6 @@
-"""Send steady, numbered requests through a proxy, from a process of its own, and tell what became of each.
+"""Send numbered requests through a proxy at a steady rate, and record the outcome of each.
 
-A process of its own, so that nothing else a test does is seen in the times it measures.
+The requests come from a separate process, so that the test's own work does not affect the times.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ROOT = Path(__file__).parents[2]
-_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok"
-_PATIENCE = 30.0  # seconds for one answer
-_AGAIN_SECONDS = 0.05  # between attempts to reach a proxy that is not there
+_RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok"
+_RESPONSE_SECONDS = 30.0  # timeout for one response
+_RECONNECT_SECONDS = 0.05  # between attempts to reach a proxy that is down
 
 
 class Request(NamedTuple):
-    """One request that was sent, wholly or in part; times are monotonic seconds."""
+    """One request that was sent at least in part; times are monotonic seconds."""
 
     number: int
     generation: int
     sent_at: float
     ended_at: float
-    answered: bool  # a 2xx was received completely
+    answered: bool  # whether a complete 2xx response was received
 
 
 class Traffic:
-    """The process, while its `with` lasts; it sends nothing before `go_to`.
+    """Runs the client process inside its `with` block; it sends nothing before `set_target`.
 
     Args:
-        file: Where it notes what became of each request.
-        rate: Requests a second, of all connections together.
-        connections: How many are kept open.
+        file: The file for the outcomes of the requests.
+        rate: Requests per second over all connections.
+        connections: The number of connections.
     """
 
     def __init__(self, file: Path, rate: float, connections: int) -> None:
@@ -61,21 +61,21 @@ class Traffic:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def go_to(self, generation: int, port: int) -> None:
-        """Take the proxy at this port for every connection that is opened from now on."""
+    def set_target(self, generation: int, port: int) -> None:
+        """Open all further connections to the proxy at this port."""
         assert self._process.stdin
         self._process.stdin.write(f"{generation} {port}\n")
         self._process.stdin.flush()
 
     def stop(self) -> None:
-        """Send nothing more, and wait until all that was sent has ended. Idempotent."""
+        """Stop sending, and wait until every request has ended. Idempotent."""
         if self._process.poll() is None:
-            self._process.communicate(timeout=_PATIENCE + 10)
+            self._process.communicate(timeout=_RESPONSE_SECONDS + 10)
         if self._process.stdout:
             self._process.stdout.close()
 
     def requests(self) -> list[Request]:
-        """What became of each, once stopped."""
+        """Return the outcome of every request. Call `stop` first."""
         lines = (line.split() for line in self._file.read_text().splitlines())
         return [
             Request(int(n), int(generation), float(sent), float(ended), answered == "1")
@@ -84,50 +84,50 @@ class Traffic:
 
 
 class _Clients:
-    """Connections that each send at their own beat, whatever the others do."""
+    """Connections that send at a fixed interval, independently of each other."""
 
-    def __init__(self, interval: float, note: Callable[[Request], None]) -> None:
+    def __init__(self, interval: float, record: Callable[[Request], None]) -> None:
         self.target: tuple[int, int] | None = None
-        self.origin = 0
+        self.origin_port = 0
         self.stopping = asyncio.Event()
         self._interval = interval
-        self._note = note
+        self._record = record
         self._numbers = 0
 
     async def run(self, index: int, count: int) -> None:
         due = time.monotonic() + self._interval * index / count
         while not self.stopping.is_set():
             if self.target is None:
-                await self._pause(_AGAIN_SECONDS)
+                await self._pause(_RECONNECT_SECONDS)
                 continue
             generation, port = self.target
             try:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
             except OSError:
-                await self._pause(_AGAIN_SECONDS)
+                await self._pause(_RECONNECT_SECONDS)
                 continue
             with contextlib.closing(writer), contextlib.suppress(OSError, EOFError, TimeoutError):
                 while not self.stopping.is_set():
                     await self._pause(due - time.monotonic())
                     due = max(due + self._interval, time.monotonic())
-                    await self._ask(reader, writer, generation)
+                    await self._send_request(reader, writer, generation)
 
-    async def _ask(
+    async def _send_request(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, generation: int
     ) -> None:
         self._numbers += 1
         number, sent_at, answered = self._numbers, time.monotonic(), False
         try:
-            async with asyncio.timeout(_PATIENCE):
-                host = f"127.0.0.1:{self.origin}"
+            async with asyncio.timeout(_RESPONSE_SECONDS):
+                host = f"127.0.0.1:{self.origin_port}"
                 head = f"GET http://{host}/n/{number} HTTP/1.1\r\nHost: {host}\r\n\r\n"
                 writer.write(head.encode())
-                answer = (await reader.readuntil(b"\r\n\r\n")).lower()
-                size = int(answer.partition(b"content-length: ")[2].split(b"\r\n")[0])
+                response = (await reader.readuntil(b"\r\n\r\n")).lower()
+                size = int(response.partition(b"content-length: ")[2].split(b"\r\n")[0])
                 await reader.readexactly(size)
-                answered = answer.split(b" ")[1].startswith(b"2")
+                answered = response.split(b" ")[1].startswith(b"2")
         finally:
-            self._note(Request(number, generation, sent_at, time.monotonic(), answered))
+            self._record(Request(number, generation, sent_at, time.monotonic(), answered))
 
     async def _pause(self, seconds: float) -> None:
         if seconds > 0:
@@ -137,27 +137,27 @@ class _Clients:
 
 async def _main(file: Path, rate: float, connections: int) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: FixedResponseProtocol(_ANSWER), "127.0.0.1", 0)
-    with file.open("w", encoding="utf-8") as notes:
+    server = await loop.create_server(lambda: FixedResponseProtocol(_RESPONSE), "127.0.0.1", 0)
+    with file.open("w", encoding="utf-8") as outcomes:
 
-        def note(request: Request) -> None:
-            notes.write(" ".join(str(int(v) if v is True or v is False else v) for v in request))
-            notes.write("\n")
+        def record(request: Request) -> None:
+            outcomes.write(" ".join(str(int(v) if v is True or v is False else v) for v in request))
+            outcomes.write("\n")
 
-        clients = _Clients(connections / rate, note)
-        clients.origin = server.sockets[0].getsockname()[1]
+        clients = _Clients(connections / rate, record)
+        clients.origin_port = server.sockets[0].getsockname()[1]
 
-        def read_orders() -> None:
+        def read_targets() -> None:
             for line in sys.stdin:
                 generation, port = line.split()
                 clients.target = (int(generation), int(port))
             loop.call_soon_threadsafe(clients.stopping.set)
 
-        reading = threading.Thread(target=read_orders)
-        reading.start()
+        reader = threading.Thread(target=read_targets)
+        reader.start()
         await asyncio.gather(*(clients.run(i, connections) for i in range(connections)))
         server.close()
-    reading.join()
+    reader.join()
 
 
 if __name__ == "__main__":
