@@ -6,6 +6,7 @@ It uses no network and leaves nothing behind.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from tests.support.registries import REMOTES, Registry, add_npm, add_wheels
 
 _WHEELS = (("demo_parser", "2.4.1"), ("tiny_http", "0.9.0"))
 _NPM = ("left-padding", "1.3.0")
+_ARTIFACTS = "SELECT proxy_user, purl, bytes FROM access_log_artifacts ORDER BY 1, 2"
+_REDIRECTED_WIDTH = "120"  # columns, if the output is not a terminal
 
 
 class Client(NamedTuple):
@@ -74,10 +77,12 @@ def _run_demo(folder: Path) -> None:
             )
             count += client.requests
         AccessLog(EmbeddedServer().dsn).wait_rows(count, timeout=10)
-        for arguments in (("tail",), ("report",)):
-            _print(f"artifactapi {' '.join(arguments)}")
-            command: list[str | Path] = [Path(sys.executable).with_name("artifactapi"), *arguments]
-            subprocess.run(command, check=True, env={**os.environ, "COLUMNS": "118"})
+        size = {} if sys.stdout.isatty() else {"COLUMNS": _REDIRECTED_WIDTH}
+        program = Path(sys.executable).with_name("artifactapi")
+        for arguments in (["tail"], ["report"], ["psql", "-c", _ARTIFACTS]):
+            _print(shlex.join(["artifactapi", *arguments]))
+            command = [program, *arguments]
+            subprocess.run(command, check=True, env={**os.environ, "PAGER": "", **size})
 
 
 def _clients(proxy: Mitm, registry: str, folder: Path) -> list[Client]:
