@@ -109,10 +109,11 @@ class Exporter:
             "waiting": seen - written - dropped - rejected - spooled,
             "spooled": spooled,
             "recovered": progress.recovered,
-            "retries": progress.retries,
+            "retries": progress.retries + self._writer.reconnects,
             "failures": progress.failures + self._writer.builder.failures,
             "away": self._writer.is_unavailable,
             "last_error": progress.last_error,
+            "last_error_at": progress.last_error_at,
             "last_written_at": progress.last_written_at,
             "database": self.database_name,
         }

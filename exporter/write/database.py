@@ -138,6 +138,7 @@ class Database:
         self._connection: DeadlineConnection | None = None
         self._embedded: EmbeddedServer | None = None
         self._days: set[str] = set()
+        self.reconnects = 0  # calls that found the connection closed while it was idle
 
     def reconfigure(self, settings: DatabaseSettings) -> None:
         """Use other settings; closes the connection if they differ."""
@@ -169,6 +170,7 @@ class Database:
         rejected: list[Rejection] = []
         remaining = entries
         tried: set[Fault] = set()
+        was_idle = self._connection is not None
         while remaining:
             try:
                 connection = self._ready(
@@ -193,6 +195,9 @@ class Database:
                 elif fault in REPAIRABLE and fault not in tried:
                     tried.add(fault)
                     self._forget(fault)
+                elif was_idle and self._is_disconnected(e):
+                    was_idle = False
+                    self._reconnect()
                 else:
                     raise self._unavailable(e, fault) from None
             else:
@@ -262,6 +267,18 @@ class Database:
             if len(self._days) >= _KNOWN_DAYS:
                 self._days.clear()
             self._days.add(day)
+
+    def _is_disconnected(self, error: Exception) -> bool:
+        """Whether the server or a pooler closed the connection, and did not just fail to answer."""
+        connection = self._connection
+        return isinstance(error, psycopg.OperationalError) and (
+            connection is None or connection.closed
+        )
+
+    def _reconnect(self) -> None:
+        """Poolers and idle_session_timeout close idle connections. That is not an outage."""
+        self.disconnect()
+        self.reconnects += 1
 
     def _forget(self, fault: Fault) -> None:
         """Forget that the missing schema or partition exists, so that it is created again."""

@@ -34,7 +34,8 @@ class Progress:
         self.retries = 0
         self.failures = 0  # unexpected exceptions
         self.last_written_at: str | None = None  # ISO 8601, UTC
-        self.last_error: str | None = None
+        self.last_error: str | None = None  # of an outage only until it is over
+        self.last_error_at: str | None = None  # ISO 8601, UTC
         self.gaps = UnwrittenGaps()
         self._unplaced_drops_seen = 0
         self._spool_losses_seen = 0
@@ -54,7 +55,7 @@ class Progress:
         else:
             self.written += len(entries) - len(rejections)
             self.rejected += len(rejections)
-        self.last_written_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self.last_written_at = _now()
         for rejection in rejections:
             self.gaps.add(rejection.entry.node, "rejected", rejection.entry.started_at)
             self._report_rejection(rejection)
@@ -89,16 +90,20 @@ class Progress:
             self.gaps.add(self.node, "shutdown", started_at)
             self.dropped += 1
 
+    def set_error(self, error: str | None) -> None:
+        """Set or clear the error that the status shows."""
+        self.last_error, self.last_error_at = error, error and _now()
+
     def count_failure(self, failure: BuildFailure) -> None:
         """An unexpected exception. Logged once per kind."""
         self.failures += 1
-        self.last_error = f"{failure.kind} in the writer"
+        self.set_error(f"{failure.kind} in the writer")
         if self._is_new(f"failure {failure.kind}"):
             with contextlib.suppress(BaseException):  # a logging handler that fails must not matter
                 logger.warning("artifactapi: internal error; the log goes on.\n%s", failure.trace)
 
     def _report_rejection(self, rejection: Rejection) -> None:
-        self.last_error = rejection.reason
+        self.set_error(rejection.reason)
         if self._is_new(f"rejection {rejection.sqlstate}"):
             logger.warning(
                 "artifactapi: PostgreSQL rejected a row; it is recorded as a gap, and more of this kind are "
@@ -112,3 +117,7 @@ class Progress:
         is_new = kind not in self._reported
         self._reported.add(kind)
         return is_new
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

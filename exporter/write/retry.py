@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_MAX_REASONS = 8  # causes logged during one outage
 _SUMMARY_SECONDS = 60.0  # between two log messages during one outage
 _CONFIGURATION_RETRY_SECONDS = 15.0  # for what only the user can fix
 
@@ -21,8 +22,8 @@ _CONFIGURATION_RETRY_SECONDS = 15.0  # for what only the user can fix
 class Retry:
     """Whether PostgreSQL is available, and when the next attempt is due. One thread uses it.
 
-    It logs one warning when an outage begins, one per minute while it lasts, and one message when it
-    is over. Never an ERROR: during startup mitmproxy exits for one.
+    It logs one warning when an outage begins, one per new cause and per minute while it lasts, and one
+    message when it is over. Never an ERROR: during startup mitmproxy exits for one.
     """
 
     def __init__(self, settings: DatabaseSettings) -> None:
@@ -33,6 +34,7 @@ class Retry:
         self._unavailable_since: float | None = None
         self._next_summary_at = 0.0
         self._written_before = 0  # entries written before this outage
+        self._reasons: set[str] = set()  # logged during this outage
 
     @property
     def is_unavailable(self) -> bool:
@@ -64,6 +66,7 @@ class Retry:
                 "row" if recovered == 1 else "rows",
             )
             self._unavailable_since = None
+            self._reasons.clear()
         self._written_before = written
         self.is_refused = False
         self._reset()
@@ -81,12 +84,18 @@ class Retry:
         """
         delay = _CONFIGURATION_RETRY_SECONDS if configuration else next(self._delays)
         now = time.monotonic()
+        is_new = reason not in self._reasons and len(self._reasons) < _MAX_REASONS
+        self._reasons.add(reason)
         self.is_refused = refused
         self._next_at = now + delay
         if self._unavailable_since is None:
             self._unavailable_since = now
             state = "rejects the log" if configuration or refused else "unavailable"
             logger.warning("artifactapi: PostgreSQL %s; buffering rows: %s", state, reason)
+        elif is_new:
+            logger.warning(
+                "artifactapi: PostgreSQL still unavailable; the cause changed: %s", reason
+            )
         elif now >= self._next_summary_at:
             logger.warning(
                 "artifactapi: PostgreSQL unavailable for %.0f s; %d %s buffered: %s",

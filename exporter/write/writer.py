@@ -67,6 +67,11 @@ class Writer:
         """Whether the last attempt to reach PostgreSQL failed."""
         return self._retry.is_unavailable
 
+    @property
+    def reconnects(self) -> int:
+        """How often an idle connection had been closed by the server."""
+        return self._database.reconnects
+
     def reconfigure(self, settings: Settings) -> None:
         """Use other settings from the next attempt on; waiting entries go to the new database."""
         self._settings = settings
@@ -187,6 +192,8 @@ class Writer:
         except DatabaseUnavailable as e:
             self._count_failed_attempt(e)
         else:
+            if self._retry.is_unavailable:
+                self.progress.set_error(None)
             self._retry.succeeded(self.progress.all_written)
             self._is_replaying = not self.spool.settle()
 
@@ -238,7 +245,7 @@ class Writer:
 
     def _count_failed_attempt(self, error: DatabaseUnavailable) -> None:
         self.progress.retries += 1
-        self.progress.last_error = str(error)
+        self.progress.set_error(str(error))
         self._stop_attempt_failed = self._is_stopping
         waiting = len(self._batch) + len(self._buffer) + self.spool.entries
         self._retry.failed(

@@ -7,6 +7,7 @@ import stat
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
 import psycopg
 import pytest
 from msgspec.structs import replace
@@ -349,3 +350,46 @@ def test_postgres_is_not_called_back_before_it_has_answered(
     texts = [record.getMessage() for record in caplog.records]
     assert sum("PostgreSQL unavailable" in text for text in texts) == 1
     assert not any("available again" in text for text in texts)
+
+
+def test_an_idle_disconnect_is_not_an_outage(
+    dsn: str, query: Query, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    exporter = Exporter(settings(dsn, batch=BatchSettings(max_seconds=0.05)))
+    for number in range(3):
+        exporter.log_access(make_exchange(number))
+        eventually(lambda number=number: exporter.status()["written"] == number + 1)  # type: ignore[misc]
+        query(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'artifactapi'"
+        )
+    exporter.log_access(make_exchange(3))
+    eventually(lambda: exporter.status()["written"] == 4)
+    status = exporter.status()
+    assert exporter.stop()
+    assert (status["away"], status["last_error"], status["retries"]) == (False, None, 3)
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+
+
+def test_a_changed_cause_is_logged_at_once_and_the_error_is_cleared_after_recovery(
+    dsn: str, postgres: Postgres, caplog: pytest.LogCaptureFixture
+) -> None:
+    quick = {"retry_max_seconds": 0.1, "connect_seconds": 1.0}
+    nobody = DatabaseSettings(dsn="host=127.0.0.1 port=1", **quick)  # type: ignore[arg-type]
+    base = Settings(node="test", batch=BatchSettings(max_seconds=0.05))
+    exporter = Exporter(msgspec.structs.replace(base, database=nobody))
+    exporter.log_access(make_exchange())
+    eventually(lambda: exporter.status()["retries"] > 2)
+    assert exporter.status()["last_error_at"] is not None
+    stranger = DatabaseSettings(dsn=f"{postgres.dsn()} user=nobody_at_all", **quick)  # type: ignore[arg-type]
+    exporter.reconfigure(msgspec.structs.replace(base, database=stranger))
+    eventually(lambda: "nobody_at_all" in (exporter.status()["last_error"] or ""))
+    eventually(lambda: exporter.status()["retries"] > 6)
+    exporter.reconfigure(msgspec.structs.replace(base, database=DatabaseSettings(dsn=dsn)))
+    eventually(lambda: exporter.status()["written"] == 1)
+    eventually(lambda: exporter.status()["last_error"] is None)
+    assert exporter.status()["last_error_at"] is None
+    assert exporter.stop()
+    texts = [record.getMessage() for record in caplog.records]
+    assert sum("PostgreSQL unavailable" in text for text in texts) == 1
+    assert sum("the cause changed" in text and "nobody_at_all" in text for text in texts) == 1
