@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import sys
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mitmproxy import command, ctx, exceptions, flowfilter, hooks, http
 
+from addon.cli.invocation import command_line, database_options
 from addon.flow import handoff
 from addon.flow.streaming import Streaming
 from addon.flow.tracker import FlowTracker
@@ -58,6 +60,7 @@ class ArtifactApi:
         self.query_pool: QueryPool | None = None  # for the page in mitmweb
         self._recent = RecentExchanges()
         self._settings: Settings | None = None
+        self._command_options: list[str] = []  # with these our command reads this log
         self._exporter: Exporter | None = None
         self._flush_handler: FlushHandler | None = None
 
@@ -109,10 +112,7 @@ class ArtifactApi:
         self.flows.wait_for_room = self._exporter.wait_for_room
         self.flows.count_unreadable = self._exporter.count_unreadable
         self.flows.take_over(flows)
-        logger.info(
-            "artifactapi: logging to %s; show the rows with: artifactapi tail -f",
-            self._exporter.database_name,
-        )
+        self._log_database(self._exporter, "logging to")
         self._start_views(self._exporter)
 
     def done(self) -> None:
@@ -126,11 +126,12 @@ class ArtifactApi:
         if self.query_pool is not None:
             self.query_pool.close()
             self.query_pool = None
+        stop = functools.partial(_stop, gaps_command=command_line(["gaps"], self._command_options))
         if ctx.master.should_exit.is_set():
             self.flows.end_all()
-            _stop(exporter)
+            stop(exporter)
         else:  # the script is being reloaded or removed
-            handoff.offer(handoff.Handoff(exporter, self.flows.hand_over()), _stop)
+            handoff.offer(handoff.Handoff(exporter, self.flows.hand_over()), stop)
         self.flows.log_access = None
         if self._flush_handler is not None:
             self._flush_handler.stop()
@@ -177,20 +178,32 @@ class ArtifactApi:
 
     def _apply(self, settings: Settings) -> None:
         self._settings = settings
+        self._command_options = database_options(settings, _path(ctx.options.artifactapi_config))
         if self.query_pool is not None:
             self.query_pool.settings = settings
         if self._exporter is not None:
             self._exporter.reconfigure(settings)
-            logger.info("artifactapi: now logging to %s.", self._exporter.database_name)
+            self._log_database(self._exporter, "now logging to")
+
+    def _log_database(self, exporter: Exporter, verb: str) -> None:
+        """Log where the rows go, and the command that shows them."""
+        tail = command_line(["tail", "-f"], self._command_options)
+        logger.info(
+            "artifactapi: %s %s; show the rows with: %s", verb, exporter.database_name, tail
+        )
 
 
 def _settings(config: str, dsn: str) -> Settings:
-    settings = load_settings(Path(config).expanduser() if config else None)
+    settings = load_settings(_path(config))
     load_remotes(settings)
     settings = settings.with_dsn(resolve_dsn(dsn, settings))
     check_dsn(settings.database.dsn)
     check_dsn(settings.read.dsn, "read.dsn")
     return settings
+
+
+def _path(config: str) -> Path | None:
+    return Path(config).expanduser() if config else None
 
 
 def _filter(expression: str) -> flowfilter.TFilter | None:
@@ -200,24 +213,19 @@ def _filter(expression: str) -> flowfilter.TFilter | None:
         raise SettingsError(f"artifactapi_filter: {e}.") from None
 
 
-def _stop(exporter: Exporter) -> None:
-    """Write what is left, and log the result."""
+def _stop(exporter: Exporter, gaps_command: str) -> None:
+    """Write what is left, and log the result. `gaps_command` lists the gaps."""
     exporter.stop()
     status = exporter.status()
+    written = f"{status['written']} {'row' if status['written'] == 1 else 'rows'} written"
     spooled = status["spooled"]
     kept = f", {spooled} kept on disk for the next run" if spooled else ""
     lost = status["dropped"] + status["rejected"] + status["waiting"]
     if lost:
-        reason = status["last_error"] or "see artifactapi gaps"
-        logger.warning(
-            "artifactapi: stopped; %d rows written%s, %d lost: %s",
-            status["written"],
-            kept,
-            lost,
-            reason,
-        )
+        reason = status["last_error"] or f"see {gaps_command}"
+        logger.warning("artifactapi: stopped; %s%s, %d lost: %s", written, kept, lost, reason)
     else:
-        logger.info("artifactapi: stopped; %d rows written%s, none lost.", status["written"], kept)
+        logger.info("artifactapi: stopped; %s%s, none lost.", written, kept)
 
 
 addons = [ArtifactApi()]

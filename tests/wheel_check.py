@@ -85,7 +85,7 @@ def _check_rows(script: Path, folder: Path, elsewhere: Path, env: dict[str, str]
         proxy.wait(START_SECONDS)
     text = output.read_text()
     assert proxy.returncode == 0, text
-    assert "1 rows written, none lost" in text, text
+    assert "1 row written, none lost" in text, text
     shown = _run("artifactapi", "tail", env=env, cwd=elsewhere)
     assert "http://mitm.it/" in shown, shown
     page = folder / "report.html"

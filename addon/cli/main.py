@@ -182,3 +182,7 @@ def identify(settings: Settings, urls: tuple[str, ...], *, as_json: bool) -> Non
 def _password_environment(target: str) -> dict[str, str]:
     password = psycopg.conninfo.conninfo_to_dict(target).get("password")
     return {**os.environ, "PGPASSWORD": str(password)} if password else dict(os.environ)
+
+
+if __name__ == "__main__":
+    main()

@@ -256,4 +256,4 @@ def test_run_starts_mitmdump_with_access_log(dsn: str, tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     assert AccessLog(dsn).row_for_agent("run")["status_code"] == 200
-    assert "1 rows written, none lost" in output.read_text()
+    assert "1 row written, none lost" in output.read_text()
