@@ -1,7 +1,4 @@
-"""Measure what the log costs, beside what else one could do: `just bench`.
-
-Each section runs in a process of its own, with a schema and a folder that are gone afterwards.
-"""
+"""Measure the cost of the access log and compare it with alternatives: `just bench`."""
 
 from __future__ import annotations
 
@@ -18,10 +15,10 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from tests.bench.apart import measure_apart
 from tests.bench.machine import describe_machine
 from tests.bench.plot import Panel, draw
 from tests.bench.report import Report, table, write_markdown
+from tests.bench.section_process import measure_section
 from tests.support.environment import personal_variables
 from tests.support.postgres import Postgres, available
 
@@ -29,33 +26,43 @@ if TYPE_CHECKING:
     from tests.bench.figures import Figure
 
 _ROOT = Path(__file__).resolve().parents[2]
-_SECTIONS = ("hook", "writer", "proxy", "latency", "memory", "growth", "delay")
+_MODULES = {
+    "hook": "hook",
+    "writer": "writer",
+    "proxy": "proxy",
+    "latency": "latency",
+    "memory": "memory",
+    "growth": "growth",
+    "delay": "row_delay",
+}
 _WIDTH = 118
 _PANELS = (
-    Panel("Hook", "us a flow", "One flow on mitmproxy's event loop", smallest=1.0),
-    Panel("mitmdump", "us of CPU a request", "One request, all of mitmdump"),
-    Panel("Latency", "ms", "An event loop beside the writer: 99th percentile", names="p99: "),
-    Panel("Writer", "us of CPU a row", "One row, from the hook to the table"),
-    Panel("Writer", "rows/s", "One writer, into the real table"),
+    Panel("Hook", "us per flow", "Time per flow on mitmproxy's event loop", axis_min=1.0),
+    Panel("mitmdump", "us of CPU per request", "CPU time per request, all of mitmdump"),
+    Panel("Latency", "ms", "99th percentile of an event loop next to the writer", prefix="p99: "),
+    Panel("Writer", "us of CPU per row", "CPU time per row, from the hook to the table"),
+    Panel("Writer", "rows/s", "Rows per second of one writer"),
 )
 
 
 @click.command
-@click.option("--quick", is_flag=True, help="Less than a minute; writes nothing.")
-@click.option("--only", type=click.Choice(_SECTIONS), multiple=True, help="These sections alone.")
+@click.option("--quick", is_flag=True, help="Take about a minute, and write no files.")
+@click.option(
+    "--only", type=click.Choice(list(_MODULES)), multiple=True, help="Run only this section."
+)
 @click.option(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where benchmarks.md and benchmarks.svg go; docs/ after a whole run, else nowhere.",
+    help="Folder for benchmarks.md and benchmarks.svg. [default: docs/ after a full run]",
 )
 def main(*, quick: bool, only: tuple[str, ...], output: Path | None) -> None:
-    """Measure, print one table, and write docs/benchmarks.md with its plot.
+    """Measure, print a table, and write docs/benchmarks.md with its plot.
 
-    A target that is missed is said, and is no failure: the machine may have other things to do.
+    The table marks missed targets, but they are not errors: the machine may be busy.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))  # so that all is cleaned up
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped."))  # an exit cleans up
     console = Console()
-    console.width = max(console.width, _WIDTH)  # else the table can't be read
+    console.width = max(console.width, _WIDTH)  # a narrower table is unreadable
     started = time.monotonic()
     for name in personal_variables():
         del os.environ[name]
@@ -63,18 +70,18 @@ def main(*, quick: bool, only: tuple[str, ...], output: Path | None) -> None:
     failed = []
     server = Postgres(available()["18"])
     server.configure(
-        fsync="on",  # as a real one: what is committed is on disk
-        wal_level="minimal",  # tables that are made and filled in one go need no log: faster to prepare
+        fsync="on",  # like a production server
+        wal_level="minimal",  # prepares tables faster: filling a new table writes no WAL
         max_wal_senders="0",
     )
     with server:
         machine = describe_machine(server.dsn())
-        for section in only or _SECTIONS:
+        for section in only or _MODULES:
             console.print(f"{section} ...", end=" ")
             began = time.monotonic()
             try:
-                figures += measure_apart(section, server, quick=quick)
-            except Exception:  # noqa: BLE001 - the others still have something to say
+                figures += measure_section(_MODULES[section], server, quick=quick)
+            except Exception:  # noqa: BLE001 - the other sections still run
                 failed.append(section)
                 console.print(traceback.format_exc())
             console.print(f"{time.monotonic() - began:.0f} s")
@@ -85,16 +92,17 @@ def main(*, quick: bool, only: tuple[str, ...], output: Path | None) -> None:
     if output is not None and figures:
         seconds = time.monotonic() - started
         _write(
-            output, Report(machine, _abouts(), figures, seconds, f"{datetime.now(UTC):%Y-%m-%d}")
+            output,
+            Report(machine, _explanations(), figures, seconds, f"{datetime.now(UTC):%Y-%m-%d}"),
         )
         console.print(f"Written to {output}/benchmarks.md.")
     if failed:
-        sys.exit(f"These sections could not be measured: {', '.join(failed)}.")
+        sys.exit(f"These sections failed: {', '.join(failed)}.")
 
 
-def _abouts() -> dict[str, str]:
-    modules = [import_module(f"tests.bench.{section}") for section in _SECTIONS]
-    return {module.SECTION: module.ABOUT for module in modules}
+def _explanations() -> dict[str, str]:
+    modules = [import_module(f"tests.bench.{name}") for name in _MODULES.values()]
+    return {module.SECTION: module.EXPLANATION for module in modules}
 
 
 def _write(folder: Path, report: Report) -> None:

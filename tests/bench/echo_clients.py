@@ -1,7 +1,7 @@
-"""Clients of an echo server, in a process of its own: each sends as soon as it has its answer.
+"""Run clients of an echo server in a separate process; each sends again when it gets its reply.
 
-`python -m tests.bench.echo_clients PORT` reads the seconds of a round from each line of its input,
-and answers with the quantiles of that round as JSON.
+`python -m tests.bench.echo_clients PORT` reads the duration of a round in seconds from each input
+line, and prints the quantiles of that round as JSON.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class _Client(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
 
-    def begin(self, until: float) -> None:
-        """Go on until then."""
+    def start(self, until: float) -> None:
+        """Send messages until this time."""
         self.milliseconds.clear()
         self._until = until
         self._send()
@@ -55,11 +55,11 @@ async def _main(port: int) -> None:
         seconds = float(line)
         until = time.perf_counter() + seconds
         for client in clients:
-            client.begin(until)
+            client.start(until)
         await asyncio.sleep(seconds + 0.1)
         times = [ms for client in clients for ms in client.milliseconds]
-        answer = {"p50": quantile(times, 0.5), "p99": quantile(times, 0.99), "count": len(times)}
-        sys.stdout.write(json.dumps(answer) + "\n")
+        result = {"p50": quantile(times, 0.5), "p99": quantile(times, 0.99), "count": len(times)}
+        sys.stdout.write(json.dumps(result) + "\n")
         sys.stdout.flush()
 
 

@@ -1,4 +1,4 @@
-"""A script for mitmproxy with the hooks ours has for a flow, and nothing in them: what ours is compared with."""
+"""A mitmproxy script with the same flow hooks as artifactapi, but empty: the baseline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class EmptyHooks:
-    """Does nothing, as often as ours does something."""
+    """An addon whose hooks do nothing."""
 
     def requestheaders(self, flow: HTTPFlow) -> None:
         """Do nothing."""

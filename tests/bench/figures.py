@@ -1,4 +1,4 @@
-"""What was measured, how much it varied, and whether it is what was promised; measures nothing."""
+"""The results of a measurement: values, spread and target; measures nothing."""
 
 from __future__ import annotations
 
@@ -9,20 +9,24 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Place(NamedTuple):
-    """Where a section of the bench may work: a schema and a folder of its own."""
+class Workspace(NamedTuple):
+    """The schema and the folder of one section.
+
+    Attributes:
+        quick: Whether to measure as little as possible.
+    """
 
     dsn: str
     folder: Path
     quick: bool
 
     def choose[Value](self, full: Value, quick: Value) -> Value:
-        """How much of something: in the long bench, in the quick one."""
+        """Return one of two amounts: for a full run or for a quick run."""
         return quick if self.quick else full
 
 
 class Target(NamedTuple):
-    """What was promised."""
+    """A limit for the median of a figure."""
 
     relation: Literal["<=", ">="]
     limit: float
@@ -32,23 +36,22 @@ class Target(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """One line of the table: what a thing took, in each of several rounds."""
+    """One row of the results table: the values of all rounds."""
 
     section: str
     name: str
     unit: str
     values: tuple[float, ...]
     target: Target | None = None
-    state: str = ""
 
     @property
     def median(self) -> float:
-        """Half of the rounds were below."""
+        """The median of the rounds."""
         return statistics.median(self.values)
 
     @property
     def spread(self) -> tuple[float, float]:
-        """First and third quartile of the rounds."""
+        """The first and the third quartile of the rounds."""
         if len(self.values) == 1:
             return self.values[0], self.values[0]
         low, _, high = statistics.quantiles(self.values, n=4, method="inclusive")
@@ -56,7 +59,7 @@ class Figure(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Whether the median is what was promised: met, MISSED, or nothing if nothing was."""
+        """Whether the median meets the target: "met" or "MISSED"; empty without a target."""
         if self.target is None:
             return ""
         is_met = (
@@ -67,8 +70,8 @@ class Figure(NamedTuple):
         return "met" if is_met else "MISSED"
 
 
-def shown(value: float) -> str:
-    """Three digits of it."""
+def format_value(value: float) -> str:
+    """Format a value with about three significant digits."""
     if value == 0:
         return "0"
     if abs(value) >= 1000:
@@ -78,6 +81,6 @@ def shown(value: float) -> str:
 
 
 def quantile(values: list[float], share: float) -> float:
-    """The value that this share of them does not exceed."""
+    """Return the value that this share of the values does not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

@@ -1,7 +1,6 @@
-"""What one flow costs on mitmproxy's event loop, over an addon with empty hooks.
+"""Measure the time per flow on mitmproxy's event loop, in excess of an addon with empty hooks.
 
-Real flows go through mitmproxy's own AddonManager, all hooks and the update after each. Rounds of
-each kind of addon alternate, and each is compared with the round of empty hooks next to it.
+Each round is compared with the rounds of empty hooks before and after it.
 """
 
 from __future__ import annotations
@@ -21,9 +20,15 @@ from addon.artifactapi import ArtifactApi
 from addon.flow.tracker import FlowTracker
 from exporter import Settings, load_settings
 from tests.bench.empty_hooks import EmptyHooks
-from tests.bench.figures import Figure, Place, Target
-from tests.bench.sample import drive, make_flows, make_master
-from tests.bench.sinks import InsertInHook, Logging, OpenTelemetry, Sink, ThreadPerRequest
+from tests.bench.figures import Figure, Target, Workspace
+from tests.bench.log_writers import (
+    InsertInHookWriter,
+    LoggingWriter,
+    LogWriter,
+    OpenTelemetryWriter,
+    ThreadPerRequestWriter,
+)
+from tests.bench.synthetic_flows import make_flows, make_master, run_flows
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -32,20 +37,20 @@ if TYPE_CHECKING:
 
 
 SECTION = "Hook"
-ABOUT = """\
-What one flow costs on mitmproxy's event loop, on top of an addon with empty hooks. Real flows go
-through mitmproxy's own AddonManager: requestheaders, request, responseheaders and response, each
-with the `update` that follows. CPU time of the loop's thread; where the loop waits for something (a
-thread to start, Postgres), wall time. The alternatives share our capture and our rows and differ in
-the handing over; `-w` and `hardump` are mitmproxy's own, the latter with its share of the writing at
-the end. A filter is mitmproxy's to evaluate, and comes on top."""
-_UNIT = "us a flow"
+EXPLANATION = """\
+The time that each flow adds to mitmproxy's event loop, compared with an addon with empty hooks. Real flows
+pass through mitmproxy's own AddonManager: requestheaders, request, responseheaders and response, each
+followed by `update`. The time is CPU time of the loop's thread, or wall time where the loop waits (for a
+thread to start, for PostgreSQL). The alternatives use the same capture and the same rows, and differ only
+in how they write them. `-w` and `hardump` are mitmproxy's own recorders; `hardump` includes its share of
+the write at the end. With a filter, mitmproxy evaluates the filter expression for each flow."""
+_UNIT = "us per flow"
 _LIMIT = Target("<=", 2.0)
-_FLOWS = 200  # a round
-_FLOWS_THAT_WAIT = 20
+_FLOWS = 200  # per round
+_FLOWS_OF_SLOW_WRITERS = 20
 
 _CONFIG = "batch: {max_entries: 10000, max_seconds: 60}\n"
-_EVERY_FEATURE = _CONFIG + (
+_ALL_FEATURES = _CONFIG + (
     "artifact: {sha256: true}\n"
     "redact: {query: signed, paths: ['/private/([^/]+)']}\n"
     "remotes: {file: REMOTES}\n"
@@ -56,46 +61,46 @@ _REMOTES = (
 
 
 class Candidate:
-    """An addon in a mitmproxy of its own, whose event loop is ours."""
+    """An addon in its own mitmproxy master, with an event loop that the benchmark drives."""
 
-    # CPU time of the loop's thread: what others do on this machine does not count.
+    # CPU time of the loop's thread, so that other load on the machine does not count.
     clock = staticmethod(time.thread_time)
     flows = _FLOWS
 
-    def __init__(self, name: str, addon: Any, target: Target | None, **chosen: Any) -> None:
+    def __init__(self, name: str, addon: Any, target: Target | None, **options: Any) -> None:
         self.name = name
         self.target = target
         self._loop = asyncio.new_event_loop()
         self.master = make_master(self._loop)
         self.master.addons.add(core.Core())
-        # As mitmproxy's Proxyserver has it.
+        # mitmproxy's Proxyserver defines this option; it is not loaded here.
         self.master.options.add_option("stream_large_bodies", str | None, None, "")
         self.master.addons.add(addon)
         self.addon = addon
-        self.master.options.update(**chosen)
+        self.master.options.update(**options)
         self.master.addons.trigger(hooks.RunningHook())
-        self.master.addons.chain = [addon]  # the core's own hooks would come on top
+        self.master.addons.chain = [addon]  # without the hooks of Core
 
     def run(self) -> float:
-        """Seconds a flow, of one round."""
+        """Run one round; return the seconds per flow."""
         ctx.master, ctx.options = self.master, self.master.options
         flows = make_flows(self.flows, new_urls=True)
         gc.collect()
         start = self.clock()
-        self._loop.run_until_complete(drive(self.master.addons, flows))
+        self._loop.run_until_complete(run_flows(self.master.addons, flows))
         seconds = self.clock() - start
-        self.settle()
-        return (seconds + self.afterwards()) / self.flows
+        self.flush()
+        return (seconds + self.finish()) / self.flows
 
-    def settle(self) -> None:
-        """Let what goes on in the background end, so that the next round is alone."""
+    def flush(self) -> None:
+        """Wait for background work, so that it does not affect the next round."""
 
-    def afterwards(self) -> float:
-        """Seconds that were only put off."""
+    def finish(self) -> float:
+        """Do the work that the addon postponed; return its seconds."""
         return 0.0
 
     def close(self) -> None:
-        """End it as mitmproxy would."""
+        """Shut the addon down as mitmproxy does."""
         ctx.master, ctx.options = self.master, self.master.options
         self.master.should_exit.set()
         self.master.addons.trigger(hooks.DoneHook())
@@ -105,48 +110,48 @@ class Candidate:
 class _WithExporter(Candidate):
     addon: ArtifactApi
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         exporter = self.addon._exporter
         assert exporter is not None
         exporter.reconfigure(exporter._settings)  # wakes its thread
         eventually(lambda: not exporter.status()["waiting"], 60)
 
 
-class _WithSink(Candidate):
-    def __init__(self, sink: Sink) -> None:
+class _WithLogWriter(Candidate):
+    def __init__(self, writer: LogWriter) -> None:
         addon = FlowTracker()
-        addon.log_access = sink.log_access
-        self._sink = sink
-        if isinstance(sink, (InsertInHook, ThreadPerRequest)):
-            self.clock = staticmethod(time.perf_counter)  # the loop waits for something
-            self.flows = _FLOWS_THAT_WAIT
-        super().__init__(sink.name, addon, None)
+        addon.log_access = writer.log_access
+        self._writer = writer
+        if isinstance(writer, (InsertInHookWriter, ThreadPerRequestWriter)):
+            self.clock = staticmethod(time.perf_counter)  # includes the time that the loop waits
+            self.flows = _FLOWS_OF_SLOW_WRITERS
+        super().__init__(writer.name, addon, None)
 
-    def settle(self) -> None:
-        self._sink.settle()
+    def flush(self) -> None:
+        self._writer.flush()
 
 
 class _Har(Candidate):
     addon: savehar.SaveHar
 
-    def afterwards(self) -> float:
-        """It keeps all flows and writes them at the end, with mitmproxy's loop blocked."""
+    def finish(self) -> float:
+        """Write the HAR file: `hardump` keeps all flows and writes them in `done`, on the event loop."""
         start = self.clock()
         self.addon.done()
         self.addon.flows.clear()
         return self.clock() - start
 
 
-def measure(place: Place) -> list[Figure]:
-    """A figure for each kind of addon."""
-    with _candidates(place) as candidates:
+def measure(workspace: Workspace) -> list[Figure]:
+    """Return one figure for each candidate."""
+    with _candidates(workspace) as candidates:
         empty, *others = candidates
         for candidate in candidates:
             candidate.run()
-        gc.freeze()  # what is there by now needs not be looked through before each round
+        gc.freeze()  # keeps the collection before each round short
         base: list[float] = []
         costs: dict[str, list[float]] = {candidate.name: [] for candidate in others}
-        for _ in range(place.choose(30, 5)):
+        for _ in range(workspace.choose(30, 5)):
             before = empty.run()
             for candidate in others:
                 cost, after = candidate.run(), empty.run()
@@ -155,55 +160,64 @@ def measure(place: Place) -> list[Figure]:
                 before = after
     hooks_alone = statistics.median(base) * 1e6
     return [Figure(SECTION, c.name, _UNIT, tuple(costs[c.name]), c.target) for c in others] + [
-        Figure(SECTION, "empty hooks, for themselves", _UNIT, (hooks_alone,))
+        Figure(SECTION, "empty hooks alone", _UNIT, (hooks_alone,))
     ]
 
 
 @contextlib.contextmanager
-def _candidates(place: Place) -> Iterator[list[Candidate]]:
-    plain, full = _configure(place)
-    settings = _settings(plain, place.dsn)
-    found: list[Candidate] = [Candidate("empty hooks", EmptyHooks(), None)]
+def _candidates(workspace: Workspace) -> Iterator[list[Candidate]]:
+    plain, full = _configure(workspace)
+    settings = _settings(plain, workspace.dsn)
+    candidates: list[Candidate] = [Candidate("empty hooks", EmptyHooks(), None)]
     with contextlib.ExitStack() as stack:
-        for name, target, config, chosen in (
+        for name, target, config, options in (
             ("artifactapi", _LIMIT, plain, {}),
             (
-                "artifactapi, every feature on",
+                "artifactapi, all features on",
                 _LIMIT,
                 full,
                 {"stream_large_bodies": "1m"},
             ),
             ("artifactapi with a filter", None, plain, {"artifactapi_filter": "!~u /health$"}),
         ):
-            found.append(
+            candidates.append(
                 _WithExporter(
                     name,
                     ArtifactApi(),
                     target,
                     artifactapi_config=str(config),
-                    artifactapi_dsn=place.dsn,
-                    **chosen,
+                    artifactapi_dsn=workspace.dsn,
+                    **options,
                 )
             )
-        for kind in (OpenTelemetry, Logging, ThreadPerRequest, InsertInHook):
-            sink: Sink = kind(settings)
-            found.append(_WithSink(stack.enter_context(sink)))
-        flows_file, har_file = place.folder / "flows", place.folder / "flows.har"
-        found.append(Candidate("mitmproxy -w", save.Save(), None, save_stream_file=str(flows_file)))
-        found.append(_Har("mitmproxy's hardump", savehar.SaveHar(), None, hardump=str(har_file)))
+        for kind in (
+            OpenTelemetryWriter,
+            LoggingWriter,
+            ThreadPerRequestWriter,
+            InsertInHookWriter,
+        ):
+            writer: LogWriter = kind(settings)
+            candidates.append(_WithLogWriter(stack.enter_context(writer)))
+        flows_file, har_file = workspace.folder / "flows", workspace.folder / "flows.har"
+        candidates.append(
+            Candidate("mitmproxy -w", save.Save(), None, save_stream_file=str(flows_file))
+        )
+        candidates.append(
+            _Har("mitmproxy's hardump", savehar.SaveHar(), None, hardump=str(har_file))
+        )
         try:
-            yield found
+            yield candidates
         finally:
-            for candidate in found:
+            for candidate in candidates:
                 candidate.close()
 
 
-def _configure(place: Place) -> tuple[Path, Path]:
-    remotes = place.folder / "remotes.yaml"
+def _configure(workspace: Workspace) -> tuple[Path, Path]:
+    remotes = workspace.folder / "remotes.yaml"
     remotes.write_text(_REMOTES)
-    plain, full = place.folder / "plain.yaml", place.folder / "full.yaml"
+    plain, full = workspace.folder / "plain.yaml", workspace.folder / "full.yaml"
     plain.write_text(_CONFIG)
-    full.write_text(_EVERY_FEATURE.replace("REMOTES", str(remotes)))
+    full.write_text(_ALL_FEATURES.replace("REMOTES", str(remotes)))
     return plain, full
 
 

@@ -1,4 +1,4 @@
-"""How long an event loop waits for the writer beside it: the times of an echo server in the same process."""
+"""Measure how much the writer delays an event loop in the same process, with an echo server."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ from exporter.settings import (
     ShutdownSettings,
     SpoolSettings,
 )
-from tests.bench.figures import Figure, Place, Target
-from tests.bench.sample import capture_exchanges
-from tests.bench.sinks import BATCH_ENTRIES, Logging, OpenTelemetry
+from tests.bench.figures import Figure, Target, Workspace
+from tests.bench.log_writers import BATCH_ENTRIES, LoggingWriter, OpenTelemetryWriter
+from tests.bench.synthetic_flows import capture_exchanges
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from exporter import Exchange
-    from tests.bench.sinks import Sink
+    from tests.bench.log_writers import LogWriter
 
 SECTION = "Latency"
-ABOUT = """\
-An asyncio echo server stands for mitmproxy's event loop: 64 bytes, some Python for each message,
-four clients in another process that send as soon as they have their answer. In its process the writer
-drains a backlog of 100,000 rows, or gets 500 flows a second, or nothing. Each round is compared with
-the one beside it in which nothing is written."""
+EXPLANATION = """\
+An asyncio echo server stands in for mitmproxy's event loop. It runs some Python for each 64-byte message.
+Four clients in another process send the next message when they receive the reply. In the server's process,
+the writer drains a backlog of 100,000 rows, or gets 500 flows per second, or is absent ("alone"). Each round
+is compared with the neighboring round without a writer."""
 _UNIT = "ms"
 _ROOT = Path(__file__).resolve().parents[2]
 _ALONE = "alone"
-_BACKLOG, _BACKLOG_NEW = "artifactapi drains a backlog", "artifactapi drains one of new URLs"
+_BACKLOG = "artifactapi drains a backlog"
+_BACKLOG_NEW = "artifactapi drains a backlog of new URLs"
 _STEADY = "artifactapi gets 500 flows/s"
 _OTEL, _LOGGING = "opentelemetry-sdk drains a backlog", "logging drains a backlog"
 _STEADY_RATE = 500
@@ -48,7 +49,7 @@ _TICK_SECONDS = 0.01
 
 
 class _Echo(asyncio.Protocol):
-    """Answers with what it got, after some work in Python."""
+    """Echoes each message after some work in Python."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -60,26 +61,26 @@ class _Echo(asyncio.Protocol):
         self._transport.write(data)
 
 
-class _Bench:
-    """What a round needs."""
+class _RoundFactory:
+    """Makes the exchanges and the settings of a round."""
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        self.backlog = place.choose(100_000, 15_000)
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.backlog = workspace.choose(100_000, 15_000)
         self._pools = {
-            new: capture_exchanges(place.choose(20_000, 4_000), new_urls=new)
+            new: capture_exchanges(workspace.choose(20_000, 4_000), new_urls=new)
             for new in (False, True)
         }
 
     def exchanges(self, count: int, *, new_urls: bool) -> list[Exchange]:
-        """So many, none of which was written before."""
+        """Return this number of exchanges with new flow IDs."""
         pool = cycle(self._pools[new_urls])
         return [replace(next(pool), flow_id=str(uuid.uuid4())) for _ in range(count)]
 
     def settings(self) -> Settings:
-        """A buffer that holds the backlog; what is left of it at the end of a round is thrown away."""
+        """Return settings with a buffer for the whole backlog; a shutdown discards the rest of it."""
         return msgspec.structs.replace(
-            Settings().with_dsn(self.place.dsn),
+            Settings().with_dsn(self.workspace.dsn),
             node="bench",
             buffer=BufferSettings(max_entries=1_000_000, max_bytes=1 << 32),
             batch=BatchSettings(max_entries=BATCH_ENTRIES),
@@ -88,13 +89,13 @@ class _Bench:
         )
 
 
-def measure(place: Place) -> list[Figure]:
-    """Quantiles of each kind of round, and how much they are above those without a writer."""
-    bench = _Bench(place)
-    found = asyncio.run(_measure(bench))
-    above = {
-        name: tuple((r["p99"] - a["p99"]) for r, a in zip(rounds, found[_ALONE], strict=True))
-        for name, rounds in found.items()
+def measure(workspace: Workspace) -> list[Figure]:
+    """Return the quantiles of each kind of round, and their excess over rounds without a writer."""
+    factory = _RoundFactory(workspace)
+    results = asyncio.run(_measure(factory))
+    excess = {
+        name: tuple((r["p99"] - a["p99"]) for r, a in zip(rounds, results[_ALONE], strict=True))
+        for name, rounds in results.items()
     }
     targets = {
         _BACKLOG: Target("<=", 0.5),
@@ -102,19 +103,19 @@ def measure(place: Place) -> list[Figure]:
         _STEADY: Target("<=", 0.1),
     }
     figures = [
-        Figure(SECTION, f"p99 above alone: {name}", _UNIT, values, targets.get(name))
-        for name, values in above.items()
+        Figure(SECTION, f"p99 in excess of alone: {name}", _UNIT, values, targets.get(name))
+        for name, values in excess.items()
         if name != _ALONE
     ]
-    for which in ("p99", "p50"):
+    for key in ("p99", "p50"):
         figures += [
-            Figure(SECTION, f"{which}: {name}", _UNIT, tuple(r[which] for r in rounds))
-            for name, rounds in found.items()
+            Figure(SECTION, f"{key}: {name}", _UNIT, tuple(r[key] for r in rounds))
+            for name, rounds in results.items()
         ]
     return figures
 
 
-async def _measure(bench: _Bench) -> dict[str, list[dict[str, float]]]:
+async def _measure(factory: _RoundFactory) -> dict[str, list[dict[str, float]]]:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(_Echo, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
@@ -125,55 +126,59 @@ async def _measure(bench: _Bench) -> dict[str, list[dict[str, float]]]:
         cwd=_ROOT,
     )
     assert clients.stdin
-    seconds = bench.place.choose(1.0, 0.5)
+    seconds = factory.workspace.choose(1.0, 0.5)
 
-    async def ask() -> dict[str, float]:
+    async def run_round() -> dict[str, float]:
         assert clients.stdin
         assert clients.stdout
         clients.stdin.write(f"{seconds}\n".encode())
-        answer: dict[str, float] = json.loads(await clients.stdout.readline())
-        return answer
+        quantiles: dict[str, float] = json.loads(await clients.stdout.readline())
+        return quantiles
 
     kinds: dict[str, Callable[[], Any]] = {
-        _ALONE: ask,
-        _BACKLOG: lambda: _with_backlog(bench, ask, new_urls=False),
-        _BACKLOG_NEW: lambda: _with_backlog(bench, ask, new_urls=True),
-        _STEADY: lambda: _with_flows(bench, ask),
-        _OTEL: lambda: _with_sink(bench, OpenTelemetry(bench.settings()), ask),
-        _LOGGING: lambda: _with_sink(bench, Logging(bench.settings()), ask),
+        _ALONE: run_round,
+        _BACKLOG: lambda: _with_backlog(factory, run_round, new_urls=False),
+        _BACKLOG_NEW: lambda: _with_backlog(factory, run_round, new_urls=True),
+        _STEADY: lambda: _with_flows(factory, run_round),
+        _OTEL: lambda: _with_log_writer(
+            factory, OpenTelemetryWriter(factory.settings()), run_round
+        ),
+        _LOGGING: lambda: _with_log_writer(factory, LoggingWriter(factory.settings()), run_round),
     }
-    if bench.place.quick:
+    if factory.workspace.quick:
         del kinds[_OTEL], kinds[_LOGGING]
-    await ask()
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
-    for _ in range(bench.place.choose(4, 2)):
+    await run_round()
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in kinds}
+    for _ in range(factory.workspace.choose(4, 2)):
         for name, kind in kinds.items():
-            found[name].append(await kind())
+            results[name].append(await kind())
     clients.stdin.close()
     await clients.wait()
     server.close()
-    return found
+    return results
 
 
-async def _with_backlog(bench: _Bench, ask: Callable[[], Any], *, new_urls: bool) -> Any:
-    exchanges = bench.exchanges(bench.backlog, new_urls=new_urls)
-    exporter = Exporter(bench.settings())
+async def _with_backlog(
+    factory: _RoundFactory, run_round: Callable[[], Any], *, new_urls: bool
+) -> Any:
+    exchanges = factory.exchanges(factory.backlog, new_urls=new_urls)
+    exporter = Exporter(factory.settings())
     for exchange in exchanges:
         exporter.log_access(exchange)
-    answer = await ask()
+    result = await run_round()
     await asyncio.to_thread(exporter.stop)
-    return answer
+    return result
 
 
-async def _with_flows(bench: _Bench, ask: Callable[[], Any]) -> Any:
-    exporter = Exporter(bench.settings())
-    exchanges = iter(bench.exchanges(int(_STEADY_RATE * 3), new_urls=True))
-    feeding = asyncio.create_task(_feed(exporter, exchanges))
-    await asyncio.sleep(0.3)  # until the first batch is on its way
-    answer = await ask()
-    feeding.cancel()
+async def _with_flows(factory: _RoundFactory, run_round: Callable[[], Any]) -> Any:
+    exporter = Exporter(factory.settings())
+    exchanges = iter(factory.exchanges(int(_STEADY_RATE * 3), new_urls=True))
+    feeder = asyncio.create_task(_feed(exporter, exchanges))
+    await asyncio.sleep(0.3)  # until the first batch is being written
+    result = await run_round()
+    feeder.cancel()
     await asyncio.to_thread(exporter.stop)
-    return answer
+    return result
 
 
 async def _feed(exporter: Exporter, exchanges: Any) -> None:
@@ -186,11 +191,13 @@ async def _feed(exporter: Exporter, exchanges: Any) -> None:
             await asyncio.sleep(max(0.0, due - loop.time()))
 
 
-async def _with_sink(bench: _Bench, sink: Sink, ask: Callable[[], Any]) -> Any:
-    exchanges = bench.exchanges(bench.backlog // 4, new_urls=False)
-    with sink:
+async def _with_log_writer(
+    factory: _RoundFactory, writer: LogWriter, run_round: Callable[[], Any]
+) -> Any:
+    exchanges = factory.exchanges(factory.backlog // 4, new_urls=False)
+    with writer:
         for exchange in exchanges:
-            sink.log_access(exchange)
-        answer = await ask()
-        await asyncio.to_thread(sink.settle)
-    return answer
+            writer.log_access(exchange)
+        result = await run_round()
+        await asyncio.to_thread(writer.flush)
+    return result

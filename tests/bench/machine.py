@@ -1,4 +1,4 @@
-"""What the figures were taken on, without names and paths, and the clock of another process."""
+"""Describe the machine without host names and paths, and read the CPU time of other processes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import psutil
 import psycopg
 
 _GIB = 1 << 30
-_CPUCLOCK_SCHED = 2  # include/linux/posix-timers.h: the clock of a whole process, by its number
+_CPUCLOCK_SCHED = 2  # include/linux/posix-timers.h: the CPU clock of a process, by its pid
 
 
 def describe_machine(dsn: str) -> str:
-    """One line: processor, memory, versions."""
+    """Return one line with the processor, the memory and the versions."""
     with psycopg.connect(dsn) as connection:
         server = connection.info.server_version
     memory = round(psutil.virtual_memory().total / _GIB)
@@ -33,7 +33,7 @@ def describe_machine(dsn: str) -> str:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of another process, threads that have ended included."""
+    """Return the CPU time of another process, including threads that have ended."""
     if sys.platform == "linux":
         return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
     times = psutil.Process(pid).cpu_times()

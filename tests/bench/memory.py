@@ -1,4 +1,4 @@
-"""What a full buffer takes of the memory, and what is left of that once it is empty again."""
+"""Measure the memory that a full buffer takes, and how much of it remains when it is empty again."""
 
 from __future__ import annotations
 
@@ -18,33 +18,37 @@ import psutil
 from addon.flow.tracker import FlowTracker
 from exporter import Exporter, Settings
 from exporter.settings import BufferSettings, DatabaseSettings, SpoolSettings
-from tests.bench.figures import Figure, Place, Target
-from tests.bench.sample import Exchanged, drive, make_flows, make_master
+from tests.bench.figures import Figure, Target, Workspace
+from tests.bench.synthetic_flows import PendingFlow, make_flows, make_master, run_flows
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 SECTION = "Memory"
-ABOUT = """\
-Resident memory of a process with the exporter, above what it had after 10,000 rows of the same kind.
-Postgres is made silent and the spool switched off; then real flows come, with pauses as a proxy makes
-them, until the buffer, with its default bounds, drops the first. Then Postgres is back, all is written,
-and what the process has kept is read; then the same again, which shows whether what was kept is at
-least used again. The largest entries have a path, a query, a host, a User-Agent and 32 header fields
-longer than any column. The second process, which builds the rows, takes some 60 MiB beside that."""
+EXPLANATION = """\
+The growth in resident memory of a process with the exporter, after a warm-up with 10,000 rows of the same
+kind. First, PostgreSQL stops responding and the spool is off. Real flows arrive, with pauses like those of
+a proxy, until the buffer with its default limits drops the first one. Then PostgreSQL is back, and the memory
+is read again after all rows are written. A second pass shows whether the process reuses the memory that it
+kept. The largest entries have a path, a query, a host, a User-Agent and 32 header fields longer than any
+column. The worker process, which builds the rows, takes about 60 MiB in addition."""
 _UNIT = "MiB"
 _MIB = 1 << 20
 _LEFT = Target("<=", 8)
-_PATIENCE_SECONDS = 240.0
-_LONG = 10_000
+_DRAIN_SECONDS = 240.0
+_LONG = 10_000  # characters; more than any column keeps
 _PAUSE_SECONDS = 0.05
 
 _numbers = itertools.count()
 
 
-class Grown(NamedTuple):
-    """By how many bytes the process was larger than before."""
+class Growth(NamedTuple):
+    """The growth of the process in bytes.
+
+    Attributes:
+        entries: The number of entries in the full buffer.
+    """
 
     full: int
     left: int
@@ -52,38 +56,38 @@ class Grown(NamedTuple):
     entries: int
 
 
-def measure(place: Place) -> list[Figure]:
-    """Growth and what is left of it, for usual and for the largest entries."""
-    kinds: dict[str, Callable[[], list[Exchanged]]] = {
-        "usual entries": _usual,
+def measure(workspace: Workspace) -> list[Figure]:
+    """Return the growth with a full and with an empty buffer, for typical and for the largest entries."""
+    kinds: dict[str, Callable[[], list[PendingFlow]]] = {
+        "typical entries": _typical,
         "the largest entries": _largest,
     }
-    if place.quick:
+    if workspace.quick:
         del kinds["the largest entries"]
-    limit = Target("<=", place.choose(64, 8))
+    limit = Target("<=", workspace.choose(64, 8))
     figures = []
     for name, make in kinds.items():
-        # Each in a fresh process: what one has left behind would hide what the other takes.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-            found = fresh.submit(_fill_and_drain, place, make).result()
-        for what, size, target in (
-            (f"a full buffer of {name} ({found.entries:,})", found.full, limit),
-            (f"once empty: {name}", found.left, _LEFT),
-            (f"full again: {name}", found.full_again, limit),
+        # Use a new process for each kind: memory left over from one would hide the growth of the other.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+            growth = executor.submit(_fill_and_drain, workspace, make).result()
+        for label, size, target in (
+            (f"full buffer: {name} ({growth.entries:,})", growth.full, limit),
+            (f"empty again: {name}", growth.left, _LEFT),
+            (f"full again: {name}", growth.full_again, limit),
         ):
-            figures.append(Figure(SECTION, what, _UNIT, (size / _MIB,), target))
+            figures.append(Figure(SECTION, label, _UNIT, (size / _MIB,), target))
     return figures
 
 
-def _fill_and_drain(place: Place, make: Callable[[], list[Exchanged]]) -> Grown:
+def _fill_and_drain(workspace: Workspace, make: Callable[[], list[PendingFlow]]) -> Growth:
     settings = msgspec.structs.replace(
         Settings(database=DatabaseSettings(connect_seconds=1.0, retry_max_seconds=1.0)).with_dsn(
-            place.dsn
+            workspace.dsn
         ),
         node="bench",
         spool=SpoolSettings(max_bytes=0),
     )
-    if place.quick:
+    if workspace.quick:
         small = BufferSettings(max_entries=8192, max_bytes=8 * _MIB)
         settings = msgspec.structs.replace(settings, buffer=small)
     loop = asyncio.new_event_loop()
@@ -96,7 +100,7 @@ def _fill_and_drain(place: Place, make: Callable[[], list[Exchanged]]) -> Grown:
 
     def pass_through() -> int:
         flows = make()
-        loop.run_until_complete(drive(master.addons, flows))
+        loop.run_until_complete(run_flows(master.addons, flows))
         return len(flows)
 
     def fill() -> int:
@@ -108,27 +112,27 @@ def _fill_and_drain(place: Place, make: Callable[[], list[Exchanged]]) -> Grown:
 
     def drain() -> None:
         exporter.reconfigure(settings)
-        eventually(lambda: not exporter.status()["waiting"], _PATIENCE_SECONDS)
+        eventually(lambda: not exporter.status()["waiting"], _DRAIN_SECONDS)
 
     try:
-        warm_up = place.choose(10_000, 1_000)
+        warm_up = workspace.choose(10_000, 1_000)
         while warm_up > 0:
             warm_up -= pass_through()
             drain()
         base = _resident_bytes()
-        with _silent_server() as dsn:
-            silent = settings.with_dsn(dsn)
-            exporter.reconfigure(silent)
+        with _unresponsive_server() as dsn:
+            unresponsive = settings.with_dsn(dsn)
+            exporter.reconfigure(unresponsive)
             full, entries = fill(), exporter.status()["waiting"]
             drain()
             empty = _resident_bytes()
-            exporter.reconfigure(silent)
+            exporter.reconfigure(unresponsive)
             full_again = fill()
         drain()
     finally:
         exporter.stop()
         loop.close()
-    return Grown(full - base, max(0, empty - base), full_again - base, entries)
+    return Growth(full - base, max(0, empty - base), full_again - base, entries)
 
 
 def _resident_bytes() -> int:
@@ -138,19 +142,19 @@ def _resident_bytes() -> int:
 
 
 @contextlib.contextmanager
-def _silent_server() -> Iterator[str]:
-    """Something that takes connections and never says a word."""
+def _unresponsive_server() -> Iterator[str]:
+    """Listen on a port without ever accepting or responding; yield its connection string."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         yield f"host=127.0.0.1 port={server.getsockname()[1]} user=nobody dbname=none"
 
 
-def _usual() -> list[Exchanged]:
+def _typical() -> list[PendingFlow]:
     return make_flows(500, new_urls=True)
 
 
-def _largest() -> list[Exchanged]:
-    found = make_flows(10, new_urls=True)
-    for flow, response in found:
+def _largest() -> list[PendingFlow]:
+    pending = make_flows(10, new_urls=True)
+    for flow, response in pending:
         letters = f"{next(_numbers):08d}"
         path, query = f"/{letters}{'p' * _LONG}", f"{letters}{'q' * _LONG}"
         flow.request.data.path = f"{path}?{query}".encode()
@@ -159,4 +163,4 @@ def _largest() -> list[Exchanged]:
         response.headers.fields = tuple(
             (b"X-Cache", letters.encode() + b"v" * _LONG) for _ in range(32)
         )
-    return found
+    return pending

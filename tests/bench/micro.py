@@ -1,4 +1,4 @@
-"""The parts of a flow's way by themselves, with pytest-benchmark: `just microbench`; no part of the tests."""
+"""Time the steps of capturing and writing a flow separately, with pytest-benchmark: `just microbench`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from exporter.rows.text import path_text
 from exporter.settings import BufferSettings
 from exporter.write.buffer import Buffer
 from exporter.write.copy_batch import copy_text
-from tests.bench.sample import REPEATING_URLS, asked, capture_exchanges, make_flows
+from tests.bench.synthetic_flows import REPEATING_URLS, capture_exchanges, generate_url, make_flows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -26,32 +26,34 @@ if TYPE_CHECKING:
     from exporter import Exchange
     from exporter.rows.packages.identity import Remotes
 
-_MANY = 20_000  # more than any cache holds
+_NEW_URLS = 20_000  # more than any cache holds
 _POLICIES = ("keys", "signed", "drop", "full")
 
 
 @pytest.fixture(scope="module")
-def few() -> list[Exchange]:
-    """Exchanges whose URLs repeat."""
+def repeating() -> list[Exchange]:
+    """Exchanges with repeating URLs."""
     return capture_exchanges(REPEATING_URLS, new_urls=False)
 
 
 @pytest.fixture(scope="module")
-def many() -> list[Exchange]:
-    """Exchanges whose URLs do not repeat before every cache has forgotten them."""
-    return capture_exchanges(_MANY, new_urls=True)
+def new() -> list[Exchange]:
+    """Exchanges whose URLs repeat only after every cache has evicted them."""
+    return capture_exchanges(_NEW_URLS, new_urls=True)
 
 
 @pytest.fixture(scope="module")
 def remotes() -> Remotes:
-    """The table as it is shipped."""
+    """The remotes that the package ships with."""
     return load_remotes(Settings())
 
 
-def _in_turn[Value](work: Callable[[Value], object], values: Iterable[Value]) -> Callable[[], Any]:
-    """A function that takes the next value at each call, for ever."""
-    endless: Iterator[Value] = itertools.cycle(values)
-    return lambda: work(next(endless))
+def _cycle_through[Value](
+    work: Callable[[Value], object], values: Iterable[Value]
+) -> Callable[[], Any]:
+    """Return a function that applies `work` to the next value at each call, in an endless cycle."""
+    cycle: Iterator[Value] = itertools.cycle(values)
+    return lambda: work(next(cycle))
 
 
 def test_capture(benchmark: Any) -> None:
@@ -65,41 +67,41 @@ def test_capture(benchmark: Any) -> None:
     def work(flow: http.HTTPFlow) -> object:
         return capture(flow, state)
 
-    assert benchmark(_in_turn(work, flows)).status_code == 200
+    assert benchmark(_cycle_through(work, flows)).status_code == 200
 
 
-def test_buffer(benchmark: Any, few: list[Exchange]) -> None:
+def test_buffer(benchmark: Any, repeating: list[Exchange]) -> None:
     buffer = Buffer(BufferSettings(), 128)
 
     def work(exchange: Exchange) -> object:
         buffer.put(exchange)
         return buffer.take(1)
 
-    assert benchmark(_in_turn(work, few))
+    assert benchmark(_cycle_through(work, repeating))
 
 
-def test_entry_of_repeating_urls(benchmark: Any, few: list[Exchange]) -> None:
+def test_entry_of_repeating_urls(benchmark: Any, repeating: list[Exchange]) -> None:
     builder = EntryBuilder(Settings(node="bench"))
-    for exchange in few:  # it knows them all by then
+    for exchange in repeating:  # fills the caches
         builder.build(exchange)
-    assert benchmark(_in_turn(builder.build, few)).status_code == 200
+    assert benchmark(_cycle_through(builder.build, repeating)).status_code == 200
 
 
-def test_entry_of_new_urls(benchmark: Any, many: list[Exchange]) -> None:
+def test_entry_of_new_urls(benchmark: Any, new: list[Exchange]) -> None:
     builder = EntryBuilder(Settings(node="bench"))
-    assert benchmark(_in_turn(builder.build, many)).status_code == 200
+    assert benchmark(_cycle_through(builder.build, new)).status_code == 200
 
 
 def test_identify_repeating_urls(benchmark: Any, remotes: Remotes) -> None:
-    benchmark(_in_turn(_identify(remotes), _paths(REPEATING_URLS)))
+    benchmark(_cycle_through(_identify(remotes), _paths(REPEATING_URLS)))
 
 
 def test_identify_new_urls(benchmark: Any, remotes: Remotes) -> None:
-    benchmark(_in_turn(_identify(remotes), _paths(_MANY)))
+    benchmark(_cycle_through(_identify(remotes), _paths(_NEW_URLS)))
 
 
 def test_redact_path(benchmark: Any) -> None:
-    assert benchmark(_in_turn(redact_path, [path for _, path in _paths(REPEATING_URLS)]))
+    assert benchmark(_cycle_through(redact_path, [path for _, path in _paths(REPEATING_URLS)]))
 
 
 @pytest.mark.parametrize("policy", _POLICIES)
@@ -109,20 +111,20 @@ def test_redact_query(benchmark: Any, policy: Any) -> None:
 
 
 def test_path_text(benchmark: Any) -> None:
-    raw_paths = [asked(number).target.partition(b"?")[0] for number in range(_MANY)]
-    assert benchmark(_in_turn(path_text, raw_paths))
+    raw_paths = [generate_url(number).target.partition(b"?")[0] for number in range(_NEW_URLS)]
+    assert benchmark(_cycle_through(path_text, raw_paths))
 
 
-def test_format_a_batch(benchmark: Any, few: list[Exchange]) -> None:
+def test_format_a_batch(benchmark: Any, repeating: list[Exchange]) -> None:
     builder = EntryBuilder(Settings(node="bench"))
-    entries = [builder.build(x) for x in few[:128]]
+    entries = [builder.build(x) for x in repeating[:128]]
     assert benchmark(copy_text, entries).count("\n") == 128
 
 
 def _paths(count: int) -> list[tuple[str, str]]:
-    urls = (asked(number) for number in range(count))
+    urls = (generate_url(number) for number in range(count))
     return [(url.host, url.target.decode().partition("?")[0]) for url in urls]
 
 
 def _identify(remotes: Remotes) -> Callable[[tuple[str, str]], object]:
-    return lambda place: remotes.identify(*place)
+    return lambda host_and_path: remotes.identify(*host_and_path)

@@ -1,4 +1,4 @@
-"""The figures as bars, in one SVG; measures nothing."""
+"""Draw the figures as bar charts in one SVG; measures nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import matplotlib as mpl
 from matplotlib.figure import Figure as Canvas
 
-from tests.bench.figures import shown
+from tests.bench.figures import format_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,18 +19,18 @@ _OURS, _OTHERS, _TARGET = "#1b7f5c", "#b8bec6", "#c0392b"
 
 
 class Panel(NamedTuple):
-    """Which figures stand side by side."""
+    """The figures that one chart compares."""
 
     section: str
     unit: str
     title: str
-    smallest: float | None = None  # where the axis begins if it is a logarithmic one
-    names: str = ""  # only figures whose name holds this
+    axis_min: float | None = None  # start of the axis; makes it logarithmic
+    prefix: str = ""  # only figures whose name contains this; the labels omit it
 
 
 def draw(path: Path, figures: Sequence[Figure], panels: Sequence[Panel]) -> None:
-    """Write the SVG. The same figures give the same file."""
-    chosen = [(panel, _of(panel, figures)) for panel in panels]
+    """Write the SVG. The same figures produce the same file."""
+    chosen = [(panel, _select(panel, figures)) for panel in panels]
     chosen = [(panel, found) for panel, found in chosen if found]
     heights = [len(found) + 1.6 for _, found in chosen]
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "artifactapi", "font.size": 9}):
@@ -41,32 +41,32 @@ def draw(path: Path, figures: Sequence[Figure], panels: Sequence[Panel]) -> None
         canvas.savefig(path, format="svg", metadata={"Date": None})
 
 
-def _of(panel: Panel, figures: Sequence[Figure]) -> list[Figure]:
+def _select(panel: Panel, figures: Sequence[Figure]) -> list[Figure]:
     found = [
         f
         for f in figures
-        if f.section == panel.section and f.unit == panel.unit and panel.names in f.name
+        if f.section == panel.section and f.unit == panel.unit and panel.prefix in f.name
     ]
-    best_is_least = "/s" not in panel.unit
-    return sorted(found, key=lambda f: f.median, reverse=best_is_least)  # the best on top
+    lower_is_better = "/s" not in panel.unit
+    return sorted(found, key=lambda f: f.median, reverse=lower_is_better)  # the best on top
 
 
 def _draw_panel(axes: mpl.axes.Axes, panel: Panel, figures: Sequence[Figure]) -> None:
-    names = [f.name.removeprefix(panel.names) for f in figures]
-    least = panel.smallest or 0.0
-    medians = [max(f.median, least) for f in figures]
+    names = [f.name.removeprefix(panel.prefix) for f in figures]
+    axis_min = panel.axis_min or 0.0
+    medians = [max(f.median, axis_min) for f in figures]
     errors = [
-        [max(0.0, m - max(f.spread[0], least)) for f, m in zip(figures, medians, strict=True)],
+        [max(0.0, m - max(f.spread[0], axis_min)) for f, m in zip(figures, medians, strict=True)],
         [max(0.0, f.spread[1] - m) for f, m in zip(figures, medians, strict=True)],
     ]
     colors = [_OURS if "artifactapi" in name else _OTHERS for name in names]
     axes.barh(names, medians, xerr=errors, color=colors, error_kw={"elinewidth": 0.8}, height=0.7)
-    if panel.smallest:
+    if panel.axis_min:
         axes.set_xscale("log")
-        axes.set_xlim(left=panel.smallest)
+        axes.set_xlim(left=panel.axis_min)
     for row, figure in enumerate(figures):
         axes.annotate(
-            f" {shown(figure.median)}",
+            f" {format_value(figure.median)}",
             (max(medians[row], figure.spread[1]), row),
             va="center",
             xytext=(2, 0),

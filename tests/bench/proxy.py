@@ -1,4 +1,4 @@
-"""What a request costs mitmdump as a whole, with the log and without: CPU of the process, threads and all."""
+"""Measure the CPU time per request of the whole mitmdump process, with and without the access log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import psutil
 import psycopg
 
-from tests.bench.figures import Figure, Place, Target
+from tests.bench.figures import Figure, Target, Workspace
 from tests.bench.load import Load
 from tests.bench.machine import cpu_seconds
 from tests.support.access_log import SCRIPT
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SECTION = "mitmdump"
-ABOUT = """\
-What one small request over plain HTTP costs the mitmdump process, all its threads together, measured
-by the kernel. All proxies run side by side and get 1,000 requests in turn over eight kept connections,
-as fast as they answer; every second URL is new, all are recognised as packages. Of ours and of empty
-hooks there are four processes each, since one process differs from the next by some per cent whatever
-it does; the ratio is taken pair by pair and turn by turn. What a proxy still does after its last answer
-counts. What our second process takes, which builds the rows, stands by itself: no request waits for it.
-`hardump` is without the writing at the end."""
-_UNIT = "us of CPU a request"
+EXPLANATION = """\
+The CPU time of the mitmdump process, with all its threads, for one small request over plain HTTP, as
+measured by the kernel. All proxies run in parallel. They take turns of 1,000 requests over eight persistent
+connections, as fast as they respond. Every second URL is new, and all URLs are recognized as packages.
+artifactapi and the empty hooks run in four processes each, because identical processes differ by a few per
+cent. The ratio is computed for each pair of processes and each turn. Work after the last response counts.
+The worker process, which builds the rows, is listed separately, because no request waits for it. `hardump`
+does not include the write at the end."""
+_UNIT = "us of CPU per request"
 _HERE = Path(__file__).parent
-_EMPTY, _OURS = "an addon with empty hooks", "artifactapi"
-_BESIDE = "artifactapi's second process"
+_EMPTY, _ARTIFACTAPI = "an addon with empty hooks", "artifactapi"
+_WORKER = "artifactapi's worker process"
 _TURNS = 5
 _SETTLE_SECONDS = 30.0
 _REMOTES = "remotes:\n  - {name: bench, host: 127.0.0.1, path: /pypi, format: pypi}\n"
 
 
-class Contender(NamedTuple):
-    """One way to run mitmdump, in how many processes, and how often each has its turn."""
+class Candidate(NamedTuple):
+    """One way to run mitmdump, with its number of processes and of turns."""
 
     name: str
     turns: int
@@ -48,97 +48,106 @@ class Contender(NamedTuple):
     processes: int = 1
 
 
-def measure(place: Place) -> list[Figure]:
-    """CPU a request of each way, and the ratio of ours to empty hooks."""
-    requests = place.choose(1000, 200)
+def measure(workspace: Workspace) -> list[Figure]:
+    """Return the CPU time per request of each candidate, and the ratio of artifactapi to empty hooks."""
+    requests = workspace.choose(1000, 200)
     with contextlib.ExitStack() as stack:
-        proxies = list(_started(place, stack))
+        proxies = list(_start_proxies(workspace, stack))
         load = stack.enter_context(Load())
         for _, proxy in proxies:
             load.run(proxy.port, requests)
-        _settle(place)
+        _wait_for_rows(workspace)
         workers = [
-            psutil.Process(it.pid).children()[0].pid for by, it in proxies if by.name == _OURS
+            psutil.Process(proxy.pid).children()[0].pid
+            for candidate, proxy in proxies
+            if candidate.name == _ARTIFACTAPI
         ]
         before = [*map(cpu_seconds, workers)]
-        costs = _take_turns(proxies, load, requests, place)
-        beside = [cpu_seconds(pid) - cpu for pid, cpu in zip(workers, before, strict=True)]
-        costs[_BESIDE] = [seconds / (_TURNS * requests) * 1e6 for seconds in beside]
-    ratios = tuple(o / e for o, e in zip(costs[_OURS], costs[_EMPTY], strict=True))
+        costs = _take_turns(proxies, load, requests, workspace)
+        worker_cpu = [cpu_seconds(pid) - cpu for pid, cpu in zip(workers, before, strict=True)]
+        costs[_WORKER] = [seconds / (_TURNS * requests) * 1e6 for seconds in worker_cpu]
+    ratios = tuple(a / e for a, e in zip(costs[_ARTIFACTAPI], costs[_EMPTY], strict=True))
     return [
-        Figure(SECTION, "artifactapi, in times of empty hooks", "x", ratios, Target("<=", 1.02)),
+        Figure(SECTION, "artifactapi relative to empty hooks", "x", ratios, Target("<=", 1.02)),
         *(Figure(SECTION, name, _UNIT, tuple(values)) for name, values in costs.items()),
     ]
 
 
-def _contenders(place: Place) -> list[Contender]:
-    remotes, config = place.folder / "remotes.yaml", place.folder / "settings.yaml"
+def _candidates(workspace: Workspace) -> list[Candidate]:
+    remotes, config = workspace.folder / "remotes.yaml", workspace.folder / "settings.yaml"
     remotes.write_text(_REMOTES)
     config.write_text(f"remotes: {{file: '{remotes}'}}\n")
-    ours = ("--set", f"artifactapi_dsn={place.dsn}", "--set", f"artifactapi_config={config}")
-    found = [
-        Contender(_EMPTY, _TURNS, (), _HERE / "empty_hooks.py", place.choose(4, 1)),
-        Contender(_OURS, _TURNS, ours, SCRIPT, place.choose(4, 1)),
+    options = ("--set", f"artifactapi_dsn={workspace.dsn}", "--set", f"artifactapi_config={config}")
+    candidates = [
+        Candidate(_EMPTY, _TURNS, (), _HERE / "empty_hooks.py", workspace.choose(4, 1)),
+        Candidate(_ARTIFACTAPI, _TURNS, options, SCRIPT, workspace.choose(4, 1)),
     ]
-    if not place.quick:
-        found += [
-            Contender("no addon", 4),
-            Contender("artifactapi's hook alone", 4, script=_HERE / "hook_alone.py"),
-            Contender("mitmproxy -w", 3, ("-w", str(place.folder / "flows"))),
-            Contender("hardump", 3, ("--set", f"hardump={place.folder / 'flows.har'}")),
-            Contender("a thread and an INSERT for each request", 3, script=_HERE / "threaded.py"),
+    if not workspace.quick:
+        candidates += [
+            Candidate("no addon", 4),
+            Candidate("artifactapi's hooks alone", 4, script=_HERE / "hook_alone.py"),
+            Candidate("mitmproxy -w", 3, ("-w", str(workspace.folder / "flows"))),
+            Candidate("hardump", 3, ("--set", f"hardump={workspace.folder / 'flows.har'}")),
+            Candidate(
+                "a thread and an INSERT for each request", 3, script=_HERE / "thread_per_request.py"
+            ),
         ]
-    return found
+    return candidates
 
 
-def _started(place: Place, stack: contextlib.ExitStack) -> Iterator[tuple[Contender, Mitm]]:
-    every = [it for it in _contenders(place) for _ in range(it.processes)]
-    for number, contender in enumerate(every):
-        folder = place.folder / f"mitm-{number}"
+def _start_proxies(
+    workspace: Workspace, stack: contextlib.ExitStack
+) -> Iterator[tuple[Candidate, Mitm]]:
+    candidates = [c for c in _candidates(workspace) for _ in range(c.processes)]
+    for number, candidate in enumerate(candidates):
+        folder = workspace.folder / f"mitm-{number}"
         folder.mkdir()
         proxy = Mitm(
             folder,
-            *("--set", "flow_detail=0", *contender.arguments),
-            scripts=[contender.script] if contender.script else [],
-            env={"ARTIFACTAPI_DSN": place.dsn},
+            *("--set", "flow_detail=0", *candidate.arguments),
+            scripts=[candidate.script] if candidate.script else [],
+            env={"ARTIFACTAPI_DSN": workspace.dsn},
         )
-        yield contender, stack.enter_context(proxy)
+        yield candidate, stack.enter_context(proxy)
 
 
 def _take_turns(
-    proxies: list[tuple[Contender, Mitm]], load: Load, requests: int, place: Place
+    proxies: list[tuple[Candidate, Mitm]], load: Load, requests: int, workspace: Workspace
 ) -> dict[str, list[float]]:
-    """Microseconds a request of each turn: from its begin to that of the next, all others between."""
+    """Return the microseconds per request of each turn, by candidate.
+
+    A turn lasts until the next turn of the same process, so that its later work counts.
+    """
     readings: dict[int, list[float]] = {proxy.pid: [] for _, proxy in proxies}
-    rounds = max(contender.turns for contender, _ in proxies)
+    rounds = max(candidate.turns for candidate, _ in proxies)
     for turn in range(rounds):
         in_order = proxies if turn % 2 else proxies[::-1]
-        for contender, proxy in in_order:
-            if turn < contender.turns:
+        for candidate, proxy in in_order:
+            if turn < candidate.turns:
                 readings[proxy.pid].append(cpu_seconds(proxy.pid))
                 load.run(proxy.port, requests)
-            elif turn == contender.turns:
+            elif turn == candidate.turns:
                 readings[proxy.pid].append(cpu_seconds(proxy.pid))
-    _settle(place)
+    _wait_for_rows(workspace)
     costs: dict[str, list[float]] = {}
-    for contender, proxy in proxies:
-        if contender.turns == rounds:
+    for candidate, proxy in proxies:
+        if candidate.turns == rounds:
             readings[proxy.pid].append(cpu_seconds(proxy.pid))
         turns = itertools.pairwise(readings[proxy.pid])
-        costs.setdefault(contender.name, []).extend((b - a) / requests * 1e6 for a, b in turns)
+        costs.setdefault(candidate.name, []).extend((b - a) / requests * 1e6 for a, b in turns)
     return costs
 
 
-def _settle(place: Place) -> None:
-    """Wait until no more rows come."""
-    with psycopg.connect(place.dsn, autocommit=True) as connection:
+def _wait_for_rows(workspace: Workspace) -> None:
+    """Wait until no more rows arrive."""
+    with psycopg.connect(workspace.dsn, autocommit=True) as connection:
         count = -1
 
-        def is_still() -> bool:
+        def has_stopped_growing() -> bool:
             nonlocal count
-            # A batch may wait for two seconds.
+            # A batch waits for up to two seconds.
             row = connection.execute("SELECT count(*), pg_sleep(2.2) FROM access_log").fetchone()
             before, count = count, int(row[0]) if row else 0
             return before == count
 
-        eventually(is_still, _SETTLE_SECONDS)
+        eventually(has_stopped_growing, _SETTLE_SECONDS)

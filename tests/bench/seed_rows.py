@@ -1,7 +1,8 @@
-"""Fill a table access_log with rows like those of a month of builds: `just seed-rows N`.
+"""Fill the access_log table with rows like those of a month of builds: `just seed-rows N`.
 
-The same seed, number, days and end give the same rows. They bear the nodes named below, and are
-never put beside rows of a real proxy unless one asks for it. `just seed-rows 0` takes them out.
+The same seed, number of rows, number of days and end produce the same rows. Their nodes are `NODES`. The
+command refuses to add them to a log with rows of a real proxy without `--force`. `just seed-rows 0`
+removes them.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from exporter import SettingsError, check_dsn, load_settings, resolve_dsn
 from exporter.postgres.connection import describe, reachable
 from exporter.postgres.schema import SchemaError, ensure_schema
 from exporter.write.database import COLUMNS
-from tests.bench.catalogue import NULL, Catalogue, Target
+from tests.bench.url_catalog import NULL, Target, UrlCatalog
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NODES = ("seed", "seed-2", "seed-3")  # no real proxy may be called so
-_WITH_DIGESTS = NODES[1]
+NODES = ("seed", "seed-2", "seed-3")  # reserved: no real proxy may use these names
+_NODE_WITH_DIGESTS = NODES[1]
 
 _COPY = sql.SQL("COPY access_log ({}) FROM STDIN").format(
     sql.SQL(", ").join(map(sql.Identifier, (*COLUMNS, "logged_at")))
@@ -49,14 +50,15 @@ _GAP = (
 )
 _LINES_AT_ONCE = 1000
 _ARTIFACTS_AT_ONCE = 5000
-_SPREAD = [random.Random(place).lognormvariate(0, 0.6) for place in range(4096)]  # costs less there
-_UNNAMED = "\t".join([NULL] * 7)
+# Precomputed, because drawing a value for every row takes longer.
+_SPREAD = [random.Random(seed).lognormvariate(0, 0.6) for seed in range(4096)]
+_NO_IDENTITY = "\t".join([NULL] * 7)
 _SECONDS_PER_HOUR = 3600
 _TEAMS = ("web", "api", "data", "infra", "mobile", "search", "billing", "qa")
 _CACHED = ("HIT", "HIT", "HIT", "HIT", "HIT", "HIT", "REVALIDATED", "STALE", "UPDATING")
 _UNCACHED = ("MISS", "MISS", "MISS", "EXPIRED", "BYPASS")
 
-# error_type, status the client got (None: none), text, share of the failures
+# error_type, status that the client received (or None), text, share of the failures
 _FAILURES = (
     ("connect", 502, "[Errno 111] Connect call failed", 16),
     ("dns", 502, "[Errno -2] Name or service not known", 12),
@@ -70,7 +72,7 @@ _FAILURES = (
     ("killed", None, "Connection killed.", 1),
 )
 _FAILED_SHARE = 0.011
-# status, bytes (None: as many as the target has), share of the answers in a thousand, of which kinds
+# status, bytes (None: the size of the target), share per thousand responses, kinds of targets
 _ANY = frozenset({"artifact", "index", "sidecar", "blob", "api", "unknown"})
 _STATUSES = (
     (200, None, 877, _ANY),
@@ -88,7 +90,7 @@ _GAP_REASONS = ("buffer_full", "shutdown", "rejected", "unreadable")
 
 
 class Plan(NamedTuple):
-    """What to generate: so many rows over the days that end at `until`."""
+    """What to generate: a number of rows over the days that end at `until`."""
 
     rows: int
     until: datetime
@@ -99,21 +101,21 @@ class Plan(NamedTuple):
 class Row(NamedTuple):
     """One generated row."""
 
-    started_at: float  # seconds since 1970
-    line: str  # of COPY
+    started_at: float  # Unix time
+    line: str  # COPY text
     target: Target
     user: str | None
     fetched: int | None  # bytes, if this counts as a fetch of an artifact
 
 
 class Fetches:
-    """What the table artifact must say about the rows that went by."""
+    """The rows of the table artifact that belong to the generated rows."""
 
     def __init__(self) -> None:
         self._rows: dict[str, list[Any]] = {}
 
     def count(self, row: Row) -> None:
-        """Take a row into account; they come in the order of time."""
+        """Count a row. Rows must be in order of time."""
         if row.fetched is None or row.target.purl is None:
             return
         at = datetime.fromtimestamp(row.started_at, UTC)
@@ -125,97 +127,101 @@ class Fetches:
         known[6] += row.fetched
 
     def write(self, connection: psycopg.Connection[Any]) -> int:
-        """Add it to the table; how many artifacts there are."""
-        every = iter(self._rows.values())
-        while some := list(islice(every, _ARTIFACTS_AT_ONCE)):
-            connection.execute(_RECORD, [list(column) for column in zip(*some, strict=True)])
+        """Add the counts to the table; return the number of artifacts."""
+        rows = iter(self._rows.values())
+        while batch := list(islice(rows, _ARTIFACTS_AT_ONCE)):
+            connection.execute(_RECORD, [list(column) for column in zip(*batch, strict=True)])
         return len(self._rows)
 
 
 def generate(plan: Plan) -> Iterator[Row]:
-    """The rows in the order of time; always the same for the same plan."""
-    chance = random.Random(plan.seed)
-    catalogue = Catalogue(chance)
+    """Yield the rows in order of time. The same plan always produces the same rows."""
+    rng = random.Random(plan.seed)
+    catalog = UrlCatalog(rng)
     for hour, count in _counts_by_hour(plan):
-        offsets = sorted(chance.random() for _ in range(count))
+        offsets = sorted(rng.random() for _ in range(count))
         for offset in offsets:
-            yield _row(chance, catalogue, hour + offset * _SECONDS_PER_HOUR)
+            yield _row(rng, catalog, hour + offset * _SECONDS_PER_HOUR)
 
 
 def _counts_by_hour(plan: Plan) -> Iterator[tuple[float, int]]:
-    """How many rows begin in each hour: working hours are busy, week-ends are not."""
+    """Yield the number of rows in each hour: many in working hours, few on weekends."""
     until = plan.until.timestamp()
-    hours = [until - _SECONDS_PER_HOUR * back for back in range(plan.days * 24, 0, -1)]
-    weights = list(accumulate(_busy(datetime.fromtimestamp(hour, UTC)) for hour in hours))
+    hours = [until - _SECONDS_PER_HOUR * hours_ago for hours_ago in range(plan.days * 24, 0, -1)]
+    weights = list(accumulate(_load_factor(datetime.fromtimestamp(hour, UTC)) for hour in hours))
     done = 0
     for hour, weight in zip(hours, weights, strict=True):
-        upto = round(plan.rows * weight / weights[-1])
-        yield hour, upto - done
-        done = upto
+        total = round(plan.rows * weight / weights[-1])
+        yield hour, total - done
+        done = total
 
 
-def _busy(at: datetime) -> float:
+def _load_factor(at: datetime) -> float:
     weekend = 0.35 if at.weekday() >= 5 else 1.0
     return weekend * (0.4 + 2.0 * math.exp(-((at.hour - 13) ** 2) / 20))
 
 
-def _row(chance: random.Random, catalogue: Catalogue, started_at: float) -> Row:
-    draw = chance.random
-    target = catalogue.pick(started_at)
+def _row(rng: random.Random, catalog: UrlCatalog, started_at: float) -> Row:
+    draw = rng.random
+    target = catalog.pick(started_at)
     node = NODES[int(draw() ** 2 * 3)]
     worker = int(draw() * 200)
     user = _user(worker, started_at)
-    answer = _answer(chance, target)
-    ended_at = started_at + answer.duration_ms / 1000
-    digest = target.sha256 if answer.whole and node == _WITH_DIGESTS else NULL
-    asked, named = (target.refused, _UNNAMED) if answer.refused else (target.asked, target.named)
+    outcome = _outcome(rng, target)
+    ended_at = started_at + outcome.duration_ms / 1000
+    digest = target.sha256 if outcome.full_body and node == _NODE_WITH_DIGESTS else NULL
+    request, identity = (
+        (target.failed_tls_columns, _NO_IDENTITY)
+        if outcome.tls_failed
+        else (target.request_columns, target.identity_columns)
+    )
     line = (
-        f"{_iso(started_at)}\t{chance.getrandbits(128):032x}\t{node}"
+        f"{_iso(started_at)}\t{rng.getrandbits(128):032x}\t{node}"
         f"\t10.20.{worker // 50}.{worker % 50 + 1}\t{int(32768 + draw() * 28000)}"
-        f"\t{NULL if user is None else user}\t{asked}\t{answer.columns}\t{named}\t{answer.complete}\t{digest}"
+        f"\t{NULL if user is None else user}\t{request}\t{outcome.columns}\t{identity}\t{outcome.complete}\t{digest}"
         f"\t{_iso(ended_at + 0.05 + 2 * draw())}\n"
     )
-    return Row(started_at, line, target, user, answer.fetched)
+    return Row(started_at, line, target, user, outcome.fetched)
 
 
 def _user(worker: int, at: float) -> str | None:
-    """The build that this worker runs then; a quarter of an hour each. Some log in as nobody."""
+    """Return the build that a worker runs at this time; a build takes 15 minutes. Some have no login."""
     if worker < 20:
         return None
     return f"{_TEAMS[worker % len(_TEAMS)]}-{int(at) // 900 % 100_000}"
 
 
-class Answer(NamedTuple):
-    """How a request ended: the columns status_code to cache_age_s as COPY text, and their sum."""
+class Outcome(NamedTuple):
+    """How a request ended: the columns status_code to cache_age_s as COPY text, and their key facts."""
 
     columns: str
     duration_ms: float
     fetched: int | None
-    whole: bool
-    complete: str = NULL
-    refused: bool = False  # our certificate: no request was made
+    full_body: bool
+    complete: str = NULL  # artifact_complete
+    tls_failed: bool = False  # the client rejected the proxy's certificate and sent no request
 
 
-def _answer(chance: random.Random, target: Target) -> Answer:
-    if chance.random() < _FAILED_SHARE:
-        return _failure(chance, target)
+def _outcome(rng: random.Random, target: Target) -> Outcome:
+    if rng.random() < _FAILED_SHARE:
+        return _failure(rng, target)
     if target.kind == "absent":
-        return _answered(chance, target, 404, target.size)
+        return _with_response(rng, target, 404, target.size)
     if target.kind == "redirect":
-        return _answered(chance, target, 302, 0)
-    place = bisect(_STATUS_SHARES, chance.random() * _STATUS_SHARES[-1])
-    status, size, _, kinds = _STATUSES[place]
+        return _with_response(rng, target, 302, 0)
+    index = bisect(_STATUS_SHARES, rng.random() * _STATUS_SHARES[-1])
+    status, size, _, kinds = _STATUSES[index]
     if target.kind not in kinds:
         status, size = 200, None
-    return _answered(chance, target, status, target.size if size is None else size)
+    return _with_response(rng, target, status, target.size if size is None else size)
 
 
-def _answered(chance: random.Random, target: Target, status: int, size: int) -> Answer:
-    connect = target.head_ms * 1.5 if chance.random() < 0.15 else 0.0
-    cache, source, age = _cache(chance, target, status)
-    faster = 0.3 if cache in _CACHED else 1.0
-    ttfb = connect + faster * target.head_ms * _SPREAD[int(chance.random() * len(_SPREAD))]
-    duration = ttfb + size / 20_000 * (0.3 + chance.random())  # 20 to 60 MB/s
+def _with_response(rng: random.Random, target: Target, status: int, size: int) -> Outcome:
+    connect = target.head_ms * 1.5 if rng.random() < 0.15 else 0.0
+    cache, source, age = _cache(rng, target, status)
+    speedup = 0.3 if cache in _CACHED else 1.0
+    ttfb = connect + speedup * target.head_ms * _SPREAD[int(rng.random() * len(_SPREAD))]
+    duration = ttfb + size / 20_000 * (0.3 + rng.random())  # 20 to 60 MB/s
     columns = (
         f"{status}\t{NULL}\t{NULL}\t{target.content_type}\t{target.sent}\t{size}\t{duration:.3f}\t{ttfb:.3f}"
         f"\t{f'{connect:.3f}' if connect else NULL}\t{target.server_ip}\t{target.tls}\tupstream"
@@ -223,54 +229,56 @@ def _answered(chance: random.Random, target: Target, status: int, size: int) -> 
     )
     counts = target.fetchable and status in {200, 304}
     complete = "t" if counts else "f" if target.fetchable and status == 206 else NULL
-    return Answer(columns, duration, size if counts else None, counts and status == 200, complete)
+    return Outcome(columns, duration, size if counts else None, counts and status == 200, complete)
 
 
-def _cache(chance: random.Random, target: Target, status: int) -> tuple[str, str, str]:
-    """cache_status, cache_source and cache_age_s, all of them or none."""
+def _cache(rng: random.Random, target: Target, status: int) -> tuple[str, str, str]:
+    """Return cache_status, cache_source and cache_age_s: all of them, or three NULLs."""
     if not target.cache_source or status >= 400:
         return NULL, NULL, NULL
     if status == 304 and target.cache_source == "age":
         return "REVALIDATED", "304", NULL
-    if chance.random() < target.hit_share:
-        word = (
-            "HIT" if target.cache_source == "age" else _CACHED[int(chance.random() * len(_CACHED))]
+    if rng.random() < target.hit_share:
+        cache_status = (
+            "HIT" if target.cache_source == "age" else _CACHED[int(rng.random() * len(_CACHED))]
         )
-        return word, target.cache_source, str(int(chance.expovariate(1 / 9000)) + 1)
-    if target.cache_source == "age":  # its absence says nothing
+        return cache_status, target.cache_source, str(int(rng.expovariate(1 / 9000)) + 1)
+    if target.cache_source == "age":  # a missing Age header says nothing about the cache
         return NULL, NULL, NULL
-    return _UNCACHED[int(chance.random() * len(_UNCACHED))], target.cache_source, NULL
+    return _UNCACHED[int(rng.random() * len(_UNCACHED))], target.cache_source, NULL
 
 
-def _failure(chance: random.Random, target: Target) -> Answer:
-    place = bisect(_FAILURE_SHARES, chance.random() * _FAILURE_SHARES[-1])
-    kind, status, text, _ = _FAILURES[place]
-    duration = target.head_ms * chance.lognormvariate(0, 1)
+def _failure(rng: random.Random, target: Target) -> Outcome:
+    index = bisect(_FAILURE_SHARES, rng.random() * _FAILURE_SHARES[-1])
+    kind, status, text, _ = _FAILURES[index]
+    duration = target.head_ms * rng.lognormvariate(0, 1)
     if kind in {"connect_timeout", "upstream_timeout"}:
         duration += 10_000
-    arrived = int(target.size * chance.random()) if kind == "upstream_closed" else 0
-    answered_by = {200: "upstream", 407: "addon"}.get(status or 0, NULL)
+    received = int(target.size * rng.random()) if kind == "upstream_closed" else 0
+    response_source = {200: "upstream", 407: "addon"}.get(status or 0, NULL)
     connected = kind in {"upstream_closed", "upstream_timeout", "client_disconnected"}
     columns = (
-        f"{NULL if status is None else status}\t{kind}\t{text}\t{NULL}\t{target.sent}\t{arrived}\t{duration:.3f}"
+        f"{NULL if status is None else status}\t{kind}\t{text}\t{NULL}\t{target.sent}\t{received}\t{duration:.3f}"
         f"\t{f'{target.head_ms:.3f}' if status == 200 else NULL}\t{NULL}"
-        f"\t{target.server_ip if connected else NULL}\t{target.tls if connected else NULL}\t{answered_by}"
+        f"\t{target.server_ip if connected else NULL}\t{target.tls if connected else NULL}\t{response_source}"
         f"\t{NULL}\t{NULL}\t{NULL}"
     )
-    complete = "f" if target.fetchable and arrived else NULL
-    refused = kind == "tls_client"
-    return Answer(columns, duration, None, whole=False, complete=complete, refused=refused)
+    complete = "f" if target.fetchable and received else NULL
+    tls_failed = kind == "tls_client"
+    return Outcome(
+        columns, duration, None, full_body=False, complete=complete, tls_failed=tls_failed
+    )
 
 
 def _gaps(plan: Plan) -> Iterator[tuple[object, ...]]:
-    """A hole every ten days or so, two at least."""
-    chance = random.Random(plan.seed + 1)
+    """Yield one gap for every five days, but at least two."""
+    rng = random.Random(plan.seed + 1)
     for _ in range(max(2, plan.days // 5)):
-        start = plan.until - timedelta(seconds=chance.random() * plan.days * 86_400 * 0.98)
-        end = start + timedelta(seconds=chance.expovariate(1 / 40))
-        name = uuid.UUID(int=chance.getrandbits(128))
-        reason = chance.choice(_GAP_REASONS)
-        yield name, chance.choice(NODES), start, end, reason, 1 + int(chance.random() * 900), end
+        start = plan.until - timedelta(seconds=rng.random() * plan.days * 86_400 * 0.98)
+        end = start + timedelta(seconds=rng.expovariate(1 / 40))
+        name = uuid.UUID(int=rng.getrandbits(128))
+        reason = rng.choice(_GAP_REASONS)
+        yield name, rng.choice(NODES), start, end, reason, 1 + int(rng.random() * 900), end
 
 
 def _iso(seconds: float) -> str:
@@ -278,12 +286,12 @@ def _iso(seconds: float) -> str:
 
 
 def load(connection: psycopg.Connection[Any], plan: Plan) -> Iterator[int]:
-    """Write the rows into the tables; yields how many of them are there so far.
+    """Write the rows to the tables; yield the number written so far.
 
-    Each day is a transaction. The connection must be in autocommit; the schema must be there.
+    Each day is one transaction. The connection must be in autocommit mode, and the schema must exist.
 
     Raises:
-        psycopg.Error: the server refused or went away.
+        psycopg.Error: The server rejected a statement or the connection was lost.
     """
     fetches, done = Fetches(), 0
     for day, rows in groupby(
@@ -291,11 +299,11 @@ def load(connection: psycopg.Connection[Any], plan: Plan) -> Iterator[int]:
     ):
         connection.execute("SELECT access_log_ensure_partition(%s)", (day,))
         with connection.cursor() as cursor, cursor.copy(_COPY) as copy:
-            while some := list(islice(rows, _LINES_AT_ONCE)):
-                copy.write("".join(row.line for row in some))
-                for row in some:
+            while batch := list(islice(rows, _LINES_AT_ONCE)):
+                copy.write("".join(row.line for row in batch))
+                for row in batch:
                     fetches.count(row)
-                done += len(some)
+                done += len(batch)
                 yield done
     with connection.transaction():
         fetches.write(connection)
@@ -304,20 +312,20 @@ def load(connection: psycopg.Connection[Any], plan: Plan) -> Iterator[int]:
 
 
 def has_real_rows(connection: psycopg.Connection[Any]) -> bool:
-    """Whether there are rows of real proxies."""
-    foreign = (
+    """Return whether the log has rows of real proxies."""
+    query = (
         "SELECT EXISTS (SELECT FROM access_log WHERE node IS NULL OR node <> ALL(%(seed)s))"
         " OR EXISTS (SELECT FROM access_log_gap WHERE node <> ALL(%(seed)s))"
     )
-    row = connection.execute(foreign, {"seed": list(NODES)}).fetchone()
+    row = connection.execute(query, {"seed": list(NODES)}).fetchone()
     return row is not None and bool(row[0])
 
 
 def clear(connection: psycopg.Connection[Any]) -> None:
-    """Take earlier seed rows out; beside real rows the table of artifacts keeps what it counted.
+    """Remove earlier seed rows. If the log has real rows, the table of artifacts keeps all counts.
 
     Raises:
-        psycopg.Error: the server refused or went away.
+        psycopg.Error: The server rejected a statement or the connection was lost.
     """
     with connection.transaction():
         if has_real_rows(connection):
@@ -331,13 +339,13 @@ def clear(connection: psycopg.Connection[Any]) -> None:
 @click.argument("rows", type=click.IntRange(min=0))
 @click.option("--days", type=click.IntRange(1, 3650), default=30, show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--until", type=click.DateTime(), help="End of the last day, in UTC.  [default: now]")
 @click.option(
-    "--until", type=click.DateTime(), help="End of the last day, UTC.  [default: this moment]"
+    "--dsn", default="", help="Database; without it ARTIFACTAPI_DSN, then the embedded server."
 )
-@click.option("--dsn", default="", help="Where to; else ARTIFACTAPI_DSN, else the embedded server.")
-@click.option("--force", is_flag=True, help="Beside the rows of real proxies, too.")
+@click.option("--force", is_flag=True, help="Write even if the log has rows of real proxies.")
 def main(rows: int, days: int, seed: int, until: datetime | None, dsn: str, *, force: bool) -> None:
-    """Write ROWS rows of made-up traffic over the days before now; earlier ones are removed first."""
+    """Write ROWS rows of generated traffic over the days before now, and remove earlier ones."""
     end = until.replace(tzinfo=UTC) if until else datetime.now(UTC)
     try:
         settings = load_settings(None)
@@ -357,7 +365,7 @@ def _fill(connection: psycopg.Connection[Any], plan: Plan, *, force: bool) -> No
     if plan.rows and not force and has_real_rows(connection):
         raise click.ClickException(
             "The table access_log holds rows of real proxies; "
-            "name another database with --dsn, or say --force to write beside them."
+            "name another database with --dsn, or add --force to write next to them."
         )
     clear(connection)
     started = time.monotonic()
@@ -365,7 +373,7 @@ def _fill(connection: psycopg.Connection[Any], plan: Plan, *, force: bool) -> No
         task = progress.add_task("rows", total=plan.rows)
         for done in load(connection, plan):
             progress.update(task, completed=done)
-    # As a table that has grown for a month would be: autovacuum has been there.
+    # Like autovacuum in a table that grew for a month.
     connection.execute("VACUUM ANALYZE access_log, access_log_gap, artifact")
     seconds = time.monotonic() - started
     click.echo(f"{plan.rows} rows over {plan.days} days written in {seconds:.1f} s.")

@@ -1,7 +1,6 @@
-"""What generated clients may ask for: packages of several ecosystems, and hosts nobody knows; no rows.
+"""Generate the URLs of synthetic traffic: packages of several ecosystems and unknown hosts.
 
-Names and URLs are made up, on hosts that end in `.example`; what they are taken for is what
-`configs/remotes.yaml` says of them.
+Names and URLs are made up, on hosts that end in `.example`. `configs/remotes.yaml` identifies them.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ if TYPE_CHECKING:
 
 NULL = r"\N"
 _SECONDS_PER_DAY = 86_400
-_EPOCH = 1_704_067_200  # 2024: the day of all first versions
-_PACKAGES = 400  # of each ecosystem; asked for as Zipf says: the n-th has 1/n of the first's share
+_EPOCH = 1_704_067_200  # the start of 2024, when every package has its first version
+_PACKAGES = 400  # per ecosystem; requests follow Zipf's law: the n-th gets 1/n of the first's share
 _OLDER_VERSIONS = 6
 _MAX_BYTES = 2_000_000_000
 
 
 class Ecosystem(NamedTuple):
-    """A remote, how its URLs look, and how it behaves. Sizes are medians, in bytes."""
+    """A remote with its URL templates and its behavior. Sizes are medians in bytes."""
 
     share: float
     agent: str
@@ -40,8 +39,8 @@ class Ecosystem(NamedTuple):
     hit_share: float
 
 
-# In the templates: {n} package, {u} the same in a wheel's name, {a} its first letter, {v} version,
-# {h} a digest of both.
+# In the templates, {n} is the package, {u} the package in a wheel's file name, {a} its first letter,
+# {v} the version, {h} a digest of both, and {h2} the digest as a path.
 ECOSYSTEMS = (
     Ecosystem(
         share=26,
@@ -178,7 +177,7 @@ ECOSYSTEMS = (
 )
 _GITHUB = len(ECOSYSTEMS) - 1
 
-# (URL, share, bytes sent): a build's telemetry, a licence server, an address without a name.
+# (URL, share, bytes sent): telemetry of a build, a license server, an address without a name.
 _UNKNOWN = (
     ("https://telemetry.vendor.example/v2/events", 50, 2_400),
     ("https://errors.vendor.example/api/4711/envelope/", 20, 9_000),
@@ -187,7 +186,13 @@ _UNKNOWN = (
     ("https://paste.example/raw/abc", 2, 0),
     ("https://fonts.cdn.example/css2", 12, 0),
 )
-_OURS = ("corp-billing", "corp-auth-client", "corp-ui-kit", "corp-deploy", "corp-secrets")
+_INTERNAL_PACKAGES = (
+    "corp-billing",
+    "corp-auth-client",
+    "corp-ui-kit",
+    "corp-deploy",
+    "corp-secrets",
+)
 _WORDS = [
     "amber",
     "birch",
@@ -208,15 +213,15 @@ _WORDS = [
 
 
 class Target(NamedTuple):
-    """One URL: its columns as COPY text, and what answering it costs. Sizes in bytes."""
+    """One URL: its columns as COPY text, and the properties of its responses. Sizes in bytes."""
 
-    asked: str  # user_agent to http_version
-    refused: str  # the same where the client refused our certificate and asked for nothing
-    named: str  # remote to purl
+    request_columns: str  # user_agent to http_version
+    failed_tls_columns: str  # the same if the client rejected the proxy's certificate
+    identity_columns: str  # remote to purl
     kind: str  # artifact_kind, or redirect, absent, unknown
     remote: str
     purl: str | None
-    fetchable: bool  # an artifact: answered well, it counts in the table of artifacts
+    fetchable: bool  # an artifact, which counts in the table of artifacts once it is complete
     sha256: str
     size: int
     sent: int
@@ -228,46 +233,48 @@ class Target(NamedTuple):
     hit_share: float
 
 
-class Catalogue:
-    """Picks targets by chance, with a Zipf-like choice of packages whose versions come with time."""
+class UrlCatalog:
+    """Picks random targets. Requests follow Zipf's law, and packages get new versions over time."""
 
-    def __init__(self, chance: random.Random) -> None:
-        self._chance = chance
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
         self._remotes = load_remotes(Settings())
-        self._made: dict[tuple[str, int, int, int], Target] = {}
+        self._targets: dict[tuple[str, int, int, int], Target] = {}
         self._shares = list(accumulate(e.share for e in ECOSYSTEMS))
         self._unknown_shares = list(accumulate(share for _, share, _ in _UNKNOWN))
 
     def pick(self, seconds: float) -> Target:
-        """What is asked for `seconds` after 1970."""
-        draw = self._chance.random
-        which = draw()
-        if which < 0.025:
-            place = bisect(self._unknown_shares, draw() * self._unknown_shares[-1])
-            return self._target("unknown", 0, place, 0)
+        """Pick a target that is requested at this Unix time."""
+        draw = self._rng.random
+        kind_draw = draw()
+        if kind_draw < 0.025:
+            index = bisect(self._unknown_shares, draw() * self._unknown_shares[-1])
+            return self._target("unknown", 0, index, 0)
         ecosystem = bisect(self._shares, draw() * self._shares[-1])
-        if which < 0.035:
-            return self._target("absent", ecosystem, int(draw() * len(_OURS)), 0)
+        if kind_draw < 0.035:
+            return self._target("absent", ecosystem, int(draw() * len(_INTERNAL_PACKAGES)), 0)
         package = int(_PACKAGES ** draw()) - 1
-        if which < 0.33:
+        if kind_draw < 0.33:
             return self._target("index", ecosystem, package, 0)
         version = max(0, _newest(package, seconds) - int(_OLDER_VERSIONS * draw() ** 3))
-        return self._target("artifact" if which < 0.9 else "sidecar", ecosystem, package, version)
+        return self._target(
+            "artifact" if kind_draw < 0.9 else "sidecar", ecosystem, package, version
+        )
 
     def _target(self, kind: str, ecosystem: int, package: int, version: int) -> Target:
         key = kind, ecosystem, package, version
-        made = self._made.get(key)
-        if made is None:
-            made = self._made[key] = self._make(kind, ecosystem, package, version)
-        return made
+        target = self._targets.get(key)
+        if target is None:
+            target = self._targets[key] = self._make(kind, ecosystem, package, version)
+        return target
 
-    def _make(self, kind: str, place: int, package: int, version: int) -> Target:
+    def _make(self, kind: str, index: int, package: int, version: int) -> Target:
         if kind == "unknown":
             url, _, sent = _UNKNOWN[package]
             return self._of_url(url, kind, ECOSYSTEMS[_GITHUB], size=250, sent=sent)
-        ecosystem = ECOSYSTEMS[place]
+        ecosystem = ECOSYSTEMS[index]
         if kind == "absent":
-            name = _OURS[package]
+            name = _INTERNAL_PACKAGES[package]
             url = ecosystem.listing
         else:
             name = f"{_WORDS[package % 15]}-{_WORDS[package // 15 % 15]}{package}"
@@ -278,15 +285,17 @@ class Catalogue:
             }[kind]
         release = f"{1 + version // 50}.{version // 10 % 5}.{version % 10}"
         artifact_url = _fill(ecosystem.artifact, name, release)
-        if place == _GITHUB and kind == "artifact":
+        if index == _GITHUB and kind == "artifact":
             return self._of_url(artifact_url, "redirect", ecosystem, ecosystem.size)
-        if place == _GITHUB and kind == "sidecar":  # where the redirect leads: it keeps the name
+        if (
+            index == _GITHUB and kind == "sidecar"
+        ):  # the target of the redirect, identified by its source
             return self._of_url(
                 _fill(url, name, release),
                 "artifact",
                 ecosystem,
                 self._size(ecosystem.sidecar_size),
-                named_by=artifact_url,
+                identified_by=artifact_url,
             )
         size = {
             "artifact": ecosystem.size,
@@ -297,7 +306,7 @@ class Catalogue:
         return self._of_url(_fill(url, name, release), kind, ecosystem, self._size(size))
 
     def _size(self, median: int) -> int:
-        return min(_MAX_BYTES, int(median * self._chance.lognormvariate(0, 1.2)) + 1)
+        return min(_MAX_BYTES, int(median * self._rng.lognormvariate(0, 1.2)) + 1)
 
     def _of_url(
         self,
@@ -306,18 +315,18 @@ class Catalogue:
         ecosystem: Ecosystem,
         size: int,
         sent: int = 0,
-        named_by: str = "",
+        identified_by: str = "",
     ) -> Target:
         parts = urlsplit(url)
         host = parts.hostname or ""
-        namer = urlsplit(named_by or url)
-        identity = self._remotes.identify(namer.hostname or "", namer.path)
+        source = urlsplit(identified_by or url)
+        identity = self._remotes.identify(source.hostname or "", source.path)
         method = "POST" if sent else "GET"
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        query = "X-Amz-Signature=REDACTED" if named_by else NULL
+        query = "X-Amz-Signature=REDACTED" if identified_by else NULL
         version = "HTTP/2.0" if parts.scheme == "https" else "HTTP/1.1"
         digest = hashlib.sha256(url.encode()).digest()
-        named = (
+        identity_columns = (
             identity.remote,
             identity.artifact_kind,
             identity.ecosystem,
@@ -327,7 +336,7 @@ class Catalogue:
             identity.purl,
         )
         return Target(
-            asked="\t".join(
+            request_columns="\t".join(
                 (
                     ecosystem.agent.format(),
                     method,
@@ -339,8 +348,10 @@ class Catalogue:
                     version,
                 )
             ),
-            refused="\t".join((NULL, NULL, "https", host, str(port), NULL, NULL, NULL)),
-            named="\t".join(NULL if value is None else value for value in named),
+            failed_tls_columns="\t".join((NULL, NULL, "https", host, str(port), NULL, NULL, NULL)),
+            identity_columns="\t".join(
+                NULL if value is None else value for value in identity_columns
+            ),
             kind=(identity.artifact_kind or "api") if kind in {"artifact", "sidecar"} else kind,
             remote=identity.remote or host,
             purl=identity.purl,
@@ -358,7 +369,7 @@ class Catalogue:
 
 
 def _newest(package: int, seconds: float) -> int:
-    """The version that is newest then: every package has its own pace, 3 to 61 days a release."""
+    """Return the newest version at this Unix time. A package releases every 3 to 61 days."""
     return int(max(0.0, seconds - _EPOCH) / _SECONDS_PER_DAY / (3 + package * 7 % 59))
 
 

@@ -1,4 +1,4 @@
-"""Flows as mitmproxy hands them to its addons, and what our hook makes of them; measures nothing."""
+"""Make mitmproxy flows and the exchanges that artifactapi captures from them; measures nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mitmproxy.proxy.layers.http._hooks import (
 )
 
 from addon.flow.tracker import FlowTracker
-from tests.bench.catalogue import ECOSYSTEMS
+from tests.bench.url_catalog import ECOSYSTEMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 REPEATING_URLS = 500
 _CONNECTIONS = 64
 _BODY = b"x" * 600
-_HASH_PLACES = 64
-_AT_ONCE = 1000
-_INTERVAL_SECONDS = 0.001  # between the beginnings of two flows
+_HASH_DIGITS = 64
+_FLOWS_AT_ONCE = 1000
+_INTERVAL_SECONDS = 0.001  # between the starts of two flows
 
 _numbers = itertools.count()
 _clients: list[Client] = []
 _servers: list[Server] = []
 
 
-class Asked(NamedTuple):
-    """One URL and who asks for it."""
+class GeneratedUrl(NamedTuple):
+    """One URL, and the User-Agent that requests it."""
 
     scheme: bytes
     host: str
@@ -52,22 +52,22 @@ class Asked(NamedTuple):
     agent: bytes
 
 
-class Exchanged(NamedTuple):
-    """A flow that has not been answered, and its answer."""
+class PendingFlow(NamedTuple):
+    """A flow that has no response yet, and its response."""
 
     flow: http.HTTPFlow
     response: http.Response
 
 
-def asked(number: int) -> Asked:
-    """The URL of this number: artifacts, indexes and sidecars of all ecosystems, each its own."""
+def generate_url(number: int) -> GeneratedUrl:
+    """Return the URL with this number. All ecosystems and artifacts, indexes and sidecars alternate."""
     ecosystem = ECOSYSTEMS[number % len(ECOSYSTEMS)]
     kind = number // len(ECOSYSTEMS) % 10
     template = ecosystem.artifact if kind < 6 else ecosystem.listing
     if kind == 9:
         template = ecosystem.sidecar
     name = f"package-{number}"
-    digest = hashlib.sha256(name.encode()).hexdigest()[:_HASH_PLACES]
+    digest = hashlib.sha256(name.encode()).hexdigest()[:_HASH_DIGITS]
     url = template.format(
         n=name,
         u=name.replace("-", "_"),
@@ -80,7 +80,7 @@ def asked(number: int) -> Asked:
     query = f"?page={number}&token=s3cret" if kind in {7, 9} else ""
     port = parts.port or (443 if parts.scheme == "https" else 80)
     target = f"{parts.path}{query}".encode()
-    return Asked(
+    return GeneratedUrl(
         parts.scheme.encode(),
         parts.hostname or "",
         port,
@@ -89,31 +89,31 @@ def asked(number: int) -> Asked:
     )
 
 
-def make_flows(count: int, *, new_urls: bool) -> list[Exchanged]:
-    """Flows of some clients that asked a moment ago, one after the other.
+def make_flows(count: int, *, new_urls: bool) -> list[PendingFlow]:
+    """Make flows of several clients, started one after the other a moment ago.
 
-    No two flows of a process have the same key; with `new_urls` no two have the same URL either,
-    else they ask for the same few hundred.
+    Every flow of a process has its own key. With `new_urls`, it also has its own URL; otherwise the
+    flows share a few hundred URLs.
     """
     if not _clients:
-        _connect()
+        _make_connections()
     now = time.time() - count * _INTERVAL_SECONDS
     return [
-        _make_flow(next(_numbers), now + place * _INTERVAL_SECONDS, new_urls=new_urls)
-        for place in range(count)
+        _make_flow(next(_numbers), now + index * _INTERVAL_SECONDS, new_urls=new_urls)
+        for index in range(count)
     ]
 
 
 def make_master(loop: asyncio.AbstractEventLoop) -> Master:
-    """A mitmproxy without addons, which takes part in nobody's logging."""
+    """Return a mitmproxy master without addons, whose log handler is removed."""
     master = Master(Options(), event_loop=loop)
     master._legacy_log_events.uninstall()
     return master
 
 
-async def drive(manager: AddonManager, exchanged: list[Exchanged]) -> None:
-    """Let the flows pass through the addons as the proxy does."""
-    for flow, response in exchanged:
+async def run_flows(manager: AddonManager, flows: list[PendingFlow]) -> None:
+    """Trigger the hooks of each flow, in the order that the proxy uses."""
+    for flow, response in flows:
         await manager.handle_lifecycle(HttpRequestHeadersHook(flow))
         await manager.handle_lifecycle(HttpRequestHook(flow))
         flow.response = response
@@ -122,26 +122,26 @@ async def drive(manager: AddonManager, exchanged: list[Exchanged]) -> None:
 
 
 def capture_exchanges(count: int, *, new_urls: bool) -> list[Exchange]:
-    """What our hook hands on of so many flows."""
-    found: list[Exchange] = []
+    """Return the exchanges that artifactapi captures from this number of flows."""
+    exchanges: list[Exchange] = []
 
     def keep(exchange: Exchange) -> bool:
-        found.append(exchange)
+        exchanges.append(exchange)
         return True
 
-    flows = FlowTracker()
-    flows.log_access = keep
+    tracker = FlowTracker()
+    tracker.log_access = keep
     loop = asyncio.new_event_loop()
     master = make_master(loop)
-    master.addons.add(flows)
-    for start in range(0, count, _AT_ONCE):
-        part = make_flows(min(_AT_ONCE, count - start), new_urls=new_urls)
-        loop.run_until_complete(drive(master.addons, part))
+    master.addons.add(tracker)
+    for start in range(0, count, _FLOWS_AT_ONCE):
+        flows = make_flows(min(_FLOWS_AT_ONCE, count - start), new_urls=new_urls)
+        loop.run_until_complete(run_flows(master.addons, flows))
     loop.close()
-    return found
+    return exchanges
 
 
-def _connect() -> None:
+def _make_connections() -> None:
     now = time.time()
     for number in range(_CONNECTIONS):
         _clients.append(
@@ -164,11 +164,11 @@ def _connect() -> None:
                 tls_version="TLSv1.3",
             )
         )
-        _servers[-1].state = ConnectionState.OPEN  # from here on its address is fixed
+        _servers[-1].state = ConnectionState.OPEN  # the address can no longer change
 
 
-def _make_flow(number: int, started_at: float, *, new_urls: bool) -> Exchanged:
-    url = asked(number if new_urls else number % REPEATING_URLS)
+def _make_flow(number: int, started_at: float, *, new_urls: bool) -> PendingFlow:
+    url = generate_url(number if new_urls else number % REPEATING_URLS)
     flow = http.HTTPFlow(_clients[number % _CONNECTIONS], _servers[number % _CONNECTIONS], True)
     flow.metadata["proxyauth"] = (f"build-{number % 40}", "x")
     flow.request = http.Request(
@@ -195,11 +195,11 @@ def _make_flow(number: int, started_at: float, *, new_urls: bool) -> Exchanged:
         started_at + 0.004,
         started_at + 0.005,
     )
-    return Exchanged(flow, response)
+    return PendingFlow(flow, response)
 
 
-def _request_fields(url: Asked) -> Iterator[tuple[bytes, bytes]]:
-    """New bytes each time, as a parser makes them."""
+def _request_fields(url: GeneratedUrl) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the request headers, with new bytes objects like those of a parser."""
     yield b"Host", url.host.encode()
     yield b"User-Agent", bytes(bytearray(url.agent))
     yield b"Accept", b"*/*"

@@ -1,6 +1,6 @@
-"""Ways to bring what the hook noted into the table: ours, and what others do; measures nothing.
+"""artifactapi's exporter and alternatives that write exchanges to the table; measures nothing.
 
-All share our hook, our rows and our table, so that they differ in the handing over alone.
+All use the same hooks, rows and table, so that they differ only in how they write.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 BATCH_ENTRIES = 128
-_QUEUE_ENTRIES = 1_000_000  # OpenTelemetry drops what comes when its queue is full
-_PATIENCE_SECONDS = 120.0
+_QUEUE_ENTRIES = 1_000_000  # OpenTelemetry drops records when its queue is full
+_FLUSH_SECONDS = 120.0
 _INSERT = sql.SQL("INSERT INTO access_log ({}) VALUES ({}) ON CONFLICT DO NOTHING").format(
     sql.SQL(", ").join(map(sql.Identifier, AccessLogEntry._fields)),
     sql.SQL(", ").join(sql.Placeholder() for _ in AccessLogEntry._fields),
 )
 
 
-class Sink(ABC):
-    """Takes in what the hook noted; a context manager."""
+class LogWriter(ABC):
+    """Writes exchanges to the table; a context manager."""
 
     name: ClassVar[str]
-    log_access: Callable[[Exchange], bool]  # as the exporter's
+    log_access: Callable[[Exchange], bool]  # like that of `Exporter`
 
     @abstractmethod
     def __enter__(self) -> Self: ...
@@ -49,12 +49,12 @@ class Sink(ABC):
     def __exit__(self, *_: object) -> None: ...
 
     @abstractmethod
-    def settle(self) -> None:
-        """Wait until all that was taken in is in the table."""
+    def flush(self) -> None:
+        """Wait until all exchanges are in the table."""
 
 
-class Ours(Sink):
-    """The exporter with its thread and its process."""
+class ArtifactapiWriter(LogWriter):
+    """The exporter with its thread and its worker process."""
 
     name = "artifactapi"
 
@@ -72,22 +72,22 @@ class Ours(Sink):
     def __exit__(self, *_: object) -> None:
         assert self.exporter.stop()
 
-    def settle(self) -> None:
-        """Wait until nothing waits."""
-        self.exporter.reconfigure(self._settings)  # wakes the thread, as more entries would
-        eventually(lambda: not self.exporter.status()["waiting"], _PATIENCE_SECONDS)
+    def flush(self) -> None:
+        """Wait until the buffer is empty."""
+        self.exporter.reconfigure(self._settings)  # wakes the thread
+        eventually(lambda: not self.exporter.status()["waiting"], _FLUSH_SECONDS)
         status = self.exporter.status()
         assert status["written"] == status["seen"], status
 
     def cpu_seconds(self) -> float:
-        """CPU time of the thread and of the process so far."""
+        """Return the CPU time of the thread and of the worker process so far."""
         worker = self.exporter._writer.builder._worker
         assert worker is not None
         return time.clock_gettime(self._clock) + cpu_seconds(worker.pid)
 
 
-class _Connected(Sink):
-    """What the others have in common: a connection, and rows made as ours are."""
+class _ConnectionWriter(LogWriter):
+    """The common base of the alternatives: a connection, and artifactapi's rows."""
 
     def __init__(self, settings: Settings) -> None:
         self._dsn = settings.database.dsn
@@ -100,8 +100,8 @@ class _Connected(Sink):
     def __exit__(self, *_: object) -> None:
         self._connection.close()
 
-    def settle(self) -> None:
-        """Nothing waits."""
+    def flush(self) -> None:
+        """Do nothing: no exchange waits."""
 
     def _insert(self, exchange: Exchange) -> None:
         self._connection.execute(_INSERT, self._builder.build(exchange))
@@ -110,19 +110,19 @@ class _Connected(Sink):
         insert_access_log_batch(self._connection, [self._builder.build(x) for x in exchanges])
 
 
-class InsertInHook(_Connected):
-    """INSERT where the request waits for it."""
+class InsertInHookWriter(_ConnectionWriter):
+    """Runs an INSERT in the hook, so that the request waits for it."""
 
     name = "INSERT in the hook"
 
     def log_access(self, exchange: Exchange) -> bool:
-        """Wait for Postgres."""
+        """Insert the row and wait for the server."""
         self._insert(exchange)
         return True
 
 
-class ThreadPerRequest(_Connected):
-    """A thread and an INSERT for each request, as artifactapi's predecessor did."""
+class ThreadPerRequestWriter(_ConnectionWriter):
+    """Starts a thread with an INSERT for each request, like artifactapi's predecessor."""
 
     name = "a thread and an INSERT for each request"
 
@@ -131,21 +131,21 @@ class ThreadPerRequest(_Connected):
         return super().__enter__()
 
     def log_access(self, exchange: Exchange) -> bool:
-        """Start a thread; psycopg lets one at a time use the connection."""
+        """Start a thread; psycopg lets only one of them use the connection at a time."""
         thread = threading.Thread(target=self._insert, args=(exchange,))
         self._threads = [t for t in self._threads[-BATCH_ENTRIES:] if t.is_alive()]
         self._threads.append(thread)
         thread.start()
         return True
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Wait for the threads."""
         for thread in self._threads:
             thread.join()
 
 
-class ExecuteMany(_Connected):
-    """psycopg's executemany: INSERTs in one transaction, in a pipeline."""
+class ExecuteManyWriter(_ConnectionWriter):
+    """Uses psycopg's executemany: pipelined INSERTs in one transaction."""
 
     name = "psycopg executemany"
 
@@ -154,14 +154,14 @@ class ExecuteMany(_Connected):
         return super().__enter__()
 
     def log_access(self, exchange: Exchange) -> bool:
-        """Write a batch once it is full."""
+        """Write a batch when it is full."""
         self._waiting.append(exchange)
         if len(self._waiting) >= BATCH_ENTRIES:
-            self.settle()
+            self.flush()
         return True
 
-    def settle(self) -> None:
-        """Write what is left."""
+    def flush(self) -> None:
+        """Write the last batch."""
         exchanges, self._waiting = self._waiting, []
         entries = [self._builder.build(x) for x in exchanges]
         with self._connection.transaction(), self._connection.cursor() as cursor:
@@ -170,8 +170,8 @@ class ExecuteMany(_Connected):
                 cursor.execute(record(fetched))
 
 
-class OpenTelemetry(_Connected):
-    """The queue and the thread of opentelemetry-sdk in front of our COPY."""
+class OpenTelemetryWriter(_ConnectionWriter):
+    """Puts the queue and the thread of opentelemetry-sdk in front of artifactapi's COPY."""
 
     name = "opentelemetry-sdk's BatchProcessor"
 
@@ -180,7 +180,7 @@ class OpenTelemetry(_Connected):
         processor = BatchLogRecordProcessor(
             self, max_queue_size=_QUEUE_ENTRIES, max_export_batch_size=BATCH_ENTRIES
         )
-        # What it does to records before it queues them would come on top.
+        # Use the inner processor, which queues records without further work on them.
         self._processor = processor._batch_processor
         self._written = self._seen = 0
         return self
@@ -190,36 +190,38 @@ class OpenTelemetry(_Connected):
         super().__exit__()
 
     def log_access(self, exchange: Exchange) -> bool:
-        """Queue it."""
+        """Queue the exchange."""
         self._seen += 1
         self._processor.emit(exchange)
         return True
 
-    def settle(self) -> None:
-        """Wait for its thread."""
+    def flush(self) -> None:
+        """Wait for the thread."""
         self._processor.force_flush()
-        eventually(lambda: self._written == self._seen, _PATIENCE_SECONDS)
+        eventually(lambda: self._written == self._seen, _FLUSH_SECONDS)
 
     def export(self, batch: Sequence[Any]) -> None:
-        """As OpenTelemetry wants an exporter."""
+        """Write a batch; part of OpenTelemetry's exporter interface."""
         self._copy(batch)
         self._written += len(batch)
 
     def shutdown(self) -> None:
-        """As OpenTelemetry wants an exporter."""
+        """Do nothing; part of OpenTelemetry's exporter interface."""
 
 
-class _Forwarder(logging.Handler):
-    def __init__(self, take: Callable[[logging.LogRecord], None]) -> None:
+class _ForwardingHandler(logging.Handler):
+    """Passes each record to a function."""
+
+    def __init__(self, handle: Callable[[logging.LogRecord], None]) -> None:
         super().__init__()
-        self._take = take
+        self._handle_record = handle
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._take(record)
+        self._handle_record(record)
 
 
-class Logging(_Connected):
-    """QueueHandler and QueueListener of the standard library in front of our COPY."""
+class LoggingWriter(_ConnectionWriter):
+    """Puts the standard library's QueueHandler and QueueListener in front of artifactapi's COPY."""
 
     name = "logging's QueueHandler"
 
@@ -232,7 +234,7 @@ class Logging(_Connected):
         records: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._handler = QueueHandler(records)
         self._logger.addHandler(self._handler)
-        self._listener = QueueListener(records, _Forwarder(self._take))
+        self._listener = QueueListener(records, _ForwardingHandler(self._collect))
         self._listener.start()
         return self
 
@@ -242,17 +244,17 @@ class Logging(_Connected):
         super().__exit__()
 
     def log_access(self, exchange: Exchange) -> bool:
-        """Log it."""
+        """Log the exchange."""
         self._logger.info("exchange", extra={"exchange": exchange})
         return True
 
-    def settle(self) -> None:
-        """Wait for the listener, and write what is left."""
+    def flush(self) -> None:
+        """Wait for the listener, and write the last batch."""
         self._listener.stop()
         self._write()
         self._listener.start()
 
-    def _take(self, record: logging.LogRecord) -> None:
+    def _collect(self, record: logging.LogRecord) -> None:
         self._waiting.append(record.__dict__["exchange"])
         if len(self._waiting) >= BATCH_ENTRIES:
             self._write()
