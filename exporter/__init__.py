@@ -12,9 +12,11 @@ from .postgres.dsn import check_dsn, has_password, public_name
 from .rows.entry import AccessLogEntry
 from .rows.entry_builder import load_remotes
 from .settings import Settings, SettingsError, data_folder, load_settings, resolve_dsn
+from .write import spool
 from .write.buffer import Buffer
 from .write.database import insert_access_log_batch
-from .write.writer import Writer
+from .write.spool import WaitingRows
+from .write.writer import Writer, spool_database
 
 __all__ = [
     "RESPONSE_FIELDS",
@@ -23,13 +25,16 @@ __all__ = [
     "Exporter",
     "Settings",
     "SettingsError",
+    "WaitingRows",
     "check_dsn",
     "data_folder",
     "has_password",
     "insert_access_log_batch",
     "load_remotes",
     "load_settings",
+    "redirect_spool",
     "resolve_dsn",
+    "waiting_rows",
 ]
 
 _CHECK_ENTRIES = 128  # entries between two checks that the writer thread is alive
@@ -123,3 +128,14 @@ class Exporter:
         """Where the rows go, without a password."""
         dsn = self._settings.database.dsn
         return public_name(dsn) if dsn else f"embedded PostgreSQL in {data_folder()}"
+
+
+def waiting_rows(settings: Settings) -> list[tuple[WaitingRows, bool]]:
+    """What waits on disk, by database, and whether that is the database of these settings."""
+    current = spool_database(settings)
+    return [(it, it.database == current) for it in spool.waiting_rows(data_folder() / "spool")]
+
+
+def redirect_spool(settings: Settings) -> int:
+    """Let what waits on disk for other databases wait for this one; returns the number of files."""
+    return spool.redirect(data_folder() / "spool", spool_database(settings))

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from addon.cli.identify import identify_urls
 from addon.cli.queries import GapsUnknownError, export, gaps, report, tail
+from addon.cli.spool import spool
 from exporter import Settings, SettingsError, check_dsn, load_remotes, load_settings, resolve_dsn
 from exporter.postgres.connection import describe, reachable
 from exporter.postgres.dsn import without_password
@@ -157,7 +158,7 @@ def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
     click.echo(grants(schema, proxy_role, reader_role), nl=False)
 
 
-for query_command in (tail, report, export, gaps):
+for query_command in (tail, report, export, gaps, spool):
     main.add_command(query_command)
 
 

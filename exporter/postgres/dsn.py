@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import os
 import random
+import re
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,6 +176,19 @@ def without_password(dsn: str) -> str:
     for secret in ("password", "sslpassword"):
         parts.pop(secret, None)
     return make_conninfo("", **parts)
+
+
+def database_name(dsn: str) -> str:
+    """Return a name for the database and schema that a connection string leads to.
+
+    Two strings with the same name lead to the same place; users and secrets are not part of it.
+    """
+    parameters = effective_parameters(dsn)
+    host = parameters.get("host") or parameters.get("hostaddr") or "local socket"
+    port = parameters.get("port") or "5432"
+    dbname = parameters.get("dbname") or parameters.get("user") or ""
+    found = re.search(r"search_path=(\S+)", parameters.get("options", ""))
+    return f"{host}:{port}/{dbname}" + (f" schema {found[1]}" if found else "")
 
 
 def public_name(dsn: str) -> str:

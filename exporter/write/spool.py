@@ -1,11 +1,13 @@
 """Keep rows on disk while PostgreSQL is unavailable: bounded, private, replayed by the next run.
 
-Each proxy writes its own file and holds SQLite's exclusive lock on it. The operating system releases
+The rows wait for the database that they were meant for: each file names it. Each proxy writes its own
+file and holds SQLite's exclusive lock on it. The operating system releases
 the lock of a killed process. A file without a lock is left over from an earlier run and is replayed first.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sqlite3
@@ -29,7 +31,7 @@ logger = logging.getLogger(__name__)
 _SUFFIX = ".spool"
 _DAMAGED_SUFFIX = ".damaged"
 _APPLICATION_ID = 0x41525441  # "ARTA": marks our files (sqlite.org/pragma.html)
-_FORMAT = 1
+_FORMAT = 2
 _GAP_RESERVE_BYTES = 1024 * 1024  # a full file must still have room for the gaps
 _DISK_ERRORS = (sqlite3.Error, OSError)
 _RETRY_SECONDS = 1.0
@@ -37,6 +39,7 @@ _TABLES = """
     CREATE TABLE batch (
       id INTEGER PRIMARY KEY AUTOINCREMENT, columns TEXT NOT NULL, entries BLOB NOT NULL
     );
+    CREATE TABLE target (database TEXT NOT NULL);
     CREATE TABLE gap (
       gap_id TEXT PRIMARY KEY, node TEXT, from_at TEXT, to_at TEXT, reason TEXT, entries INTEGER
     );
@@ -59,8 +62,8 @@ class SpooledBatch(NamedTuple):
 class SpoolFile:
     """One SQLite file, locked exclusively while it is open."""
 
-    def __init__(self, path: Path, max_bytes: int) -> None:
-        """Open the file, or create it with mode 0600.
+    def __init__(self, path: Path, database: str, max_bytes: int) -> None:
+        """Open the file, or create it for this database with mode 0600.
 
         Raises:
             BlockingIOError: another running process has locked it.
@@ -68,6 +71,7 @@ class SpoolFile:
             OSError, sqlite3.Error: it cannot be opened.
         """
         self.path = path
+        self.database = database  # that the rows wait for; of an existing file, what it says
         self._max_bytes = max_bytes
         self._done = 0  # batches up to this id are in PostgreSQL, even if deleting them failed
         is_new = not path.exists()
@@ -154,6 +158,11 @@ class SpoolFile:
         self._sqlite.close()
         self._unlink()
 
+    def set_database(self, database: str) -> None:
+        """Let the rows wait for another database."""
+        self._sqlite.execute("UPDATE target SET database = ?", (database,))
+        self.database = database
+
     def set_max_bytes(self, max_bytes: int) -> None:
         """Change the limit."""
         self._max_bytes = max_bytes
@@ -174,6 +183,7 @@ class SpoolFile:
         if is_new:
             for statement in _TABLES.split(";"):
                 sqlite.execute(statement)
+            sqlite.execute("INSERT INTO target VALUES (?)", (self.database,))
             sqlite.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             sqlite.execute(f"PRAGMA user_version = {_FORMAT}")
         sqlite.execute("COMMIT")
@@ -182,6 +192,7 @@ class SpoolFile:
             raise DamagedError(
                 f"application id and version are {found}, expected {(_APPLICATION_ID, _FORMAT)}"
             )
+        (self.database,) = sqlite.execute("SELECT database FROM target").fetchone()
         self.set_max_bytes(self._max_bytes)
 
     def _used_bytes(self) -> int:
@@ -194,22 +205,81 @@ class SpoolFile:
         return int(self._sqlite.execute(f"PRAGMA {name}").fetchone()[0])
 
 
+class WaitingRows(NamedTuple):
+    """Files of earlier runs that wait for one database."""
+
+    database: str
+    files: int
+    bytes: int
+
+
+def waiting_rows(folder: Path) -> list[WaitingRows]:
+    """What waits in this folder, by database, without the files that running proxies use."""
+    sizes: dict[str, list[int]] = {}
+    for path in sorted(folder.glob(f"*{_SUFFIX}")):
+        with suppress(BlockingIOError, DamagedError, *_DISK_ERRORS):
+            file = SpoolFile(path, "", 0)
+            file.close()
+            if path.exists():
+                sizes.setdefault(file.database, []).append(path.stat().st_size)
+    return [WaitingRows(name, len(found), sum(found)) for name, found in sorted(sizes.items())]
+
+
+def redirect(folder: Path, database: str) -> int:
+    """Let what waits for other databases wait for this one; returns the number of files.
+
+    Files that running proxies use stay as they are.
+    """
+    changed = 0
+    for path in sorted(folder.glob(f"*{_SUFFIX}")):
+        with suppress(BlockingIOError, DamagedError, *_DISK_ERRORS):
+            file = SpoolFile(path, "", 0)
+            is_other = file.database != database
+            if is_other:
+                file.set_database(database)
+            file.close()
+            if is_other and path.exists():
+                path.rename(folder / _file_name(database))
+                changed += 1
+    return changed
+
+
+def _file_name(database: str) -> str:
+    return f"{time.time_ns():020d}-{_digest(database)}-{uuid.uuid4().hex}{_SUFFIX}"
+
+
+def _digest(database: str) -> str:
+    return hashlib.sha256(database.encode()).hexdigest()[:16]
+
+
 class Spool:
     """This proxy's file and the files of earlier runs. Only the writer thread uses it."""
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
+    def __init__(self, folder: Path, database: str, max_bytes: int) -> None:
         """Creates nothing on disk until there is something to keep. `max_bytes` 0 turns the spool off."""
+        self._folder = folder
+        self._database = database
         self.entries = 0  # of this run, stored here
         self.lost = 0  # of this run, in a damaged file
-        self._folder = folder
         self._max_bytes = max_bytes
         self._own: SpoolFile | None = None
         self._inherited: list[SpoolFile] | None = None
         self._retry_at = 0.0  # monotonic seconds: next attempt to write to the disk
         self._has_warned = False
 
-    def reconfigure(self, max_bytes: int) -> None:
-        """Use another limit. What is on disk stays there until it is written."""
+    def waiting_for_others(self) -> list[WaitingRows]:
+        """What earlier runs kept for other databases. This spool does not write it."""
+        return [it for it in waiting_rows(self._folder) if it.database != self._database]
+
+    def reconfigure(self, database: str, max_bytes: int) -> None:
+        """Use another database and limit.
+
+        The rows of this run go to the new database. Those of earlier runs keep waiting for theirs.
+        """
+        if database != self._database:
+            for file in self._inherited or ():
+                file.close()
+            self._database, self._inherited = database, None
         if max_bytes != self._max_bytes:
             self._max_bytes = max_bytes
             if self._own is not None and max_bytes:
@@ -307,21 +377,21 @@ class Spool:
     def _file(self) -> SpoolFile:
         if self._own is None:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            name = f"{time.time_ns():020d}-{uuid.uuid4().hex}{_SUFFIX}"
-            self._own = SpoolFile(self._folder / name, self._max_bytes)
+            path = self._folder / _file_name(self._database)
+            self._own = SpoolFile(path, self._database, self._max_bytes)
         return self._own
 
     def _inherit(self) -> list[SpoolFile]:
         if self._inherited is None:
             self._inherited = []
-            for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
+            for path in sorted(self._folder.glob(f"*-{_digest(self._database)}-*{_SUFFIX}")):
                 if self._own is None or path != self._own.path:
                     self._open(path, self._inherited)
         return self._inherited
 
     def _open(self, path: Path, files: list[SpoolFile]) -> None:
         try:
-            files.append(SpoolFile(path, self._max_bytes))
+            files.append(SpoolFile(path, self._database, self._max_bytes))
         except BlockingIOError:
             return  # a running proxy uses it
         except DamagedError as e:

@@ -7,11 +7,13 @@ docs/architecture.md draws its states.
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from typing import TYPE_CHECKING
 
 from ..postgres.connection import Deadline
+from ..postgres.dsn import database_name
 from ..settings import data_folder
 from .build import RowBuilder
 from .database import Database, DatabaseUnavailable
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from .buffer import Buffer
     from .database import Rejection
 
+logger = logging.getLogger(__name__)
+
 THREAD_NAME = "artifactapi-writer"
 _STOP_RETRY_SECONDS = 0.1  # between the last attempts of a stop
 _SPOOL_SHARE = 0.25  # of the time to stop: reserved for the spool
@@ -39,12 +43,20 @@ _MAX_PROBE_ENTRIES = 1024
 _JOIN_SECONDS = 1.0  # for the thread to notice that its time is over
 
 
+def spool_database(settings: Settings) -> str:
+    """The name of the database that rows on disk wait for."""
+    dsn = settings.database.dsn
+    return database_name(dsn) if dsn else "embedded PostgreSQL"
+
+
 class Writer:
     """Owns one thread, which runs from the start, and that thread's one connection."""
 
     def __init__(self, settings: Settings, buffer: Buffer) -> None:
         self.progress = Progress(settings.node_name)
-        self.spool = Spool(data_folder() / "spool", settings.spool.max_bytes)
+        self.spool = Spool(
+            data_folder() / "spool", spool_database(settings), settings.spool.max_bytes
+        )
         self._buffer = buffer
         self._settings = settings
         self._applied_settings = settings  # the thread looks for new ones between two attempts
@@ -139,6 +151,14 @@ class Writer:
         self.builder.start_worker()
         self._intake.call_started()
         self.progress.gaps.inherit(self.spool.inherited_gaps())
+        for waiting in self.spool.waiting_for_others():
+            logger.warning(
+                "artifactapi: rows of an earlier run wait on disk for another database, %s (%d %s); to "
+                "write them to this one: artifactapi spool --redirect",
+                waiting.database,
+                waiting.files,
+                "file" if waiting.files == 1 else "files",
+            )
         try:
             self._database.open()
         except DatabaseUnavailable as e:
@@ -151,7 +171,7 @@ class Writer:
             self.progress.node = settings.node_name
             self._intake.batch = settings.batch
             self._database.reconfigure(settings.database)
-            self.spool.reconfigure(settings.spool.max_bytes)
+            self.spool.reconfigure(spool_database(settings), settings.spool.max_bytes)
             self._retry.reconfigure(settings.database)
             self.builder.reconfigure(settings)  # last: it fails if the remotes file is wrong by now
 

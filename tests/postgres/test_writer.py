@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from msgspec.structs import replace
 
-from exporter import Exporter, Settings
+from exporter import Exporter, Settings, redirect_spool, waiting_rows
 from exporter.settings import (
     BatchSettings,
     BufferSettings,
@@ -136,7 +136,7 @@ def test_entries_wait_for_a_postgres_that_is_away(
         lambda: exporter.status()["spooled"] >= 128
     )  # on disk, where no crash can reach them
     assert exporter.status()["written"] == 0
-    (file,) = (home / "spool").glob("*.spool")
+    (file,) = (home / "spool").rglob("*.spool")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     exporter.reconfigure(settings(dsn, database=retry))  # a new DSN takes effect without a restart
     eventually(lambda: exporter.status()["written"] == 200)
@@ -180,6 +180,7 @@ def test_a_stop_without_postgres_goes_to_disk_and_the_next_run_writes_it(
     assert time.monotonic() - started < 2
     status = exporter.status()
     assert (status["spooled"], status["dropped"], status["waiting"]) == (300, 0, 0)
+    assert redirect_spool(settings(dsn)) == 1  # the server is back, at another address
     following = Exporter(settings(dsn, batch=BatchSettings(max_seconds=0.1)))
     eventually(
         lambda: query(_COUNT) == [(300,)] if following.status()["recovered"] == 300 else False
@@ -393,3 +394,26 @@ def test_a_changed_cause_is_logged_at_once_and_the_error_is_cleared_after_recove
     texts = [record.getMessage() for record in caplog.records]
     assert sum("PostgreSQL unavailable" in text for text in texts) == 1
     assert sum("the cause changed" in text and "nobody_at_all" in text for text in texts) == 1
+
+
+def test_rows_on_disk_wait_for_the_database_they_were_meant_for(
+    dsn: str, query: Query, caplog: pytest.LogCaptureFixture
+) -> None:
+    nobody = DatabaseSettings(dsn="host=127.0.0.1 port=1 dbname=logs", retry_max_seconds=0.1)
+    before = Exporter(Settings(node="test", database=nobody))
+    before.log_access(make_exchange(1))
+    before.stop()
+    assert before.status()["spooled"] == 1
+    other = Exporter(settings(dsn, batch=BatchSettings(max_seconds=0.05)))
+    other.log_access(make_exchange(2))
+    eventually(lambda: other.status()["written"] == 1)
+    assert other.stop()
+    assert query(_COUNT) == [(1,)]
+    (warning,) = [r.getMessage() for r in caplog.records if "wait on disk" in r.getMessage()]
+    assert "127.0.0.1:1/logs" in warning
+    assert "artifactapi spool --redirect" in warning
+    assert redirect_spool(settings(dsn)) == 1
+    after = Exporter(settings(dsn))
+    eventually(lambda: query(_COUNT) == [(2,)])
+    assert after.stop()
+    assert waiting_rows(settings(dsn)) == []
