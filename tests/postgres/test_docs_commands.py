@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # `run` starts a proxy; tests/proxy/test_commandline.py runs it. `-f` never ends.
-_NOT_HERE = re.compile(r"artifactapi run|tail -f|--config")
+_NOT_HERE = re.compile(r"artifactapi run|tail -f|--config|service=")
 
 
 def code_lines(page: Path) -> Iterator[str]:
