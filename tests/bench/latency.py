@@ -35,8 +35,8 @@ SECTION = "Latency"
 EXPLANATION = """\
 An asyncio echo server stands in for mitmproxy's event loop. It runs some Python for each 64-byte message.
 Four clients in another process send the next message when they receive the reply. In the server's process,
-the writer drains a backlog of 100,000 rows, or gets 500 flows per second, or is absent ("alone"). Each round
-is compared with the neighboring round without a writer."""
+the writer drains a backlog of 100,000 rows, or gets 500 flows per second, or is absent ("alone"). "p99
+increase" is the difference from the neighboring round without a writer."""
 _UNIT = "ms"
 _ROOT = Path(__file__).resolve().parents[2]
 _ALONE = "alone"
@@ -90,10 +90,10 @@ class _RoundFactory:
 
 
 def measure(workspace: Workspace) -> list[Figure]:
-    """Return the quantiles of each kind of round, and their excess over rounds without a writer."""
+    """Return the quantiles of each kind of round, and their increase over rounds without a writer."""
     factory = _RoundFactory(workspace)
     results = asyncio.run(_measure(factory))
-    excess = {
+    increases = {
         name: tuple((r["p99"] - a["p99"]) for r, a in zip(rounds, results[_ALONE], strict=True))
         for name, rounds in results.items()
     }
@@ -103,8 +103,8 @@ def measure(workspace: Workspace) -> list[Figure]:
         _STEADY: Target("<=", 0.1),
     }
     figures = [
-        Figure(SECTION, f"p99 in excess of alone: {name}", _UNIT, values, targets.get(name))
-        for name, values in excess.items()
+        Figure(SECTION, f"p99 increase: {name}", _UNIT, values, targets.get(name))
+        for name, values in increases.items()
         if name != _ALONE
     ]
     for key in ("p99", "p50"):
