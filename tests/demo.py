@@ -81,7 +81,7 @@ def _run_demo(folder: Path) -> None:
         program = Path(sys.executable).with_name("artifactapi")
         for arguments in (["tail"], ["report"], ["psql", "-c", _ARTIFACTS]):
             _print(shlex.join(["artifactapi", *arguments]))
-            command = [program, *arguments]
+            command: list[str | Path] = [program, *arguments]
             subprocess.run(command, check=True, env={**os.environ, "PAGER": "", **size})
 
 

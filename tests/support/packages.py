@@ -1,4 +1,4 @@
-"""Artifacts made on the spot, an index of files that serves them, and the pip that came with Python."""
+"""Create small packages, serve files over HTTP, and find the pip that comes with Python."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def make_tarball(folder: Path, name: str = "sources-4.5.tar.gz") -> Path:
 
 
 def make_index(folder: Path, wheel: Path, name: str = "demo-package") -> None:
-    """Write the page of a simple package index that lists this wheel, under `folder`/simple."""
+    """Write a simple index page that links to this wheel, under `folder`/simple."""
     page = folder / "simple" / name / "index.html"
     page.parent.mkdir(parents=True)
     link = f"../../{wheel.relative_to(folder).as_posix()}"
@@ -59,19 +59,19 @@ def make_index(folder: Path, wheel: Path, name: str = "demo-package") -> None:
 
 
 def pip_command() -> list[str]:
-    """Run pip from the wheel that comes with Python, so that nothing need be installed.
+    """Return a command that runs pip from the wheel that comes with Python.
 
     Raises:
-        FileNotFoundError: this Python came without it.
+        FileNotFoundError: This Python has no such wheel.
     """
     bundled = Path(ensurepip.__file__).parent / "_bundled"
     for wheel in sorted(bundled.glob("pip-*.whl")):
         return [sys.executable, f"{wheel}/pip", "--isolated", "--no-input"]
-    raise FileNotFoundError("this Python came without pip")
+    raise FileNotFoundError("this Python does not include pip")
 
 
 def noise(size: int) -> bytes:
-    """Bytes that no compression makes fewer; always the same."""
+    """Return random bytes, which do not compress; always the same ones."""
     return random.Random(1).randbytes(size)
 
 
@@ -82,15 +82,15 @@ def _digest(data: bytes) -> str:
 
 class _Handler(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
-        """The proxy's log is the one that counts."""
+        """Log nothing."""
 
 
 class FileServer:
-    """Serves a folder on a port of this machine while its `with` lasts.
+    """Serves a folder on loopback inside its `with` block.
 
     Args:
-        folder: What to serve.
-        certificate: PEM file with certificate and key; with it the server speaks TLS.
+        folder: The folder to serve.
+        certificate: A PEM file with a certificate and its key; turns on TLS.
     """
 
     def __init__(self, folder: Path, certificate: Path | None = None) -> None:
@@ -115,5 +115,5 @@ class FileServer:
 
     @property
     def url(self) -> str:
-        """Where it listens, without a slash at the end."""
+        """The base URL, without a trailing slash."""
         return f"{self._scheme}://localhost:{self._server.server_port}"

@@ -22,7 +22,7 @@ _TIMEOUT_SECONDS = 120.0
 
 
 def available() -> dict[str, Path]:
-    """Folders of PostgreSQL programs by version: from our dependency, and from Debian packages."""
+    """Return folders of PostgreSQL programs by version: from our dependency and from Debian packages."""
     found = {"18": programs()}
     for folder in sorted(_DEBIAN.glob("[0-9]*")):
         if (folder / "bin" / "initdb").exists():
@@ -31,7 +31,7 @@ def available() -> dict[str, Path]:
 
 
 def free_port() -> int:
-    """A port that is not in use right now."""
+    """Return a port that is not in use right now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -71,7 +71,7 @@ class Postgres:
     def dsn(
         self, dbname: str = "postgres", host: str = "127.0.0.1", port: int | None = None
     ) -> str:
-        """A connection string."""
+        """Return a connection string."""
         return f"host={host} port={port or self.port} user=postgres dbname={dbname}"
 
     def configure(self, **settings: str) -> None:

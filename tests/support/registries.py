@@ -1,7 +1,7 @@
-"""Small registries on this machine that real package clients fetch from, and what they served.
+"""Run a small local server that works as a registry for real package clients, and record what it served.
 
-Each `add_*` makes what its client wants to find, from the archives up, below a folder of its own:
-a user maps such a folder to a remote and a format, as for any mirror.
+Each `add_*` function creates packages and the indexes that the client needs, under a path of its own.
+`REMOTES` maps each path to a remote and a format, as a user would for a mirror.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ remotes:
   - {name: our-releases, host: localhost, path: /releases, format: github}
 """
 
-SIGNATURE = "5ecre7" * 10  # what a storage's URL is signed with: never to be stored
+SIGNATURE = "5ecre7" * 10  # of a signed storage URL; must never be stored
 
 
 class Served(NamedTuple):
-    """One response, as the server sent it."""
+    """One response that the server sent."""
 
     method: str
-    path: str  # as on the wire, without query
+    path: str  # as received, without the query
     status: int
-    size: int  # bytes of the body
+    size: int  # of the body, in bytes
 
 
 class _Reply(NamedTuple):
@@ -54,13 +54,14 @@ class _Reply(NamedTuple):
 
 
 class Registry:
-    """An HTTP/1.1 server on a port of this machine while its `with` lasts; content is added to it.
+    """An HTTP/1.1 server that listens on loopback inside its `with` block. Add its content first.
 
     Args:
-        certificate: PEM file with certificate and key; with it the server speaks TLS.
+        certificate: A PEM file with a certificate and its key; turns on TLS.
 
     Attributes:
-        served: What it answered, in order.
+        served: The responses sent so far, in order.
+        repositories: The folder of the git repositories.
     """
 
     def __init__(self, certificate: Path | None = None) -> None:
@@ -94,25 +95,25 @@ class Registry:
 
     @property
     def url(self) -> str:
-        """Where it listens, by name, without a slash at the end."""
+        """The base URL with the host `localhost`, without a trailing slash."""
         return f"{self._scheme}://localhost:{self._server.server_port}"
 
     @property
     def other_url(self) -> str:
-        """The same by address: to a client and to a table of remotes that is another host."""
+        """The base URL with the host `127.0.0.1`, which clients and remotes treat as another host."""
         return f"{self._scheme}://127.0.0.1:{self._server.server_port}"
 
     def put(self, path: str, body: bytes, content_type: str = "application/octet-stream") -> str:
-        """Serve these bytes at a path, however a client quotes it; returns the path."""
+        """Serve these bytes at a path, in any quoting; return the path."""
         self._replies[unquote(path)] = _Reply(body, content_type)
         return path
 
     def redirect(self, path: str, location: str) -> None:
-        """Answer a path with a redirect."""
+        """Respond to a path with a redirect."""
         self._replies[unquote(path)] = _Reply(b"", "text/plain", 302, location)
 
     def reply(self, path: str) -> _Reply:
-        """What is to be had at a path."""
+        """Return the response for a path; a 404 for an unknown one."""
         return self._replies.get(unquote(path)) or _Reply(b"not here\n", "text/plain", 404)
 
 
@@ -122,21 +123,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     @override
     def log_message(self, *_: object) -> None:
-        """The proxy's log is the one that counts."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
         if path.startswith("/git/"):
-            self._answer(path, self._git(path, query))
+            self._send_reply(path, self._git(path, query))
         else:
-            self._answer(path, self.registry.reply(path))
+            self._send_reply(path, self.registry.reply(path))
 
-    do_HEAD = do_GET  # noqa: N815 - the base class asks for these names
+    do_HEAD = do_GET  # noqa: N815 - the base class requires these names
     do_POST = do_GET  # noqa: N815
 
-    def _answer(self, path: str, reply: _Reply) -> None:
+    def _send_reply(self, path: str, reply: _Reply) -> None:
         sent = b"" if self.command == "HEAD" else reply.body
-        # Noted before it is sent, so that whoever has the answer finds the note.
+        # Record it before sending, so that the record exists when the client has the response.
         self.registry.served.append(Served(self.command, path, reply.status, len(sent)))
         self.send_response(reply.status)
         self.send_header("Content-Type", reply.content_type)
@@ -147,7 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(sent)
 
     def _git(self, path: str, query: str) -> _Reply:
-        """What git's own server side says (git-http-backend(1), a CGI program: RFC 3875)."""
+        """Return the response of git-http-backend(1), a CGI program (RFC 3875)."""
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         variables = {
             "GIT_PROJECT_ROOT": str(self.registry.repositories),
@@ -172,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def add_wheels(registry: Registry, folder: Path, *packages: tuple[str, str]) -> list[Path]:
-    """A simple index (PEP 503) with the metadata of each wheel beside it (PEP 658)."""
+    """Add wheels with a simple index (PEP 503) and separate metadata files (PEP 658)."""
     wheels = []
     for name, version in packages:
         wheel = make_wheel(folder, name, version)
@@ -194,7 +195,7 @@ def add_wheels(registry: Registry, folder: Path, *packages: tuple[str, str]) -> 
 def add_npm(
     registry: Registry, name: str, version: str, needs: dict[str, str] | None = None
 ) -> bytes:
-    """A package of an npm registry: its packument and its tarball, which is returned."""
+    """Add an npm package with its packument; return its tarball."""
     manifest: dict[str, Any] = {"name": name, "version": version, "dependencies": needs or {}}
     files = {"package/package.json": json.dumps(manifest).encode(), "package/data": noise(20_000)}
     tarball = _tar_gz(files)
@@ -214,7 +215,7 @@ def add_npm(
 def add_crate(
     registry: Registry, name: str, version: str, needs: dict[str, str] | None = None
 ) -> bytes:
-    """A crate of a sparse index, which is returned; its download leads on to a signed URL elsewhere."""
+    """Add a crate to a sparse index; return it. Its download redirects to a signed URL on another host."""
     dependencies = "".join(f'{other} = "{which}"\n' for other, which in (needs or {}).items())
     manifest = (
         f'[package]\nname = "{name}"\nversion = "{version}"\nedition = "2021"\n'
@@ -229,8 +230,10 @@ def add_crate(
         }
     )
     stored = registry.put(f"/storage/{_sha256(crate)[:20]}", crate)
-    where = f"{registry.other_url}{stored}?X-Amz-Credential=AKIDSIGNED&X-Amz-Signature={SIGNATURE}"
-    registry.redirect(f"/cargo/api/v1/crates/{name}/{version}/download", where)
+    storage_url = (
+        f"{registry.other_url}{stored}?X-Amz-Credential=AKIDSIGNED&X-Amz-Signature={SIGNATURE}"
+    )
+    registry.redirect(f"/cargo/api/v1/crates/{name}/{version}/download", storage_url)
     config = json.dumps({"dl": f"{registry.url}/cargo/api/v1/crates"})
     registry.put("/cargo/index/config.json", config.encode(), "application/json")
     common = {"features": [], "optional": False, "default_features": True, "target": None}
@@ -251,7 +254,7 @@ def add_crate(
 
 
 def add_debs(registry: Registry, folder: Path, *packages: tuple[str, str, str]) -> list[Path]:
-    """An apt repository of packages (name, version, architecture), suite `stable`, part `main`."""
+    """Add an apt repository with packages (name, version, architecture) in the component `main` of `stable`."""
     debs, stanzas = [], []
     for name, version, arch in packages:
         root = folder / name
@@ -283,19 +286,19 @@ def add_debs(registry: Registry, folder: Path, *packages: tuple[str, str, str]) 
 
 
 def add_repository(registry: Registry, folder: Path, name: str) -> str:
-    """A git repository with one commit, served as git serves it over HTTP; returns its commit."""
+    """Add a git repository with one commit; return the commit's hash."""
     registry.repositories = folder
     bare, work = folder / f"{name}.git", folder / "work"
     git = ["git", "-c", "user.name=Tests", "-c", "user.email=tests@acme.example"]
     for command in (["init", "-q", "-b", "main", str(work)], ["init", "-q", "--bare", str(bare)]):
         _run([*git, *command])
     (work / "data").write_bytes(noise(40_000))
-    inside = [*git, "-C", str(work)]
-    _run([*inside, "add", "data"])
-    _run([*inside, "commit", "-q", "-m", "First"])
-    _run([*inside, "push", "-q", str(bare), "main"])
+    git_in_work = [*git, "-C", str(work)]
+    _run([*git_in_work, "add", "data"])
+    _run([*git_in_work, "commit", "-q", "-m", "First"])
+    _run([*git_in_work, "push", "-q", str(bare), "main"])
     _run(["git", "-C", str(bare), "symbolic-ref", "HEAD", "refs/heads/main"])
-    return _run([*inside, "rev-parse", "HEAD"]).strip()
+    return _run([*git_in_work, "rev-parse", "HEAD"]).strip()
 
 
 def _run(command: list[str]) -> str:
@@ -304,7 +307,10 @@ def _run(command: list[str]) -> str:
 
 
 def _index_folder(name: str) -> str:
-    """Cargo book, "Index Format", "Index files"; names here have three letters or more."""
+    """Return the index folder of a crate (Cargo book, "Index Format", "Index files").
+
+    Supports names with three letters or more.
+    """
     return f"3/{name[0]}" if len(name) == 3 else f"{name[:2]}/{name[2:4]}"
 
 
