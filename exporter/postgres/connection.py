@@ -71,14 +71,26 @@ class DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
         """Wait like psycopg, but raise DeadlineExceededError at the deadline."""
         return super().wait(self._with_deadline(gen), *args, **options)
 
-    def _with_deadline(self, gen: PQGen[RV]) -> PQGen[RV]:
+    def deadline_check(self) -> Callable[[], None]:
+        """A function for a call that begins now, to be called during each of its waits.
+
+        It raises DeadlineExceededError at the deadline.
+        """
         call_deadline = self.call_deadline or time.monotonic() + self.call_seconds
+
+        def check() -> None:
+            if time.monotonic() > min(call_deadline, self.deadline.give_up_at):
+                raise DeadlineExceededError
+            self.deadline.on_wait()
+
+        return check
+
+    def _with_deadline(self, gen: PQGen[RV]) -> PQGen[RV]:
+        check = self.deadline_check()
         try:
             waiting_for = next(gen)
             while True:
-                if time.monotonic() > min(call_deadline, self.deadline.give_up_at):
-                    raise DeadlineExceededError
-                self.deadline.on_wait()
+                check()
                 waiting_for = gen.send((yield waiting_for))
         except StopIteration as stop:
             return cast("RV", stop.value)

@@ -11,9 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
-from psycopg import generators, sql
-from psycopg.errors import error_from_result
-from psycopg.pq import ExecStatus
+from psycopg import sql
 
 from ..postgres.connection import (
     Deadline,
@@ -22,6 +20,7 @@ from ..postgres.connection import (
     connect,
     describe,
 )
+from ..postgres.copy import copy_from_stdin
 from ..postgres.embedded import EmbeddedServer
 from ..postgres.faults import REPAIRABLE, Fault, classify
 from ..postgres.schema import SchemaError, ensure_schema
@@ -32,9 +31,6 @@ from .gaps import Gap
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
-
-    from psycopg.abc import PQGen
-    from psycopg.pq.abc import PGconn
 
     from ..settings import DatabaseSettings
 
@@ -55,7 +51,6 @@ _COPY_LINE = re.compile(r"\bCOPY \S+, line (\d+)")
 
 _KNOWN_DAYS = 1024  # partitions known to exist
 _MAX_REJECTED_LINES = 8  # COPY is repeated without each; with more, rows are inserted one by one
-_CHUNK_BYTES = 128 * 1024  # as in psycopg: more may not fit into the socket buffer (psycopg #255)
 
 
 class DatabaseUnavailable(Exception):  # noqa: N818 - a state, not an error
@@ -106,24 +101,9 @@ def insert_access_log_batch(
         # Makes psycopg begin the transaction, which the caller ends.
         connection.execute("SELECT")
     query = b"; ".join(filter(None, statements))
-    copied = connection.wait(_copy(connection.pgconn, query, batch.text))
+    copied = copy_from_stdin(connection, query, batch.text)
     if copied != len(batch):
         raise psycopg.DatabaseError(f"COPY took {copied} of {len(batch)} rows.")
-
-
-def _copy(pgconn: PGconn, query: bytes, text: bytes) -> PQGen[int | None]:
-    """Run a query that ends in COPY. psycopg's own Copy allows no other statement beside it.
-
-    `text` is complete before the call, because a client that dies in the middle of a COPY keeps its locks.
-    """
-    pgconn.send_query(query)
-    *_, result = yield from generators.execute(pgconn)
-    if result.status != ExecStatus.COPY_IN:
-        raise error_from_result(result)
-    for start in range(0, len(text), _CHUNK_BYTES):
-        yield from generators.copy_to(pgconn, text[start : start + _CHUNK_BYTES])
-    result = yield from generators.copy_end(pgconn, None)
-    return result.command_tuples
 
 
 class Database:
