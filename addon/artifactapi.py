@@ -175,6 +175,16 @@ class ArtifactApi:
             return
         self.query_pool = QueryPool(self._settings or Settings())
         logger.info("artifactapi: access log page at %s", address)
+        try:
+            from addon.web import index_link  # noqa: PLC0415
+
+            index_link.register(ctx.master)
+        except Exception as e:  # noqa: BLE001
+            logger.warning(
+                "artifactapi: no link to the access log page in this mitmweb: %s (%s)",
+                e,
+                type(e).__name__,
+            )
 
     def _apply(self, settings: Settings) -> None:
         self._settings = settings

@@ -10,7 +10,7 @@ import http
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit, urlunsplit
 from uuid import UUID
 
 import tornado.web
@@ -41,7 +41,7 @@ _REGISTERED_KEY = "artifactapi_page"
 
 
 def register(master: Any) -> str:
-    """Serve the page in this WebMaster. Return its URL, without mitmweb's token.
+    """Serve the page in this WebMaster. Return its URL, with the token if mitmweb's own URL has it.
 
     Idempotent, because tornado cannot remove a handler when the script is reloaded.
 
@@ -57,8 +57,8 @@ def register(master: Any) -> str:
         ]
         master.app.add_handlers(r".*", handlers)
         master.app.settings[_REGISTERED_KEY] = True
-    web_url: str = master.web_url
-    return web_url.partition("?")[0].rstrip("/") + PATH
+    url = urlsplit(master.web_url)
+    return urlunsplit(url._replace(path=PATH))
 
 
 class _PageHandler(RequestHandler):

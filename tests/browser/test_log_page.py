@@ -169,9 +169,64 @@ def _address(row: AccessLogEntry) -> str:
 # --- over HTTP
 
 
-def test_startup_logs_page_url_without_token(web: Web) -> None:
-    message = f"artifactapi: access log page at {web.address}{PAGE}\n"
-    assert eventually(lambda: message in web.proxy.output())
+def test_startup_logs_page_url_with_token_as_mitmweb_does(web: Web, browser: Browser) -> None:
+    token = web.proxy.web_url.partition("?token=")[2]
+    assert len(token) == 32
+    url = f"{web.address}{PAGE}?token={token}"
+    assert eventually(lambda: f"artifactapi: access log page at {url}\n" in web.proxy.output())
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(url)
+        expect(page.get_by_role("status")).to_contain_text("Logging")
+        page.goto(f"{web.address}{PAGE}")
+        expect(page.get_by_role("status")).to_contain_text("Logging")
+
+
+def test_password_of_mitmweb_is_not_logged(tmp_path: Path) -> None:
+    env = {"ARTIFACTAPI_DSN": "host=127.0.0.1 port=1"}
+    options = ("--set", "web_password=hunter2")
+    with Mitm(tmp_path, *options, scripts=[SCRIPT], env=env, program="mitmweb") as proxy:
+        assert eventually(lambda: "/access-log\n" in proxy.output())
+        assert "hunter2" not in proxy.output()
+        assert proxy.web_url.endswith("/")
+
+
+def test_mitmweb_links_to_page_only_after_login(web: Web) -> None:
+    code, text = web.page.get("/")
+    assert code == 200
+    assert '<div id="mitmproxy"></div>' in text
+    assert text.count('href="access-log"') == 1
+    code, text = web.page.get("/", authorized=False)
+    assert code == 403
+    assert "access-log" not in text
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("app.IndexHandler", "artifactapi: no link to the access log page in this mitmweb: "),
+        (
+            "app.RequestHandler",
+            "artifactapi: no access log page in this mitmweb; logging continues: ",
+        ),
+    ],
+)
+def test_other_mitmweb_gets_a_warning_and_logging_continues(
+    dsn: str, tmp_path: Path, missing: str, message: str
+) -> None:
+    change = tmp_path / "change.py"
+    change.write_text(f"from mitmproxy.tools.web import app\ndel {missing}\n")
+    env = {"ARTIFACTAPI_DSN": dsn}
+    with (
+        RawUpstream() as upstream,
+        Mitm(tmp_path, scripts=[change, SCRIPT], env=env, program="mitmweb") as proxy,
+    ):
+        assert eventually(lambda: message in proxy.output())
+        assert fetch(proxy.address, f"{upstream.url}/ok", "User-Agent: still logged")
+        AccessLog(dsn).row_for_agent("still logged")
+        code, text = WebInterface(proxy.web_url).get("/")
+        assert (code, "access-log" in text) == (200, False)
+    assert "Traceback" not in proxy.output()
 
 
 @pytest.mark.parametrize("path", ["", "/row?at=2026-01-01&id=x", "/style.css", "/script.js"])
@@ -510,6 +565,20 @@ def test_user_can_log_in_on_page(browser: Browser, web: Web) -> None:
     expect(page.get_by_role("status")).to_contain_text("Logging")
     assert page.get_by_role("searchbox").input_value() == "demo", "the search is kept"
     context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_link_in_mitmweb_leads_to_page_and_back(web: Web, page: Page, scheme: Any) -> None:
+    web.send("linked")
+    page.emulate_media(color_scheme=scheme)
+    page.goto(f"{web.address}/")
+    expect(page.get_by_text("Flow List")).to_be_visible()
+    link = page.get_by_role("link", name="Access log")
+    expect(link).to_be_in_viewport()
+    link.click()  # mitmweb itself handles all keys, even Tab and Enter
+    page.wait_for_url(f"**{PAGE}")
+    page.get_by_role("link", name="Flows in mitmweb").click()
+    expect(page.get_by_text("Flow List")).to_be_visible()
 
 
 def test_rows_update_until_paused_and_keep_focus(web: Web, page: Page) -> None:
