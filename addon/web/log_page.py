@@ -57,8 +57,8 @@ def register(master: Any) -> str:
         ]
         master.app.add_handlers(r".*", handlers)
         master.app.settings[_REGISTERED_KEY] = True
-    url = urlsplit(master.web_url)
-    return urlunsplit(url._replace(path=PATH))
+    web_url: str = master.web_url
+    return urlunsplit(urlsplit(web_url)._replace(path=PATH))
 
 
 class _PageHandler(RequestHandler):
