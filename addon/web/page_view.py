@@ -102,7 +102,7 @@ def value(column: ColumnValue) -> str | None:
     if isinstance(column.value, bytes):
         return column.value.hex()
     if isinstance(column.value, datetime):
-        return column.value.astimezone(UTC).isoformat(sep=" ", timespec="microseconds")
+        return f"{column.value.astimezone(UTC):%Y-%m-%d %H:%M:%S.%fZ}"
     return printable(str(column.value))
 
 

@@ -176,8 +176,9 @@ def test_startup_logs_page_url_with_token_as_mitmweb_does(web: Web, browser: Bro
     assert eventually(lambda: f"artifactapi: access log page at {url}\n" in web.proxy.output())
     with browser.new_context() as context:
         page = context.new_page()
-        page.goto(url)
+        page.goto(f"{url}&text=demo")
         expect(page.get_by_role("status")).to_contain_text("Logging")
+        assert page.url == f"{web.address}{PAGE}?text=demo", "users can copy the address"
         page.goto(f"{web.address}{PAGE}")
         expect(page.get_by_role("status")).to_contain_text("Logging")
 

@@ -52,6 +52,14 @@ async function updateRepeatedly() {
   setTimeout(updateRepeatedly, Math.max(UPDATE_MS, PAUSE_FACTOR * (performance.now() - startedAt)));
 }
 
+// Remove mitmweb's token from the address, so that users do not copy it with a link.
+function hideToken() {
+  const url = new URL(location.href);
+  if (!url.searchParams.has("token")) return;
+  url.searchParams.delete("token");
+  history.replaceState(null, "", url);
+}
+
 // Add what only works with this script. Called for the page and for each part that replaces another.
 function enhance(part) {
   for (const table of part.querySelectorAll("table.rows")) table.classList.add("clickable");
@@ -85,5 +93,6 @@ document.querySelector("[data-back]")?.addEventListener("click", (event) => {
   history.back(); // keeps the search and the scroll position
 });
 
+hideToken();
 enhance(document);
 if (document.getElementById("pause")) setTimeout(updateRepeatedly, UPDATE_MS);
