@@ -1,7 +1,8 @@
-"""The docs say what the code does, the README is a front page, and every page can be reached from it."""
+"""The docs name what the code has and nothing else. The README is a front page that leads to every page."""
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -9,29 +10,52 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
+import click
 import pytest
 import yaml
 
+from addon.cli.main import main
 from exporter import Exporter, Settings
 from exporter.postgres.schema import SCHEMA
+from exporter.read.selection import ERROR_TYPES
 from exporter.read.session import COLUMN_NAMES
 from exporter.settings import SpoolSettings
 from exporter.write.gaps import Reason
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_CODE_SPAN = re.compile(r"`([^`]+)`")
+_FOLDERS = ("addon", "exporter", "configs", "docs", "tests")
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def text_of(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def first_cells(page: str) -> list[str]:
-    """Everything in backticks in the first cell of each table row of a page."""
-    rows = [line for line in text_of(page).splitlines() if line.startswith("| ")]
-    return [name for row in rows for name in re.findall(r"`([^`]+)`", row.split(" | ")[0])]
+def prose_of(page: Path) -> str:
+    """A page without its code blocks."""
+    text = re.sub(
+        r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    return "\n".join(line for line in text.splitlines() if not line.startswith("    "))
+
+
+def names_in_code(page: Path) -> set[str]:
+    """The names in a page's backticks, without the value of a setting such as `a.b: false`."""
+    return {span.partition(":")[0] for span in _CODE_SPAN.findall(prose_of(page))}
+
+
+def first_column(page: str, header: str) -> list[str]:
+    """What stands in backticks in the first column of the table whose first header cell is `header`."""
+    (table,) = re.findall(
+        rf"^\| {re.escape(header)} \|.*\n\|---.*\n((?:\|.*\n)+)", text_of(page), re.MULTILINE
+    )
+    rows = table.replace(r"\|", "or").splitlines()
+    return [name for row in rows for name in _CODE_SPAN.findall(row.split(" | ")[0])]
 
 
 def anchors(markdown: str) -> set[str]:
@@ -50,13 +74,35 @@ def links(page: Path) -> list[tuple[Path, str]]:
     return found
 
 
+def in_schema(kind: str) -> set[str]:
+    """The names of all tables, views or functions in schema.sql."""
+    text = SCHEMA.read_text(encoding="utf-8")
+    return set(re.findall(rf"^CREATE (?:OR REPLACE )?{kind} (\w+)", text, re.MULTILINE))
+
+
+def all_settings() -> dict[str, Any]:
+    """Every setting with its default. Another test compares this file with the code."""
+    return dict(_leaves(yaml.safe_load(text_of("configs/artifactapi.yaml"))))
+
+
+def _leaves(document: dict[str, Any], prefix: str = "") -> list[tuple[str, object]]:
+    found: list[tuple[str, object]] = []
+    for key, value in document.items():
+        name = f"{prefix}{key}"
+        found += _leaves(value, f"{name}.") if isinstance(value, dict) else [(name, value)]
+    return found
+
+
+# --- the code
+
+
 def test_importing_the_exporter_loads_no_mitmproxy() -> None:
     code = "import sys, exporter; print([m for m in sys.modules if m.startswith('mitmproxy')])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
     assert done.stdout.strip() == b"[]"
 
 
-def test_nothing_in_the_script_s_folder_hides_a_module() -> None:
+def test_nothing_in_the_scripts_folder_hides_a_module() -> None:
     """The folder stays on sys.path while mitmproxy runs."""
     names = {path.stem for path in (ROOT / "addon").glob("[!_]*") if path.suffix in {"", ".py"}}
     assert {"artifactapi", "flow", "web", "cli"} <= names
@@ -68,110 +114,201 @@ def test_nothing_in_the_script_s_folder_hides_a_module() -> None:
     assert done.stdout.strip() == b"[]"
 
 
-def test_the_readme_is_a_front_page() -> None:
-    assert len(text_of("README.md").splitlines()) <= 170
-    assert "pkg:" in text_of("README.md")
+# --- the pages
 
 
-@pytest.mark.parametrize("page", [README, ROOT / "CONTRIBUTING.md", *PAGES], ids=lambda it: it.name)
-def test_every_link_leads_somewhere(page: Path) -> None:
+def test_readme_is_a_front_page() -> None:
+    readme = text_of("README.md")
+    assert len(readme.splitlines()) <= 170
+    assert re.search(r"!\[.+\]\(docs/\S+\.png\)", readme)
+    assert "pkg:pypi/" in readme
+
+
+def test_readme_gives_the_two_commands() -> None:
+    readme = text_of("README.md")
+    assert "\n    pip install uv && uv run mitmdump -s addon/artifactapi.py\n" in readme
+    assert "\n    pip install uv && uv run just test\n" in readme
+
+
+@every_page
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
     for path, anchor in links(page):
         assert path.exists(), f"{page.name} links to {path}"
         if anchor:
             assert anchor in anchors(path.read_text(encoding="utf-8")), f"{page.name}: #{anchor}"
 
 
-def test_every_page_can_be_reached_from_the_readme() -> None:
+def test_readme_leads_to_every_page() -> None:
     reached, new = set(), {README}
     while new:
         reached |= new
         new = {path for page in new for path, _ in links(page) if path.suffix == ".md"} - reached
-    assert reached >= {*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"}
+    assert reached >= {*PAGES, ROOT / "CHANGELOG.md"}
 
 
-def test_the_readme_gives_the_two_commands() -> None:
-    readme = text_of("README.md")
-    assert "\n    pip install uv && uv run mitmdump -s addon/artifactapi.py\n" in readme
-    assert "\n    pip install uv && uv run just test\n" in readme
+# --- the tables
 
 
-def test_every_setting_is_documented_with_its_default() -> None:
-    document = yaml.safe_load(text_of("configs/artifactapi.yaml"))
-    settings = dict(_leaves(document))
+def test_settings_are_documented_with_their_defaults() -> None:
+    settings = all_settings()
+    assert first_column("docs/settings.md", "setting") == list(settings)
     page = text_of("docs/settings.md")
     for name, default in settings.items():
-        row = next((it for it in page.splitlines() if it.startswith(f"| `{name}` |")), "")
-        assert row, f"docs/settings.md does not document {name}"
         shown = "empty" if default == "" else f"`{json.dumps(default).strip('"')}`"
-        assert shown in row, f"docs/settings.md has another default of {name} than {default}"
-    assert set(first_cells("docs/settings.md")) == set(settings)
+        assert f"| `{name}` | {shown} |" in page
 
 
-def test_every_column_is_documented() -> None:
-    page = text_of("docs/schema.md")
-    table = page[page.index("## The table") : page.index("| `error_type` | meaning")]
-    rows = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
-    assert rows == list(COLUMN_NAMES)
+def test_columns_are_documented() -> None:
+    assert first_column("docs/schema.md", "column") == list(COLUMN_NAMES)
 
 
-def test_every_view_is_documented() -> None:
-    views = set(re.findall(r"CREATE VIEW (\w+)", SCHEMA.read_text(encoding="utf-8")))
-    functions = set(
-        re.findall(r"CREATE OR REPLACE FUNCTION (\w+)", SCHEMA.read_text(encoding="utf-8"))
-    )
-    assert views <= set(first_cells("docs/schema.md"))
-    for function in functions:
-        assert f"`{function}(" in text_of("docs/schema.md")
+def test_tables_views_and_functions_are_documented() -> None:
+    page = "docs/schema.md"
+    assert {"access_log", *first_column(page, "table")} == in_schema("TABLE")
+    assert set(first_column(page, "view")) == in_schema("VIEW")
+    helpers = {name.partition("(")[0] for name in first_column(page, "function")}
+    called_by_proxies = {"access_log_ensure_partition", "artifact_record"}
+    assert helpers == in_schema("FUNCTION") - in_schema("VIEW") - called_by_proxies
 
 
-def test_every_error_type_and_gap_reason_is_documented() -> None:
-    (listed,) = re.findall(
-        r"access_log.error_type IS 'NULL = no error; else (.*)'", SCHEMA.read_text()
-    )
-    error_types = set(re.split(r", | or ", listed))
-    page = text_of("docs/schema.md")
-    table = page[page.index("| `error_type` | meaning") : page.index("## Other tables")]
-    named = {
-        name
-        for row in table.splitlines()[2:]
-        for name in re.findall(r"`([^`]+)`", row.split(" | ")[0])
-    }
-    assert named == error_types
-    assert set(get_args(Reason)) <= set(first_cells("docs/operations.md"))
+def test_error_types_are_documented() -> None:
+    assert set(first_column("docs/schema.md", "`error_type`")) == set(ERROR_TYPES)
 
 
-def test_every_status_counter_is_documented() -> None:
+def test_gap_reasons_are_documented() -> None:
+    assert set(first_column("docs/operations.md", "`reason`")) == set(get_args(Reason))
+
+
+def test_artifact_kinds_are_documented() -> None:
+    (listed,) = re.findall(r"artifact_kind IS '(.*); NULL", SCHEMA.read_text(encoding="utf-8"))
+    assert first_column("docs/packages.md", "`artifact_kind`") == re.split(", | or ", listed)
+
+
+def test_counters_are_documented() -> None:
     nowhere = Settings(spool=SpoolSettings(max_bytes=0)).with_dsn("host=/nowhere")
     exporter = Exporter(nowhere)
     exporter.stop()
-    assert set(exporter.status()) <= set(first_cells("docs/mitmweb.md"))
+    documented = set(first_column("docs/mitmweb.md", "counter"))
+    assert documented == set(exporter.status())
 
 
-def test_every_option_and_subcommand_is_documented() -> None:
-    for name in ("artifactapi_config", "artifactapi_dsn", "artifactapi_filter"):
-        assert name in first_cells("docs/mitmweb.md")
-    done = subprocess.run(
-        [Path(sys.executable).with_name("artifactapi"), "--help"],
-        check=True,
-        capture_output=True,
-        text=True,
+def test_options_of_the_addon_are_documented() -> None:
+    (options,) = re.findall(
+        r"^_OPTIONS = \{.*?^\}", text_of("addon/artifactapi.py"), re.MULTILINE | re.DOTALL
     )
-    listed = done.stdout[done.stdout.index("Commands:") :].splitlines()[1:]
-    for line in listed:
-        if line.startswith("  ") and not line.startswith("   "):
-            assert f"| `artifactapi {line.split()[0]}" in text_of("docs/cli.md"), line
+    documented = first_column("docs/mitmweb.md", "option")
+    assert documented == re.findall(r'^    "(artifactapi_\w+)":', options, re.MULTILINE)
 
 
-def _leaves(document: dict[str, Any], prefix: str = "") -> list[tuple[str, object]]:
-    found: list[tuple[str, object]] = []
-    for key, value in document.items():
-        name = f"{prefix}{key}"
-        found += _leaves(value, f"{name}.") if isinstance(value, dict) else [(name, value)]
-    return found
+def test_subcommands_and_their_options_are_documented() -> None:
+    first = first_column("docs/cli.md", "command")
+    assert {name.split()[1] for name in first} == set(main.commands)
+    options = {
+        option
+        for command in (main, *main.commands.values())
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+        for option in parameter.opts
+    }
+    options -= {"-h", "--version", "--lines", "--follow"}
+    text = prose_of(ROOT / "docs" / "cli.md")
+    documented = {
+        option
+        for span in _CODE_SPAN.findall(text)
+        for option in re.findall(r"(?<![\w-])--?[a-z][\w-]*", span)
+    }
+    assert documented - {"--help", "-s"} == options
+
+
+def test_packages_are_documented() -> None:
+    documented = {name.rstrip("/") for name in first_column("docs/architecture.md", "package")}
+    packages = {
+        str(path.parent.relative_to(ROOT))
+        for top in ("addon", "exporter")
+        for path in (ROOT / top).rglob("__init__.py")
+    }
+    modules = {"addon/artifactapi.py", "exporter/__init__.py"}
+    assert documented == packages - {"addon", "exporter"} | modules
+
+
+# --- the text
+
+
+@every_page
+def test_named_settings_exist(page: Path) -> None:
+    settings = all_settings()
+    sections = {name.partition(".")[0] for name in settings if "." in name}
+    named = {
+        name
+        for name in names_in_code(page)
+        if name.partition(".")[0] in sections and re.fullmatch(r"\w+\.\w+", name)
+    }
+    assert named - {"remotes.yaml"} <= set(settings)
+
+
+@every_page
+def test_named_tables_views_and_functions_exist(page: Path) -> None:
+    named = {name.partition("(")[0] for name in names_in_code(page)}
+    named = {name for name in named if re.fullmatch(r"access_log\w*", name)}
+    assert named <= in_schema("TABLE") | in_schema("VIEW") | in_schema("FUNCTION")
+
+
+@every_page
+def test_named_files_exist(page: Path) -> None:
+    for span in _CODE_SPAN.findall(prose_of(page)):
+        if re.fullmatch(rf"(?:{'|'.join(_FOLDERS)})/[\w./-]*", span) and "what_it_does" not in span:
+            assert (ROOT / span).exists(), span
+
+
+def test_named_recipes_exist_and_all_are_named() -> None:
+    recipes = set(
+        re.findall(r"^([\w-]+)(?: \S+)?(?: \*options)?:", text_of("Justfile"), re.MULTILINE)
+    )
+    named = {
+        name
+        for page in PAGES
+        for name in re.findall(r"\bjust ([a-z][\w-]+)", page.read_text(encoding="utf-8"))
+    }
+    assert named == recipes - {"default", "run"}
+
+
+def test_variables_are_named_in_code_and_docs() -> None:
+    pattern = re.compile(r"\bARTIFACTAPI_\w+")
+    used = {
+        name
+        for folder in ("addon", "exporter")
+        for path in (ROOT / folder).rglob("*.py")
+        for name in pattern.findall(path.read_text(encoding="utf-8"))
+    }
+    named = {name for page in PAGES for name in pattern.findall(page.read_text(encoding="utf-8"))}
+    assert named == used
+
+
+@every_page
+def test_shown_log_messages_exist(page: Path) -> None:
+    shown = re.findall(r"^    (artifactapi: .*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    patterns = [
+        re.sub(r"%[-.\d]*[sdf]", "(.*)", re.escape(constant).replace("%\\.", "%."))
+        for folder in ("addon", "exporter")
+        for path in (ROOT / folder).rglob("*.py")
+        for constant in _texts(path)
+        if constant.startswith("artifactapi: ")
+    ]
+    for message in shown:
+        assert any(re.fullmatch(pattern, message) for pattern in patterns), message
+
+
+def _texts(path: Path) -> list[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of mitmproxy's use of pyparsing
-def test_the_example_filter_works() -> None:
+def test_example_filter_works() -> None:
     from mitmproxy import flowfilter  # noqa: PLC0415 - warns while it is imported
     from mitmproxy.test import tflow  # noqa: PLC0415
 
