@@ -1,20 +1,33 @@
-"""Every `artifactapi` command and every SQL statement in the docs runs."""
+"""The `artifactapi` commands and the SQL in the docs run, and print what the docs show.
+
+The log holds the rows of `just demo`. Tests in tests/proxy run `artifactapi run`.
+"""
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
-import shlex
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
+from exporter import Settings, insert_access_log_batch
+from exporter.postgres.schema import ensure_schema
+from exporter.rows.entry_builder import EntryBuilder
+from exporter.rows.text import timestamp
+from exporter.settings import RemotesSettings
+from tests.support.access_log import temporary_schema
 from tests.support.environment import clean_environment
-from tests.support.seeded_log import Plan, seeded_log
+from tests.support.registries import REMOTES
+from tests.support.samples import make_exchange
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,59 +36,243 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# `run` starts a proxy; tests/proxy/test_commandline.py runs it. `-f` never ends.
-_NOT_HERE = re.compile(r"artifactapi run|tail -f|--config|service=")
+_FOLDER = "/etc/artifactapi"  # of the example files in the docs
+_WHEEL = "demo-parser/demo_parser-2.4.1-py3-none-any.whl"
+_TINY_WHEEL = "tiny-http/tiny_http-0.9.0-py3-none-any.whl"
 
 
-def code_lines(page: Path) -> Iterator[str]:
-    """The lines of the code blocks of a page, without prompt and indentation."""
-    for line in page.read_text(encoding="utf-8").splitlines():
-        if line.startswith("    "):
-            yield line.strip().removeprefix("$ ").removeprefix("uv run ")
+class Request(NamedTuple):
+    """A request of the demo: who made it, its URL, and the response."""
+
+    user: str
+    url: str
+    status: int
+    size: int | None
+    error_type: str | None = None
 
 
-def commands() -> list[str]:
-    found = {line for page in PAGES for line in code_lines(page) if line.startswith("artifactapi ")}
-    return sorted(line for line in found if not _NOT_HERE.search(line))
+REQUESTS = (
+    Request("build-42", "https://localhost:45121/pypi/simple/demo-parser/", 200, 316),
+    Request("build-42", f"https://localhost:45121/pypi/packages/{_WHEEL}.metadata", 200, 55),
+    Request("build-42", "https://localhost:45121/pypi/simple/tiny-http/", 200, 310),
+    Request("build-42", f"https://localhost:45121/pypi/packages/{_TINY_WHEEL}.metadata", 200, 53),
+    Request("build-42", f"https://localhost:45121/pypi/packages/{_WHEEL}", 200, 141_140),
+    Request("build-42", f"https://localhost:45121/pypi/packages/{_TINY_WHEEL}", 200, 141_119),
+    Request("build-42", "https://localhost:45121/npm/left-padding", 200, 349),
+    Request(
+        "build-42", "https://localhost:45121/npm/left-padding/-/left-padding-1.3.0.tgz", 200, 20_329
+    ),
+    Request("build-43", f"https://localhost:45121/pypi/packages/{_WHEEL}", 200, 141_140),
+    Request("build-43", "https://localhost:45121/pypi/simple/internal-tools/", 404, 9),
+    Request("build-43", "http://localhost:50793/", 502, None, "connect"),
+)
+
+
+class Example(NamedTuple):
+    """A command in the docs, and the lines that the docs show below it; None if they show none."""
+
+    page: str
+    command: str
+    output: list[str] | None
+
+
+def code_blocks(page: Path) -> list[str]:
+    """The indented code blocks of a page, without their indentation."""
+    blocks = re.findall(
+        r"(?:^    .*\n(?:\n(?=    ))?)+", page.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    return [re.sub(r"^    ", "", block, flags=re.MULTILINE).rstrip("\n") for block in blocks]
+
+
+def examples() -> list[Example]:
+    found = []
+    for page in PAGES:
+        for block in code_blocks(page):
+            lines = block.replace("\\\n", "").splitlines()
+            starts = [
+                number
+                for number, line in enumerate(lines)
+                if re.match(r"(?:\$ )?(?:uv run )?artifactapi ", line)
+                and not re.search(r"artifactapi run", line)
+            ]
+            for start, end in itertools.pairwise([*starts, len(lines)]):
+                command = re.sub(r"^(?:\$ )?(?:uv run )?", "", lines[start])
+                shows_output = lines[start].startswith("$")
+                output = lines[start + 1 : end] if shows_output else None
+                found.append(Example(page.name, command, output))
+    return found
 
 
 def statements() -> list[str]:
-    page = (ROOT / "docs" / "schema.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"\n\n((?:    .*\n)+)", page)
-    return [text for block in blocks if (text := block.strip()).startswith("SELECT")]
+    """The queries on the page about the schema."""
+    blocks = code_blocks(ROOT / "docs" / "schema.md")
+    return [block for block in blocks if block.startswith("SELECT")]
+
+
+def statement(page: str, start: str) -> str:
+    """The SQL on a page that starts with this text, to the end of its code block."""
+    (text,) = re.findall(
+        rf"^ +{start}[^`]*?(?=\n\n|\n*\Z)", (ROOT / page).read_text(), re.MULTILINE
+    )
+    return str(text)
 
 
 @pytest.fixture(scope="module")
-def dsn(postgres: Postgres) -> Iterator[str]:
-    with seeded_log(postgres, Plan(2000, datetime.now(UTC), days=2)) as log:
-        yield log.dsn
+def dsn(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A log with the rows of the demo."""
+    remotes = tmp_path_factory.mktemp("docs") / "remotes.yaml"
+    remotes.write_text(REMOTES, encoding="utf-8")
+    builder = EntryBuilder(Settings(remotes=RemotesSettings(file=str(remotes))))
+    start = datetime.now(UTC).timestamp() - len(REQUESTS) / 10
+    with temporary_schema(postgres) as dsn, psycopg.connect(dsn, autocommit=True) as connection:
+        ensure_schema(connection)
+        for number, request in enumerate(REQUESTS):
+            scheme, _, rest = request.url.partition("://")
+            address, _, path = rest.partition("/")
+            host, _, port = address.partition(":")
+            at = start + number / 10
+            exchange = make_exchange(
+                number,
+                started_at=at,
+                head_at=at + 0.002 if request.size else None,
+                ended_at=at + 0.0043,
+                proxy_user=request.user,
+                scheme=scheme.encode(),
+                host=host,
+                port=int(port),
+                target=f"/{path}".encode(),
+                status_code=request.status,
+                response_bytes=request.size,
+                error_type=request.error_type,
+            )
+            day = timestamp(at)[:10]
+            connection.execute("SELECT access_log_ensure_partition(%s)", (day,))
+            insert_access_log_batch(connection, [builder.build(exchange)])
+        yield dsn
 
 
-def test_the_docs_hold_commands_and_statements() -> None:
-    assert len(commands()) > 8
-    assert len(statements()) > 3
+@pytest.fixture
+def folder(dsn: str, tmp_path: Path) -> Path:
+    """A folder with the files that commands in the docs name."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    shutil.copy(ROOT / "configs" / "artifactapi.yaml", tmp_path)
+    parameters = "\n".join(f"{name}={value}" for name, value in conninfo_to_dict(dsn).items())
+    (tmp_path / "services").write_text(f"[logs]\n{parameters}\n", encoding="utf-8")
+    (tmp_path / "etc").mkdir()
+    for page in PAGES:
+        for block in code_blocks(page):
+            if found := re.match(rf"# {_FOLDER}/(\S+)\n", block):
+                text = block.replace(_FOLDER, str(tmp_path / "etc"))
+                (tmp_path / "etc" / found[1]).write_text(text, encoding="utf-8")
+    return tmp_path
 
 
-@pytest.mark.parametrize("command", commands())
-def test_a_command_in_the_docs_runs(dsn: str, command: str, tmp_path: Path) -> None:
-    words = shlex.split(re.split(r" \||>", command)[0].rstrip("\\"))
-    words = [word for word in words if word != "-v" or "psql" in words]
-    words[0] = str(Path(sys.executable).with_name("artifactapi"))
-    words = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
-    done = subprocess.run(
-        words,
+def run(example: Example, dsn: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user would, with its pipes and files."""
+    command = example.command.replace("tail -f", "tail").replace(_FOLDER, str(folder / "etc"))
+    for program in ("jq", "goaccess"):
+        if f"| {program}" in command and shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+    # At noon, neither the start of the rows nor the output is on another day.
+    hour = datetime.now(UTC).hour
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
         check=False,
         capture_output=True,
         text=True,
-        cwd=tmp_path,
+        cwd=folder,
         timeout=60,
-        env={**clean_environment(), "ARTIFACTAPI_DSN": dsn},
+        env={
+            **clean_environment(),
+            "ARTIFACTAPI_DSN": dsn,
+            "ARTIFACTAPI_HOME": str(folder / "home"),
+            "COLUMNS": "100",  # a report with one column of tables
+            "LC_ALL": "C.UTF-8",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PGSERVICEFILE": str(folder / "services"),
+            "TZ": f"NOON{hour - 12:+}",
+        },
     )
-    expected = (0, 1) if " gaps" in command else (0,)  # the generated log has gaps
-    assert done.returncode in expected, done.stderr
 
 
-@pytest.mark.parametrize("statement", statements())
-def test_a_statement_in_the_docs_runs(dsn: str, statement: str) -> None:
+def masked(line: str) -> str:
+    """A line without what differs from run to run: times, ports, widths."""
+    for pattern, name in {
+        r"\d{4}-\d\d-\d\d( \d\d:\d\d)?": "DATE",
+        r"\d\d:\d\d:\d\d\.\d+": "TIME",
+        r"\b[\d.]+ ms\b": "DURATION",
+        r"localhost:\d+": "localhost:PORT",
+        r'"test_\d+"|\btest_\d+(?=\.)': "public",
+        r'"public"': "public",
+        r"[\u2500]+": "\u2500",
+        r"\s+": " ",
+    }.items():
+        line = re.sub(pattern, name, line)
+    return line.strip()
+
+
+def groups(lines: list[str]) -> list[list[str]]:
+    """The lines between the lines `...`, which stand for any lines."""
+    text = "\n".join(masked(line) for line in lines if line.strip())
+    return [group.strip("\n").splitlines() for group in text.split("\n...")]
+
+
+def is_in_order(groups: list[list[str]], lines: list[str]) -> bool:
+    """Whether the lines start with the first group, and the others follow in this order."""
+    start = 0
+    for number, group in enumerate(groups):
+        fits = [
+            at
+            for at in range(start, len(lines) - len(group) + 1)
+            if lines[at : at + len(group)] == group
+        ]
+        if not fits or (not number and fits[0]):
+            return False
+        start = fits[0] + len(group)
+    return len(groups) > 1 or start == len(lines)
+
+
+def test_the_docs_hold_examples() -> None:
+    assert sum(example.page == "README.md" for example in examples()) >= 6
+    assert sum(example.output is not None for example in examples()) >= 12
+    assert len(statements()) > 3
+
+
+@pytest.mark.parametrize("example", examples(), ids=lambda it: f"{it.page}: {it.command[:60]}")
+def test_command_runs_and_prints_what_the_docs_show(
+    dsn: str, folder: Path, example: Example
+) -> None:
+    done = run(example, dsn, folder)
+    assert done.returncode == 0, done.stderr
+    if example.output is not None:
+        (printed,) = groups(done.stdout.splitlines()) or [[]]
+        assert is_in_order(groups(example.output), printed), done.stdout
+
+
+@pytest.mark.parametrize("query", statements())
+def test_query_runs(dsn: str, query: str) -> None:
     with psycopg.connect(dsn) as connection:
-        connection.execute(statement.encode())
+        connection.execute(query.encode())
+
+
+def test_partition_of_an_old_day_can_be_dropped(postgres: Postgres) -> None:
+    with temporary_schema(postgres) as dsn, psycopg.connect(dsn) as connection:
+        ensure_schema(connection)
+        connection.execute("SELECT access_log_ensure_partition('2026-10-31')")
+        connection.execute(statement("docs/operations.md", "DROP TABLE access_log_2").encode())
+
+
+def test_uninstalling_leaves_nothing_in_the_schema(postgres: Postgres) -> None:
+    with temporary_schema(postgres) as dsn, psycopg.connect(dsn) as connection:
+        ensure_schema(connection)
+        connection.execute(statement("docs/operations.md", "DROP TABLE access_log, ").encode())
+        for table, column in (("pg_class", "relnamespace"), ("pg_proc", "pronamespace")):
+            left = f"SELECT * FROM {table} WHERE {column} = current_schema()::regnamespace"
+            assert connection.execute(left.encode()).fetchall() == []
+
+
+def test_reader_role_can_turn_off_jit(postgres: Postgres) -> None:
+    with psycopg.connect(postgres.dsn()) as connection:
+        connection.execute("CREATE ROLE artifactapi_reader")
+        connection.execute(statement("docs/database.md", "ALTER ROLE").encode())
+        connection.rollback()
