@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
+import select
 import threading
 import time
-import traceback
+from collections import deque
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
+from psycopg.conninfo import timeout_from_conninfo
+from psycopg.pq import ConnStatus, PGconn, PollingStatus
 
-from .dsn import connection_string, server_addresses
+from .dsn import Server, connection_string, effective_parameters, servers
 from .embedded import EmbeddedServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from psycopg.abc import RV, PQGen
+    from psycopg.pq.abc import PGconn as LibpqConnection
 
     from ..settings import DatabaseSettings
 
-_MAX_DESCRIPTION = 300  # characters
+_MAX_DESCRIPTION = 500  # characters
 # psycopg says twice that a connection failed, and libpq adds a question.
 _REPETITION = re.compile(r"^connection (?:failed|is bad): (?=connection )")
 _HINT = re.compile(r"\s*Is the server running .*\?")
 _TICK_SECONDS = 0.05  # how often a wait checks its deadline
 # With these the server notices soon that a client has vanished, and releases its locks: the
-# keepalives while it waits for data, the check interval while it waits for a lock. We use SET
+# keepalives while it waits for data, the check interval while it waits for a lock. Values that the
+# user chose for the connection, the role or the database stay. We change them after connecting,
 # because poolers reject `options` at connection time. Behind a pooler the settings can leak into
 # other sessions, where they are harmless.
 _DEAD_PEER_SETTINGS = """
-    SET tcp_keepalives_idle = 15; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 2;
-    SET client_connection_check_interval = '5s'
+    SELECT set_config(name, ours.value, false)
+    FROM (VALUES ('tcp_keepalives_idle', '15'), ('tcp_keepalives_interval', '5'),
+                 ('tcp_keepalives_count', '2'), ('client_connection_check_interval', '5s')
+         ) AS ours (name, value) JOIN pg_settings USING (name)
+    WHERE source NOT IN ('client', 'user', 'database', 'database user')
 """
 
 
@@ -51,6 +59,12 @@ class Deadline:
     def __init__(self, on_wait: Callable[[], None] = lambda: None) -> None:
         self.give_up_at = float("inf")
         self.on_wait = on_wait
+
+    def check(self) -> None:
+        """Raise DeadlineExceededError if it is over; else call `on_wait`."""
+        if time.monotonic() > self.give_up_at:
+            raise DeadlineExceededError
+        self.on_wait()
 
 
 class DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
@@ -79,9 +93,9 @@ class DeadlineConnection(psycopg.Connection[tuple[Any, ...]]):
         call_deadline = self.call_deadline or time.monotonic() + self.call_seconds
 
         def check() -> None:
-            if time.monotonic() > min(call_deadline, self.deadline.give_up_at):
+            if time.monotonic() > call_deadline:
                 raise DeadlineExceededError
-            self.deadline.on_wait()
+            self.deadline.check()
 
         return check
 
@@ -118,16 +132,172 @@ def connect(
 ) -> DeadlineConnection:
     """Open a connection with our timeouts, in autocommit mode.
 
+    If `dsn` names several hosts, or a host has several addresses, the first one that answers is used.
+
     Raises:
         psycopg.Error: the connection string is not valid, or the connection failed.
         DeadlineExceededError: it took longer than `connect_seconds`.
     """
     deadline = deadline or Deadline()
-    connection = _connect_to_any(connection_string(dsn, settings), settings, deadline)
-    connection.call_seconds = settings.call_seconds
+    connection = _ConnectRace(connection_string(dsn, settings), settings).winner(deadline)
     connection.deadline = deadline
-    # Behind a pooler the next statement may run in another session, without the prepared statement.
-    connection.prepare_threshold = None
+    return connection
+
+
+class _ConnectRace:
+    """Connects to several servers, of which the first one that answers a query wins.
+
+    They start one after another, in the user's order: the next one when the last one failed, or after
+    a while, so that all have started by half-time. A server that accepts connections and never
+    answers therefore leaves at least half of the time to each of the others, and a slow one is not
+    given up for another.
+
+    Each server has its own thread, because a DNS lookup can take minutes and cannot be canceled.
+    """
+
+    def __init__(self, conninfo: str, settings: DatabaseSettings) -> None:
+        """Raises psycopg.ProgrammingError if a parameter is not valid."""
+        self._settings = settings
+        self._seconds_per_server = timeout_from_conninfo({**effective_parameters(conninfo)})
+        self._waiting = deque(servers(conninfo))
+        self._running: list[Server] = []
+        self._failures: list[tuple[Server, Exception]] = []
+        self._results: SimpleQueue[_Result] = SimpleQueue()
+        self._is_over = False
+        self._lock = threading.Lock()  # decides whether a connection is still wanted
+
+    def winner(self, deadline: Deadline) -> DeadlineConnection:
+        """Return the connection, or raise the errors of all servers or DeadlineExceededError."""
+        start_at = next_at = time.monotonic()
+        try:
+            while self._waiting or self._running:
+                now = time.monotonic()
+                give_up_at = min(start_at + self._settings.connect_seconds, deadline.give_up_at)
+                if now > give_up_at:
+                    raise DeadlineExceededError(self._failure())
+                if self._waiting and (now >= next_at or not self._running):
+                    self._start(self._waiting.popleft())
+                    until_half_time = (start_at + give_up_at) / 2 - now
+                    next_at = now + max(0.0, until_half_time) / max(1, len(self._waiting))
+                if connection := self._next_result():
+                    return connection
+                deadline.on_wait()
+        finally:
+            self._end()
+        if len(self._failures) == 1:
+            raise self._failures[0][1]
+        raise psycopg.OperationalError(self._failure())
+
+    def _start(self, server: Server) -> None:
+        self._running.append(server)
+        threading.Thread(
+            target=self._run, args=(server,), name="artifactapi-connect", daemon=True
+        ).start()
+
+    def _next_result(self) -> DeadlineConnection | None:
+        """Wait a moment for a result; return it if it is a connection."""
+        try:
+            server, outcome = self._results.get(timeout=_TICK_SECONDS)
+        except Empty:
+            return None
+        if isinstance(outcome, list):  # the other addresses of a host
+            self._waiting.extendleft(reversed(outcome))
+            return None
+        self._running.remove(server)
+        if isinstance(outcome, Exception):
+            self._failures.append((server, outcome))
+            return None
+        return outcome
+
+    def _run(self, server: Server) -> None:
+        outcome: Exception | DeadlineConnection
+        try:
+            outcome = self._connect(server)
+        except Exception as e:  # noqa: BLE001 - raised by `winner`
+            outcome = e.with_traceback(None)
+        with self._lock:
+            if not self._is_over:
+                self._results.put((server, outcome))
+            elif isinstance(outcome, DeadlineConnection):
+                outcome.close()
+
+    def _connect(self, server: Server) -> DeadlineConnection:
+        address = server
+        if server.host:
+            address, *others = server.addresses()
+            self._results.put((server, others))
+        deadline = Deadline(on_wait=self._check_wanted)
+        deadline.give_up_at = time.monotonic() + self._seconds_per_server
+        connection = DeadlineConnection(_log_in(address.conninfo, deadline))
+        connection.autocommit = True
+        # Behind a pooler the next statement may run in another session, without the prepared statement.
+        connection.prepare_threshold = None
+        connection.call_seconds = self._settings.call_seconds
+        connection.deadline = deadline
+        _notice_dead_peers(connection)
+        return connection
+
+    def _check_wanted(self) -> None:
+        if self._is_over:
+            raise DeadlineExceededError
+
+    def _end(self) -> None:
+        """End the attempts that are still running."""
+        with self._lock:
+            self._is_over = True
+        while not self._results.empty():
+            _, outcome = self._results.get()
+            if isinstance(outcome, DeadlineConnection):
+                outcome.close()
+
+    def _failure(self) -> str:
+        """What each server did; empty if there is one that did nothing."""
+        if not self._failures and len(self._running) == 1:
+            return ""
+        said = [
+            f"{server.name} did not answer in time"
+            if isinstance(error, DeadlineExceededError)
+            else describe(error)
+            for server, error in self._failures
+        ]
+        said += [f"{server.name} did not answer in time" for server in self._running]
+        return "; ".join(dict.fromkeys(said))
+
+
+type _Result = tuple[Server, DeadlineConnection | Exception | list[Server]]
+
+
+def _log_in(conninfo: str, deadline: Deadline) -> LibpqConnection:
+    """Connect to the only server of `conninfo`.
+
+    psycopg's `connect` cannot be given up from another thread, and takes at least two seconds to time out.
+    """
+    pgconn = PGconn.connect_start(conninfo.encode())
+    try:
+        status = int(PollingStatus.WRITING)  # PostgreSQL docs, PQconnectStart
+        if pgconn.status == ConnStatus.BAD:
+            status = PollingStatus.FAILED
+        while status != PollingStatus.OK:
+            if status == PollingStatus.FAILED:
+                raise psycopg.OperationalError(pgconn.get_error_message())  # noqa: TRY301
+            _wait_for_socket(pgconn.socket, status, deadline)
+            status = pgconn.connect_poll()
+        pgconn.nonblocking = 1
+    except BaseException:
+        pgconn.finish()
+        raise
+    return pgconn
+
+
+def _wait_for_socket(socket: int, status: int, deadline: Deadline) -> None:
+    poll = select.poll()
+    poll.register(socket, select.POLLIN if status == PollingStatus.READING else select.POLLOUT)
+    deadline.check()
+    while not poll.poll(_TICK_SECONDS * 1000):
+        deadline.check()
+
+
+def _notice_dead_peers(connection: DeadlineConnection) -> None:
     try:
         connection.execute(_DEAD_PEER_SETTINGS)
     except (psycopg.Error, DeadlineExceededError) as e:
@@ -135,94 +305,12 @@ def connect(
         if connection.broken or isinstance(e, DeadlineExceededError):
             connection.close()
             raise
-    return connection
-
-
-def _connect_to_any(
-    conninfo: str, settings: DatabaseSettings, deadline: Deadline
-) -> DeadlineConnection:
-    """Try one server address after the other, each for an equal share of the time that is left.
-
-    So a server that accepts connections and never answers cannot use up the time of the others.
-    """
-    until = time.monotonic() + settings.connect_seconds
-    addresses = _BackgroundCall(lambda: server_addresses(conninfo)).wait(until, deadline)
-    error: Exception = DeadlineExceededError()
-    for number, address in enumerate(addresses):
-        now = time.monotonic()
-        share = (until - now) / (len(addresses) - number)
-        attempt = _BackgroundCall(
-            functools.partial(_open, address), discard=DeadlineConnection.close
-        )
-        try:
-            return attempt.wait(now + share, deadline)
-        except DeadlineExceededError:
-            if now + share >= deadline.give_up_at:
-                raise
-        except psycopg.Error as e:
-            error = e
-    raise error
-
-
-def _open(conninfo: str) -> DeadlineConnection:
-    try:
-        return DeadlineConnection.connect(conninfo, autocommit=True)
-    except psycopg.Error as e:
-        # Free what the traceback holds, such as a socket, now and not at a later collection.
-        traceback.clear_frames(e.__traceback__)
-        if e.pgconn is not None:
-            e.pgconn.finish()
-        raise e.with_traceback(None) from None
-
-
-class _BackgroundCall[T]:
-    """A call in a thread of its own: a DNS lookup or a connection can hang, and cannot be canceled."""
-
-    def __init__(
-        self, call: Callable[[], T], discard: Callable[[T], None] = lambda _: None
-    ) -> None:
-        """`discard` gets a result that comes after `wait` gave up."""
-        self._call = call
-        self._discard = discard
-        self._done = threading.Event()
-        self._lock = threading.Lock()  # decides whether the caller still wants the result
-        self._abandoned = False
-        self._results: list[T] = []
-        self._error: Exception | None = None
-        threading.Thread(target=self._run, name="artifactapi-connect", daemon=True).start()
-
-    def wait(self, until: float, deadline: Deadline) -> T:
-        """Return the result, or raise its error, or DeadlineExceededError at `until`."""
-        while not self._done.wait(_TICK_SECONDS):
-            if time.monotonic() > min(until, deadline.give_up_at):
-                break
-            deadline.on_wait()
-        with self._lock:
-            self._abandoned = True
-        if self._error is not None:
-            raise self._error
-        if not self._results:
-            raise DeadlineExceededError
-        return self._results[0]
-
-    def _run(self) -> None:
-        try:
-            result = self._call()
-        except Exception as e:  # noqa: BLE001 - raised by `wait`
-            self._error = e.with_traceback(None)
-        else:
-            with self._lock:
-                if self._abandoned:
-                    self._discard(result)
-                else:
-                    self._results.append(result)
-        self._done.set()
 
 
 def describe(error: Exception) -> str:
     """Return an error as one short line without passwords or row values."""
     if isinstance(error, DeadlineExceededError):
-        return "The server did not answer in time."
+        return str(error)[:_MAX_DESCRIPTION] or "The server did not answer in time."
     diagnosis = getattr(error, "diag", None)
     message = (diagnosis.message_primary if diagnosis is not None else None) or str(error)
     message = _HINT.sub("", _REPETITION.sub("", message))

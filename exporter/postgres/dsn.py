@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import configparser
-import os
+import math
 import random
 import re
 import socket
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.pq import Conninfo
+from psycopg.pq import PGconn
 
 from ..settings import SettingsError
 
@@ -20,6 +18,33 @@ if TYPE_CHECKING:
     from ..settings import DatabaseSettings
 
 _MIN_CONNECT_SECONDS = 2  # libpq's minimum
+
+
+class Server(NamedTuple):
+    """One of the servers that a connection string names."""
+
+    name: str  # for messages
+    conninfo: str  # names only this server
+    host: str  # to be looked up; empty: `conninfo` has an address or a socket
+
+    def addresses(self) -> list[Server]:
+        """The server at each address of its host. Looks up the name, which may block for minutes.
+
+        Raises:
+            psycopg.OperationalError: the name cannot be resolved.
+        """
+        try:
+            answers = socket.getaddrinfo(self.host, None, type=socket.SOCK_STREAM)
+        except OSError as e:
+            reason = e.strerror or e
+            raise psycopg.OperationalError(
+                f"host {self.host!r} cannot be resolved: {reason}"
+            ) from None
+        addresses = dict.fromkeys(str(answer[4][0]) for answer in answers)
+        return [
+            Server(self.name, make_conninfo(self.conninfo, hostaddr=address), "")
+            for address in addresses
+        ]
 
 
 def connection_string(dsn: str, settings: DatabaseSettings) -> str:
@@ -33,7 +58,7 @@ def connection_string(dsn: str, settings: DatabaseSettings) -> str:
     given = effective_parameters(dsn)
     defaults: dict[str, Any] = {
         "application_name": "artifactapi",
-        "connect_timeout": max(_MIN_CONNECT_SECONDS, round(settings.connect_seconds)),
+        "connect_timeout": max(_MIN_CONNECT_SECONDS, math.ceil(settings.connect_seconds)),
         "keepalives_idle": 15,
         "keepalives_interval": 5,
         "keepalives_count": 2,
@@ -45,89 +70,57 @@ def connection_string(dsn: str, settings: DatabaseSettings) -> str:
 
 
 def effective_parameters(dsn: str) -> dict[str, str]:
-    """Return the parameters that libpq uses: those of `dsn`, of its service, of the environment.
+    """Return the parameters that libpq uses, without the password.
+
+    They come from `dsn`, its service, the environment and libpq's defaults.
 
     Raises:
         psycopg.ProgrammingError: `dsn` is not a valid connection string.
     """
-    given = {name: str(value) for name, value in conninfo_to_dict(dsn).items() if value is not None}
-    environment = {
-        option.envvar.decode(): option.keyword.decode()
-        for option in Conninfo.get_defaults()
-        if option.envvar
-    }
-    found = {
-        name: os.environ[variable]
-        for variable, name in environment.items()
-        if os.environ.get(variable)
-    }
-    service = given.get("service") or found.get("service")
-    return found | (_service_parameters(service) if service else {}) | given
+    # Only libpq knows where all of them come from. It collects them, then stops at the value that is
+    # not valid, before it connects. With a password it does not read the password file.
+    invalid = make_conninfo(dsn, password="-", channel_binding="-")  # noqa: S106 - not a secret
+    pgconn = PGconn.connect_start(invalid.encode())
+    found = {option.keyword.decode(): option.val.decode() for option in pgconn.info if option.val}
+    pgconn.finish()
+    return {name: found[name] for name in found.keys() - {"password", "channel_binding"}}
 
 
-def _service_parameters(service: str) -> dict[str, str]:
-    """Read a service file as libpq does (PostgreSQL docs, "The Connection Service File").
+def servers(conninfo: str) -> list[Server]:
+    """Return the servers that `conninfo` names, in the order in which to try them.
 
-    What libpq cannot read it reports itself when it connects; here that counts as no parameters.
-    """
-    user_file = os.environ.get("PGSERVICEFILE") or Path("~/.pg_service.conf").expanduser()
-    folder = os.environ.get("PGSYSCONFDIR")
-    for file in (user_file, Path(folder, "pg_service.conf") if folder else None):
-        parser = configparser.RawConfigParser(delimiters=("=",), strict=False, default_section="")
-        try:
-            if file is not None and parser.read(file) and parser.has_section(service):
-                return dict(parser.items(service))
-        except (configparser.Error, UnicodeDecodeError):
-            continue
-    return {}
-
-
-def server_addresses(conninfo: str) -> list[str]:
-    """Return a connection string for each server address that `conninfo` names, in order.
-
-    Looks up host names, which may block for long.
-
-    Raises:
-        psycopg.OperationalError: no host name could be resolved.
+    A server that may only be used if no standby is available is there twice.
     """
     parameters = effective_parameters(conninfo)
     hosts, addresses, ports = (
         parameters.get(name, "").split(",") for name in ("host", "hostaddr", "port")
     )
     count = max(len(hosts), len(addresses))
-    if count == 1 and not parameters.get("host") and not parameters.get("hostaddr"):
-        return [conninfo]  # libpq's default socket
-    if len(ports) not in {1, count} or any(len(it) not in {1, count} for it in (hosts, addresses)):
-        return [conninfo]  # libpq explains what is wrong
-    found: list[dict[str, str]] = []
-    problems: list[str] = []
-    for number in range(count):
-        host, address, port = (
-            values[number] if len(values) == count else values[0]
-            for values in (hosts, addresses, ports)
+    if not parameters.get("host"):
+        hosts = [""] * count
+    if not parameters.get("hostaddr"):
+        addresses = [""] * count
+    if len(ports) == 1:
+        ports *= count
+    if not len(hosts) == len(addresses) == len(ports):
+        return [Server("", conninfo, "")]  # libpq explains what is wrong
+    found = [
+        Server(
+            f"{host or address or 'local socket'}:{port}",
+            make_conninfo(conninfo, host=host, hostaddr=address, port=port),
+            "" if address or not host or host.startswith(("/", "@")) else host,
         )
-        server = {"host": host, "hostaddr": address, "port": port}
-        try:
-            found += [server | {"hostaddr": it} for it in _resolve(host, address, port)]
-        except OSError as e:
-            problems.append(f"host {host!r} cannot be resolved: {e.strerror or e}")
-    if not found:
-        raise psycopg.OperationalError("; ".join(problems))
+        for host, address, port in zip(hosts, addresses, ports, strict=True)
+    ]
     if parameters.get("load_balance_hosts") == "random":
         random.shuffle(found)
     if parameters.get("target_session_attrs") == "prefer-standby":
-        found = [it | {"target_session_attrs": "standby"} for it in found] + [
-            it | {"target_session_attrs": "any"} for it in found
+        found = [
+            Server(name, make_conninfo(one, target_session_attrs=wanted), host)
+            for wanted in ("standby", "any")
+            for name, one, host in found
         ]
-    return [make_conninfo(conninfo, **{k: v for k, v in it.items() if v}) for it in found]
-
-
-def _resolve(host: str, address: str, port: str) -> list[str]:
-    """Return the addresses of a host; an empty one for a Unix socket."""
-    if address or not host or host.startswith(("/", "@")):
-        return [address]
-    answers = socket.getaddrinfo(host, port or "5432", type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
+    return found
 
 
 def check_dsn(dsn: str, name: str = "artifactapi_dsn, ARTIFACTAPI_DSN or database.dsn") -> None:
@@ -156,13 +149,23 @@ def _is_misparsed(dsn: str, parts: dict[str, Any]) -> bool:
 
     libpq then takes part of the password for the host, port or database name.
     """
+    port = str(parts.get("port") or "").replace(",", "")
+    if port and not port.isdecimal():
+        return True
     scheme, separator, rest = dsn.strip().partition("://")
-    if separator and scheme in {"postgresql", "postgres"}:
-        authority, _, path = rest.partition("?")[0].partition("/")
-        if authority.count("@") > 1 or "@" in path:
-            return True
-    port = str(parts.get("port") or "")
-    return port != "" and not port.replace(",", "").isdecimal()
+    if not separator or scheme not in {"postgresql", "postgres"}:
+        return False
+    authority, _, path = rest.partition("/")
+    login, at, hosts = authority.partition("@")  # as libpq does: the first @ before the first /
+    if not at:
+        hosts = login
+    hosts, has_query, _ = hosts.partition("?")
+    dbname = "" if has_query else path.partition("?")[0]
+    if "@" in hosts:
+        return True
+    # me:secret@host/name@corp is fine, but not me:sec/ret@host, nor me:s@ec/ret@host/name.
+    after_at = dbname.partition("@")[2]
+    return "@" in dbname and (not at or "/" in after_at or ":" in after_at or "@" in after_at)
 
 
 def has_password(dsn: str) -> bool:

@@ -15,7 +15,11 @@ REFUSED = 'connection to server at "127.0.0.1", port {} failed: Connection refus
     ("dsn", "text"),
     [
         ("host=127.0.0.1 port=1", REFUSED.format(1)),
-        ("host=127.0.0.1,127.0.0.1 port=1,2", REFUSED.format(2)),
+        ("host=127.0.0.1,127.0.0.1 port=1,1", REFUSED.format(1)),
+        (
+            "host=127.0.0.1,127.0.0.1 port=1,2",
+            f"{REFUSED.format(1)}; {REFUSED.format(2)}",
+        ),
         (
             "host=/nowhere port=1",
             'connection to server on socket "/nowhere/.s.PGSQL.1" failed: No such file or directory',
