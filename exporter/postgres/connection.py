@@ -163,22 +163,23 @@ class _ConnectRace:
         self._running: list[Server] = []
         self._failures: list[tuple[Server, Exception]] = []
         self._results: SimpleQueue[_Result] = SimpleQueue()
+        self._next_at = self._half_time = 0.0  # monotonic seconds
         self._is_over = False
         self._lock = threading.Lock()  # decides whether a connection is still wanted
 
     def winner(self, deadline: Deadline) -> DeadlineConnection:
         """Return the connection, or raise the errors of all servers or DeadlineExceededError."""
-        start_at = next_at = time.monotonic()
+        start_at = time.monotonic()
         try:
             while self._waiting or self._running:
                 now = time.monotonic()
                 give_up_at = min(start_at + self._settings.connect_seconds, deadline.give_up_at)
                 if now > give_up_at:
                     raise DeadlineExceededError(self._failure())
-                if self._waiting and (now >= next_at or not self._running):
+                self._half_time = (start_at + give_up_at) / 2
+                if self._waiting and (now >= self._next_at or not self._running):
                     self._start(self._waiting.popleft())
-                    until_half_time = (start_at + give_up_at) / 2 - now
-                    next_at = now + max(0.0, until_half_time) / max(1, len(self._waiting))
+                    self._plan_next()
                 if connection := self._next_result():
                     return connection
                 deadline.on_wait()
@@ -194,6 +195,11 @@ class _ConnectRace:
             target=self._run, args=(server,), name="artifactapi-connect", daemon=True
         ).start()
 
+    def _plan_next(self) -> None:
+        """Spread the starts of the waiting servers evenly until half-time."""
+        now = time.monotonic()
+        self._next_at = now + max(0.0, self._half_time - now) / max(1, len(self._waiting))
+
     def _next_result(self) -> DeadlineConnection | None:
         """Wait a moment for a result; return it if it is a connection."""
         try:
@@ -202,10 +208,12 @@ class _ConnectRace:
             return None
         if isinstance(outcome, list):  # the other addresses of a host
             self._waiting.extendleft(reversed(outcome))
+            self._plan_next()
             return None
         self._running.remove(server)
         if isinstance(outcome, Exception):
             self._failures.append((server, outcome))
+            self._next_at = 0.0
             return None
         return outcome
 

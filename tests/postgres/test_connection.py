@@ -100,6 +100,21 @@ def test_deaf_hosts_in_front_leave_time_for_the_last_one(
     assert time.monotonic() - started < 1.5
 
 
+def test_host_behind_one_that_fails_starts_at_once(
+    dsn: str, postgres: Postgres, deaf_port: int, closed_port: int
+) -> None:
+    ports = (closed_port, closed_port, deaf_port, closed_port, postgres.port)
+    started = time.monotonic()
+    with connect(
+        with_hosts(dsn, [("127.0.0.1", port) for port in ports]),
+        DatabaseSettings(connect_seconds=12.0),
+    ) as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+    assert (
+        time.monotonic() - started < 4.5
+    )  # the deaf one is followed after 3 s, the others at once
+
+
 def test_slow_host_behind_deaf_ones_gets_half_of_the_time(
     dsn: str, postgres: Postgres, deaf_port: int
 ) -> None:
