@@ -42,7 +42,8 @@ _PLANNER_SETTINGS = """
 _TRAFFIC = sql.SQL("""
     SELECT width_bucket(started_at, %(edges)s::timestamptz[]) AS bar, cache_source,
            access_log_from_cache(cache_status) AS from_cache, error_type, status_code,
-           count(*) AS requests, coalesce(sum(response_bytes), 0)::bigint AS bytes
+           count(*) AS requests, coalesce(sum(response_bytes), 0)::bigint AS bytes,
+           count(*) FILTER (WHERE NOT artifact_complete) AS partial_reads
     FROM access_log WHERE {where} GROUP BY 1, 2, 3, 4, 5
 """)
 # Sorting all durations would take longer than everything else, so this counts them in buckets that
@@ -210,6 +211,7 @@ class Report(Struct, frozen=True):
     requests: int
     failures: int
     refusals: int
+    partial_reads: int  # requests that delivered only part of an artifact
     bytes: int
     bar_seconds: int  # of most bars; a bar can be shorter or longer if the clock changed
     traffic: list[TrafficBar]
@@ -281,6 +283,7 @@ def make_report(
         requests=sum(bar.requests for bar in bars),
         failures=sum(bar.failures for bar in bars),
         refusals=sum(bar.refusals for bar in bars),
+        partial_reads=sum(row[-1] for row in traffic),
         bytes=sum(bar.bytes for bar in bars),
         bar_seconds=round(bar_width(until - since).total_seconds()),
         traffic=bars,
@@ -296,7 +299,7 @@ def make_report(
 def _traffic_bars(rows: list[tuple[Any, ...]], edges: list[datetime]) -> list[TrafficBar]:
     """Return all bars of the span in order, including those without requests."""
     bars = [TrafficBar(at, until) for at, until in pairwise(edges)]
-    for number, _, _, _, status_code, requests, size in rows:
+    for number, _, _, _, status_code, requests, size, _ in rows:
         bar = bars[number - 1]
         bars[number - 1] = structs.replace(
             bar,
@@ -341,7 +344,7 @@ def _percentile(buckets: list[tuple[Any, ...]], fraction: float) -> float | None
 def _cache_summaries(rows: list[tuple[Any, ...]]) -> list[CacheSummary]:
     """Sum up by evidence, because a hit in a CDN is not a hit in your own cache."""
     summaries: dict[str, CacheSummary] = {}
-    for _, source, from_cache, _, _, requests, size in rows:
+    for _, source, from_cache, _, _, requests, size, _ in rows:
         if from_cache is None:  # no evidence
             continue
         old = summaries.get(source or "-", CacheSummary(source or "-"))
@@ -357,7 +360,7 @@ def _cache_summaries(rows: list[tuple[Any, ...]]) -> list[CacheSummary]:
 
 def _failure_counts(rows: list[tuple[Any, ...]]) -> list[FailureCount]:
     counts: Counter[str] = Counter()
-    for _, _, _, error_type, status_code, requests, _ in rows:
+    for _, _, _, error_type, status_code, requests, _, _ in rows:
         if error_type is not None or is_failure(status_code) or is_refusal(status_code):
             no_error = "no response" if status_code is None else f"status {status_code}"
             counts[error_type or no_error] += requests

@@ -58,6 +58,8 @@ def _head(report: Report) -> Text:
         f"{plural(fetched.artifacts, 'artifact')}, {fetched.new_artifacts:,} never seen before",
         f"{plural(report.callers.clients, 'client')}, {plural(report.callers.users, 'user')}",
     ]
+    if report.partial_reads:
+        parts.append(plural(report.partial_reads, "partial read"))
     return text.append("; ".join(parts) + "\n", style="not bold")
 
 

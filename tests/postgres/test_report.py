@@ -75,6 +75,8 @@ def random_rows() -> list[AccessLogEntry]:
                 cache_source=chance.choice(["x-cache", "age"]),
             )
         )
+        if artifact and status == 206 and number % 2:
+            found[-1] = found[-1]._replace(artifact_complete=False)
     return found
 
 
@@ -142,6 +144,8 @@ def test_totals_and_bars(report: Report) -> None:
     assert report.requests == len(ROWS_IN_SPAN) > 300
     assert report.failures == sum(map(failed, ROWS_IN_SPAN))
     assert report.refusals == sum(map(refused, ROWS_IN_SPAN)) > 0
+    partial = [row for row in ROWS_IN_SPAN if row.artifact_complete is False]
+    assert report.partial_reads == len(partial) > 0
     assert report.bytes == size(ROWS_IN_SPAN)
     assert report.bar_seconds == 3600
     assert len(report.traffic) == 25
