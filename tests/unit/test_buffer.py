@@ -1,4 +1,4 @@
-"""The buffer against a plain list: each entry is taken once and in order, or counted as dropped."""
+"""Compare the buffer with a plain list, and test its wake-ups, compaction and memory use."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_takes_each_entry_once_and_in_order_or_counts_it_as_dropped(seed: int) -> None:
-    chance = random.Random(seed)
+def test_each_entry_is_taken_once_in_order_or_counted_as_dropped(seed: int) -> None:
+    rng = random.Random(seed)
     bounds = BufferSettings(
-        max_entries=chance.choice([chance.randint(1, 40), 400]),
-        max_bytes=chance.choice([65_536, 10**9]),
+        max_entries=rng.choice([rng.randint(1, 40), 400]),
+        max_bytes=rng.choice([65_536, 10**9]),
     )
     buffer = Buffer(bounds, wake_entries=8)
     model: list[Exchange] = []
@@ -36,10 +36,10 @@ def test_takes_each_entry_once_and_in_order_or_counts_it_as_dropped(seed: int) -
     expected: list[Exchange] = []
     dropped = 0
     for number in range(1000):
-        if chance.random() < 0.02:
+        if rng.random() < 0.02:
             buffer.compact()
-        if chance.random() < 0.8:
-            exchange = make_exchange(number, size=chance.choice([100, 5_000, 60_000]))
+        if rng.random() < 0.8:
+            exchange = make_exchange(number, size=rng.choice([100, 5_000, 60_000]))
             fits = (
                 len(model) < bounds.max_entries
                 and sum(x.size for x in model) + exchange.size <= bounds.max_bytes
@@ -50,7 +50,7 @@ def test_takes_each_entry_once_and_in_order_or_counts_it_as_dropped(seed: int) -
             else:
                 dropped += 1
         else:
-            count = chance.randint(1, 10)
+            count = rng.randint(1, 10)
             batch = buffer.take(count)
             size = sum(x.size for x in batch)
             assert len(batch) == min(count, len(model)) or size >= bounds.max_bytes // 16
@@ -65,25 +65,25 @@ def test_takes_each_entry_once_and_in_order_or_counts_it_as_dropped(seed: int) -
     assert buffer.bytes_in - buffer.bytes_out == sum(x.size for x in model)
 
 
-def test_a_taker_and_a_putter_in_two_threads_lose_nothing() -> None:
+def test_concurrent_put_and_take_lose_nothing() -> None:
     buffer = Buffer(BufferSettings(), wake_entries=128)
     taken: list[Exchange] = []
 
-    def take_all() -> None:
+    def consume() -> None:
         while len(taken) < 20_000:
             buffer.wait(0.01)
             taken.extend(buffer.take(100))
 
-    taker = threading.Thread(target=take_all)
-    taker.start()
+    consumer = threading.Thread(target=consume)
+    consumer.start()
     exchange = make_exchange()
     for number in range(20_000):
         buffer.put(replace(exchange, port=number))
-    taker.join(10)
+    consumer.join(10)
     assert [x.port for x in taken] == list(range(20_000))
 
 
-def test_the_wake_up_comes_with_the_entry_that_fills_a_batch() -> None:
+def test_entry_that_fills_a_batch_wakes_the_consumer() -> None:
     buffer = Buffer(BufferSettings(), wake_entries=3)
     buffer.put(make_exchange(1))
     buffer.put(make_exchange(2))
@@ -92,11 +92,11 @@ def test_the_wake_up_comes_with_the_entry_that_fills_a_batch() -> None:
     assert time.monotonic() - started >= 0.05
     woken = threading.Event()
 
-    def wait_for_the_third() -> None:
+    def wait_for_third_entry() -> None:
         buffer.wait(60)
         woken.set()
 
-    waiter = threading.Thread(target=wait_for_the_third)
+    waiter = threading.Thread(target=wait_for_third_entry)
     waiter.start()
     buffer.put(make_exchange(3))
     assert woken.wait(10)
@@ -111,7 +111,7 @@ def test_the_wake_up_comes_with_the_entry_that_fills_a_batch() -> None:
         (BufferSettings(max_entries=1), 1, 1000),
     ],
 )
-def test_a_buffer_that_fills_wakes_the_taker_before_it_drops(
+def test_nearly_full_buffer_wakes_the_consumer_before_it_drops(
     bounds: BufferSettings, count: int, size: int
 ) -> None:
     buffer = Buffer(bounds, wake_entries=128)
@@ -122,7 +122,7 @@ def test_a_buffer_that_fills_wakes_the_taker_before_it_drops(
     assert time.monotonic() - started < 10
 
 
-def test_what_is_packed_keeps_its_place_and_its_size() -> None:
+def test_compaction_preserves_order_and_size() -> None:
     buffer = Buffer(BufferSettings(max_entries=1000), wake_entries=128)
     exchanges = [
         make_exchange(number, error="\udcff", body=b"x" * number if number % 5 == 0 else None)
@@ -141,20 +141,20 @@ def test_what_is_packed_keeps_its_place_and_its_size() -> None:
     assert (len(buffer), buffer.bytes_in) == (0, buffer.bytes_out)
 
 
-def test_what_cannot_be_packed_stays_as_it_is() -> None:
-    class Odd(str):
+def test_entries_that_cannot_be_pickled_stay_as_they_are() -> None:
+    class UnpicklableStr(str):
         __slots__ = ()
 
     buffer = Buffer(BufferSettings(), wake_entries=128)
-    exchanges = [make_exchange(number, host=Odd("odd.example")) for number in range(200)]
+    exchanges = [make_exchange(number, host=UnpicklableStr("odd.example")) for number in range(200)]
     for exchange in exchanges:
         assert buffer.put(exchange)
     assert not buffer.compact()
     assert buffer.take(1000) == exchanges
 
 
-def test_a_full_buffer_is_given_back() -> None:
-    """In a process of its own: what other tests have left behind would hide it."""
+def test_drained_buffer_returns_memory_to_the_system() -> None:
+    """Memory shrinks after a drain. Runs in a new process: memory that other tests left would hide it."""
     script = """
 import psutil
 from exporter.write.buffer import Buffer
@@ -168,7 +168,7 @@ def fill():
     for number in range(60_000):
         buffer.put(make_exchange(number, target=b"/%d" % number * 20))
         if number % 500 == 0:
-            survivors.append([number])  # as a proxy has some among them
+            survivors.append([number])  # like the proxy's long-lived objects, allocated in between
             while buffer.compact():
                 pass
     return psutil.Process().memory_info().rss
@@ -186,6 +186,6 @@ print(fill() - before, drain() - before)
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True
     )
-    full, left = map(int, done.stdout.split())
-    assert full > 10 * 1024 * 1024
-    assert left < full / 3
+    full_bytes, drained_bytes = map(int, done.stdout.split())
+    assert full_bytes > 10 * 1024 * 1024
+    assert drained_bytes < full_bytes / 3
