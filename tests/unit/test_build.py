@@ -1,4 +1,4 @@
-"""The process that builds batches: what it says is what this one would, and without it nothing is lost."""
+"""Test the row builder: worker and proxy build equal rows, and no row is lost without a worker."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def deadline() -> Deadline:
 
 @pytest.fixture
 def row_builder(deadline: Deadline) -> Iterator[RowBuilder]:
-    found = RowBuilder(_SETTINGS, deadline)
-    yield found
-    found.close()
+    builder = RowBuilder(_SETTINGS, deadline)
+    yield builder
+    builder.close()
 
 
-def exchanges(count: int) -> list[Exchange]:
-    """Some of each kind of value."""
+def make_exchanges(count: int) -> list[Exchange]:
+    """Return exchanges that cycle through every kind of value."""
     wheel = {"host": "pypi.example", "target": b"/packages/demo-1.0-py3-none-any.whl"}
     kinds: list[dict[str, object]] = [
         {},
@@ -60,9 +60,12 @@ def exchanges(count: int) -> list[Exchange]:
     return [make_exchange(number, **kinds[number % len(kinds)]) for number in range(count)]
 
 
-def here(found: list[Exchange], settings: Settings = _SETTINGS) -> list[AccessLogEntry]:
-    own = EntryBuilder(settings)
-    return [own.build(exchange) for exchange in found]
+def build_locally(
+    exchanges: list[Exchange], settings: Settings = _SETTINGS
+) -> list[AccessLogEntry]:
+    """Return the expected entries, built in this process."""
+    entry_builder = EntryBuilder(settings)
+    return [entry_builder.build(exchange) for exchange in exchanges]
 
 
 def pid_of(row_builder: RowBuilder) -> int:
@@ -70,14 +73,14 @@ def pid_of(row_builder: RowBuilder) -> int:
     return row_builder._worker.pid
 
 
-def test_the_process_says_what_this_one_would(row_builder: RowBuilder) -> None:
+def test_worker_and_proxy_build_equal_rows(row_builder: RowBuilder) -> None:
     for count in (1, 128, 1000):
-        found = exchanges(count)
-        pending = row_builder.build(found)
+        exchanges = make_exchanges(count)
+        pending = row_builder.build(exchanges)
         entries, unreadable = pending.result()
         assert isinstance(entries, CopyBatch)
-        expected = CopyBatch.of(here(found))
-        assert (expected.statement != b"") is (count > 1)  # some of them are artifacts
+        expected = CopyBatch.of(build_locally(exchanges))
+        assert (expected.statement != b"") is (count > 1)  # larger batches contain artifacts
         assert [*entries] == [*expected]
         assert (entries.text, entries.statement, entries.days, len(entries), unreadable) == (
             expected.text,
@@ -90,7 +93,7 @@ def test_the_process_says_what_this_one_would(row_builder: RowBuilder) -> None:
     assert row_builder._pending is None
 
 
-def test_the_process_hashes_whole_bodies(row_builder: RowBuilder, tmp_path: Path) -> None:
+def test_worker_hashes_whole_bodies(row_builder: RowBuilder, tmp_path: Path) -> None:
     remotes = tmp_path / "remotes.yaml"
     remotes.write_text(
         "remotes:\n  - {name: mirror, host: mirror.example, path: /pypi, format: pypi}\n"
@@ -98,85 +101,87 @@ def test_the_process_hashes_whole_bodies(row_builder: RowBuilder, tmp_path: Path
     settings = replace(_SETTINGS, remotes=replace(_SETTINGS.remotes, file=str(remotes)))
     row_builder.reconfigure(settings)
     wheel = {"host": "mirror.example", "target": b"/pypi/packages/demo-1.0-py3-none-any.whl"}
-    found = [
+    exchanges = [
         make_exchange(1, body=b"", **wheel),
         make_exchange(2, **wheel),
         make_exchange(3, body=b"x" * 5_000_000, **wheel),
     ]
-    pending = row_builder.build(found)
+    pending = row_builder.build(exchanges)
     entries, _ = pending.result()
     assert isinstance(entries, CopyBatch)
-    assert [*entries] == here(found, settings)
+    assert [*entries] == build_locally(exchanges, settings)
     assert [entry.sha256 is not None for entry in entries] == [True, False, True]
 
 
-def test_a_process_that_is_gone_costs_no_row(
+def test_killed_worker_loses_no_row(
     row_builder: RowBuilder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "_RESTART_SECONDS", 0.0)
     monkeypatch.setattr(row_builder, "_restart_seconds", 0.0)
     for number in range(6):
-        found = exchanges(20 + number)
+        exchanges = make_exchanges(20 + number)
         row_builder.start_worker()
         if number % 2:
             os.kill(pid_of(row_builder), signal.SIGKILL)
-        pending = row_builder.build(found)
+        pending = row_builder.build(exchanges)
         if number == 4:
             os.kill(pid_of(row_builder), signal.SIGKILL)
         entries, unreadable = pending.result()
-        assert [*entries] == here(found)
+        assert [*entries] == build_locally(exchanges)
         assert not unreadable
-    assert row_builder.failures >= 3  # number 4 may have been answered before
+    assert row_builder.failures >= 3  # in round 4 the answer may arrive before the kill
     assert 1 <= len([r for r in caplog.records if "worker process stopped" in r.message]) <= 4
     caplog.set_level("INFO")
-    pending = row_builder.build(exchanges(3))
+    pending = row_builder.build(make_exchanges(3))
     assert isinstance(pending.result().entries, CopyBatch)
     assert "worker process restarted" in caplog.text
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_is_ended_in_time(row_builder: RowBuilder) -> None:
-    pending = row_builder.build(exchanges(1))
+def test_worker_that_does_not_answer_is_killed_at_its_timeout(row_builder: RowBuilder) -> None:
+    pending = row_builder.build(make_exchanges(1))
     pending.result()
     os.kill(pid_of(row_builder), signal.SIGSTOP)
-    found = exchanges(10)
+    exchanges = make_exchanges(10)
     started = time.monotonic()
-    pending = row_builder.build(found)
+    pending = row_builder.build(exchanges)
     entries, _ = pending.result()
     assert 1.9 < time.monotonic() - started < 4
-    assert [*entries] == here(found)
+    assert [*entries] == build_locally(exchanges)
     assert row_builder.failures == 1
 
 
 @pytest.mark.slow
-def test_a_process_that_takes_nothing_is_ended_in_time(row_builder: RowBuilder) -> None:
+def test_worker_that_reads_nothing_is_killed_at_its_timeout(row_builder: RowBuilder) -> None:
     row_builder.start_worker()
     os.kill(pid_of(row_builder), signal.SIGSTOP)
-    found = [make_exchange(1, body=b"x" * 50_000_000)]
+    exchanges = [make_exchange(1, body=b"x" * 50_000_000)]
     started = time.monotonic()
-    pending = row_builder.build(found)
+    pending = row_builder.build(exchanges)
     entries, _ = pending.result()
-    assert time.monotonic() - started < 5  # two to notice, the rest for a busy machine
-    assert [*entries] == here(found)
+    assert time.monotonic() - started < 5  # 2 s to detect it; the rest allows for a busy machine
+    assert [*entries] == build_locally(exchanges)
 
 
 @pytest.mark.slow
-def test_at_a_stop_it_gets_half_of_the_time(row_builder: RowBuilder, deadline: Deadline) -> None:
+def test_worker_gets_half_of_the_time_until_the_deadline(
+    row_builder: RowBuilder, deadline: Deadline
+) -> None:
     row_builder.start_worker()
     os.kill(pid_of(row_builder), signal.SIGSTOP)
-    found = exchanges(10)
-    pending = row_builder.build(found)
+    exchanges = make_exchanges(10)
+    pending = row_builder.build(exchanges)
     started = time.monotonic()
     deadline.give_up_at = started + 3.0
     entries, _ = pending.result()
     assert 1.5 < time.monotonic() - started < 2.9
-    assert [*entries] == here(found)
+    assert [*entries] == build_locally(exchanges)
 
 
 @pytest.mark.slow
-def test_a_stop_beside_a_process_that_hangs_writes_all(dsn: str, query: Query) -> None:
-    memory = replace(_SETTINGS.with_dsn(dsn), spool=SpoolSettings(max_bytes=0))
-    exporter = Exporter(memory)
+def test_stop_writes_all_rows_although_the_worker_hangs(dsn: str, query: Query) -> None:
+    without_spool = replace(_SETTINGS.with_dsn(dsn), spool=SpoolSettings(max_bytes=0))
+    exporter = Exporter(without_spool)
     eventually(lambda: query("SELECT to_regclass('access_log') IS NOT NULL") == [(True,)])
     os.kill(pid_of(exporter._writer.builder), signal.SIGSTOP)
     for number in range(3000):
@@ -187,60 +192,60 @@ def test_a_stop_beside_a_process_that_hangs_writes_all(dsn: str, query: Query) -
     assert query("SELECT count(*) FROM access_log") == [(3000,)]
 
 
-def test_code_that_was_changed_on_disk_is_not_run(
+def test_worker_does_not_run_code_that_changed_on_disk(
     row_builder: RowBuilder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A new version may order a row's columns in another way."""
-    monkeypatch.setattr(build, "_DIGEST", "what was loaded")
-    found = exchanges(10)
-    pending = row_builder.build(found)
+    """The proxy builds the rows, because a new version may order the columns differently."""
+    monkeypatch.setattr(build, "_DIGEST", "digest of other code")
+    exchanges = make_exchanges(10)
+    pending = row_builder.build(exchanges)
     entries, _ = pending.result()
-    assert [*entries] == here(found)
+    assert [*entries] == build_locally(exchanges)
     assert not isinstance(entries, CopyBatch)
     assert "worker runs: the code on disk is not what the proxy has loaded; restart" in caplog.text
 
 
-def test_why_it_did_not_start_is_said_in_the_log_and_nowhere_else(
+def test_reason_for_a_failed_worker_start_appears_only_in_the_log(
     row_builder: RowBuilder,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(build, "_CODE", "import nowhere")
-    pending = row_builder.build(exchanges(1))
+    monkeypatch.setattr(build, "_CODE", "import missing_module")
+    pending = row_builder.build(make_exchanges(1))
     entries, _ = pending.result()
     assert len(entries) == 1
-    assert "worker runs: ModuleNotFoundError: No module named 'nowhere'" in caplog.text
+    assert "worker runs: ModuleNotFoundError: No module named 'missing_module'" in caplog.text
     assert capfd.readouterr() == ("", "")
 
 
-def test_without_a_python_rows_are_built_here(
+def test_proxy_builds_rows_if_the_interpreter_is_missing(
     row_builder: RowBuilder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     for _ in range(3):
-        found = exchanges(10)
-        pending = row_builder.build(found)
+        exchanges = make_exchanges(10)
+        pending = row_builder.build(exchanges)
         entries, _ = pending.result()
-        assert [*entries] == here(found)
-    assert row_builder.failures == 1  # it is not tried again for each batch
+        assert [*entries] == build_locally(exchanges)
+    assert row_builder.failures == 1  # not retried for every batch
     assert len([r for r in caplog.records if "No such file" in r.message]) == 1
 
 
-def test_what_cannot_be_sent_is_built_here(row_builder: RowBuilder) -> None:
-    class Odd(str):
+def test_proxy_builds_rows_that_cannot_be_pickled(row_builder: RowBuilder) -> None:
+    class UnpicklableStr(str):
         __slots__ = ()
 
-    found = [make_exchange(1), make_exchange(2, host=Odd("odd.example"))]
-    pending = row_builder.build(found)
+    exchanges = [make_exchange(1), make_exchange(2, host=UnpicklableStr("odd.example"))]
+    pending = row_builder.build(exchanges)
     entries, unreadable = pending.result()
     assert [entry.host for entry in entries] == ["registry.example", "odd.example"]
     assert not unreadable
 
 
-def test_an_exchange_nobody_can_read_costs_itself_alone(row_builder: RowBuilder) -> None:
-    found = [make_exchange(1), make_exchange(2, host=None), make_exchange(3)]
-    pending = row_builder.build(found)
+def test_only_the_unreadable_exchange_of_a_batch_is_lost(row_builder: RowBuilder) -> None:
+    exchanges = [make_exchange(1), make_exchange(2, host=None), make_exchange(3)]
+    pending = row_builder.build(exchanges)
     entries, unreadable = pending.result()
     assert isinstance(entries, CopyBatch)
     assert [entry.flow_id[:8] for entry in entries] == ["00000001", "00000003"]
@@ -249,48 +254,48 @@ def test_an_exchange_nobody_can_read_costs_itself_alone(row_builder: RowBuilder)
     assert "rpartition" in failure.trace
 
 
-def test_other_settings_reach_what_is_under_way(row_builder: RowBuilder) -> None:
-    found = exchanges(10)
-    pending = row_builder.build(found)
-    other = replace(_SETTINGS, node="other", redact=RedactSettings(query="drop"))
-    row_builder.reconfigure(other)
+def test_reconfigure_applies_to_pending_rows(row_builder: RowBuilder) -> None:
+    exchanges = make_exchanges(10)
+    pending = row_builder.build(exchanges)
+    new_settings = replace(_SETTINGS, node="other", redact=RedactSettings(query="drop"))
+    row_builder.reconfigure(new_settings)
     entries, _ = pending.result()
     assert isinstance(entries, CopyBatch)
-    assert [*entries] == here(found, other)
+    assert [*entries] == build_locally(exchanges, new_settings)
 
 
-def test_signals_for_the_proxy_do_not_end_it(row_builder: RowBuilder) -> None:
-    pending = row_builder.build(exchanges(1))
-    pending.result()  # by now it has begun to ignore them
+def test_worker_survives_signals_meant_for_the_proxy(row_builder: RowBuilder) -> None:
+    pending = row_builder.build(make_exchanges(1))
+    pending.result()  # the worker ignores signals from its first answer on
     pid = pid_of(row_builder)
     os.kill(pid, signal.SIGINT)
     os.kill(pid, signal.SIGTERM)
     os.kill(pid, signal.SIGHUP)
-    assert os.getsid(pid) == pid  # nor does a terminal's Ctrl-C reach it
-    pending = row_builder.build(exchanges(1))
+    assert os.getsid(pid) == pid  # its own session: Ctrl-C in a terminal does not reach it
+    pending = row_builder.build(make_exchanges(1))
     assert isinstance(pending.result().entries, CopyBatch)
     assert pid_of(row_builder) == pid
 
 
-def test_a_batch_keeps_its_entries_packed_until_they_are_looked_at() -> None:
+def test_copy_batch_supports_index_slice_and_iteration() -> None:
     entries = [make_entry(number) for number in range(3)]
     batch = CopyBatch.of(entries)
     assert (batch[0], batch[1:], [*batch]) == (entries[0], entries[1:], entries)
-    assert all(isinstance(it, type(entries[0])) for it in batch)
+    assert all(isinstance(entry, type(entries[0])) for entry in batch)
 
 
 @pytest.mark.slow
-def test_rows_come_once_each_while_it_is_killed_again_and_again(
+def test_each_row_is_written_once_while_workers_are_killed_repeatedly(
     dsn: str, query: Query, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build, "_RESTART_SECONDS", 0.1)
     exporter = Exporter(replace(_SETTINGS.with_dsn(dsn), batch=BatchSettings(max_seconds=0.05)))
-    me = psutil.Process()
+    proxy = psutil.Process()
     killed: set[int] = set()
     for number in range(20_000):
         exporter.log_access(make_exchange(number))
         if number % 500 == 0:
-            for child in me.children():
+            for child in proxy.children():
                 if child.pid not in killed and build._CODE in " ".join(child.cmdline()):
                     killed.add(child.pid)
                     child.kill()
@@ -303,7 +308,7 @@ def test_rows_come_once_each_while_it_is_killed_again_and_again(
     assert query("SELECT count(*), count(DISTINCT flow_id) FROM access_log") == [(20_000, 20_000)]
 
 
-def test_it_ends_with_a_proxy_that_is_killed(dsn: str, tmp_path: Path) -> None:
+def test_worker_exits_when_the_proxy_is_killed(dsn: str, tmp_path: Path) -> None:
     script = tmp_path / "proxy.py"
     script.write_text(
         "import sys, time\n"
