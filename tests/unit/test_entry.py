@@ -1,4 +1,4 @@
-"""From raw facts to a row: whatever bytes come in, Postgres accepts what goes out."""
+"""Test the entry builder: PostgreSQL accepts the row of any exchange, whatever bytes it contains."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 builder = EntryBuilder(Settings(node="test"))
 
 
-def test_the_usual_exchange() -> None:
+def test_typical_exchange() -> None:
     entry = builder.build(make_exchange())
     assert entry.started_at == "2023-11-14 22:13:20.000000+00"
     assert (entry.path, entry.query) == ("/simple/demo/", "token=REDACTED")
@@ -57,7 +57,7 @@ def test_the_usual_exchange() -> None:
         (None, None),
     ],
 )
-def test_addresses(peer: tuple[str, int] | None, expected: str | None) -> None:
+def test_ip_addresses(peer: tuple[str, int] | None, expected: str | None) -> None:
     assert ip_text(peer) == expected
 
 
@@ -92,12 +92,12 @@ def test_timestamps(seconds: float, expected: str) -> None:
         (b"/caf\xc3\xa9/\xff\x00", ("/café/\\xff\\x00", None)),
     ],
 )
-def test_targets(target: bytes, expected: tuple[str | None, str | None]) -> None:
+def test_request_targets(target: bytes, expected: tuple[str | None, str | None]) -> None:
     entry = builder.build(make_exchange(target=target))
     assert (entry.path, entry.query) == expected
 
 
-def test_a_long_text_is_cut_and_says_so() -> None:
+def test_long_text_is_cut_and_marked() -> None:
     entry = builder.build(
         make_exchange(target=b"/" + b"a" * 1_000_000, user_agent=b"u" * 1_000_000)
     )
@@ -105,12 +105,12 @@ def test_a_long_text_is_cut_and_says_so() -> None:
     assert entry.user_agent == "u" * 512 + CUT
 
 
-def test_what_is_not_known_is_none() -> None:
+def test_unknown_values_are_none() -> None:
     entry = builder.build(
         make_exchange(
             status_code=0,
             ended_at=None,
-            head_at=1.0,  # before the start: the wall clock stepped
+            head_at=1.0,  # before the start: the wall clock was set back
             connect_seconds=-1.0,
             client=None,
             user_agent=None,
@@ -123,12 +123,12 @@ def test_what_is_not_known_is_none() -> None:
     assert set(numbers) == set(texts) == {None}
 
 
-def test_a_strange_flow_id_gives_the_same_uuid_each_time() -> None:
+def test_invalid_flow_id_maps_to_a_stable_uuid() -> None:
     first, second = (builder.build(make_exchange(flow_id="flow 1")).flow_id for _ in range(2))
     assert first == second != builder.build(make_exchange(flow_id="flow 2")).flow_id
 
 
-def test_the_query_policy_is_the_setting() -> None:
+def test_query_policy_follows_the_setting() -> None:
     for policy, expected in (
         ("drop", None),
         ("full", "token=s3cret"),
@@ -139,7 +139,7 @@ def test_the_query_policy_is_the_setting() -> None:
 
 
 @given(st.text(st.characters()) | st.binary().map(lambda b: b.decode("utf-8", "surrogateescape")))
-def test_clean_text_is_utf_8_without_nul(text: str) -> None:
+def test_clean_text_is_valid_utf8_without_nul(text: str) -> None:
     assert "\x00" not in clean(text, 100).encode().decode()
 
 
@@ -185,7 +185,7 @@ _exchanges = st.builds(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.lists(_exchanges, min_size=1, max_size=20))
-def test_any_exchange_becomes_one_row_that_postgres_accepts(
+def test_postgres_accepts_one_row_for_any_exchange(
     dsn: str, query: Query, exchanges: list[Exchange]
 ) -> None:
     entries = [
@@ -201,7 +201,7 @@ def test_any_exchange_becomes_one_row_that_postgres_accepts(
         query("DELETE FROM access_log")
 
 
-def test_what_was_asked_before_is_cached_target_within_bounds() -> None:
+def test_cache_of_request_targets_is_used_and_bounded() -> None:
     builder = EntryBuilder(Settings(node="test"))
     wheel = make_exchange(host="pypi.example", target=b"/packages/demo-1.0-py3-none-any.whl?a=1")
     first = builder.build(wheel)
@@ -216,11 +216,11 @@ def test_what_was_asked_before_is_cached_target_within_bounds() -> None:
     assert builder.build(wheel) == first
 
 
-def test_a_login_in_the_host_field_is_left_out() -> None:
+def test_credentials_in_the_host_field_are_removed() -> None:
     assert builder.build(make_exchange(host="user:hunter2@h.example")).host == "h.example"
 
 
-def test_an_edited_table_of_remotes_is_read_anew(tmp_path: Path) -> None:
+def test_edited_remotes_file_is_reloaded(tmp_path: Path) -> None:
     file = tmp_path / "remotes.yaml"
     settings = Settings(node="test", remotes=RemotesSettings(file=str(file)))
     for changed_at, name in enumerate(("first", "second"), 1):
@@ -234,7 +234,7 @@ def test_an_edited_table_of_remotes_is_read_anew(tmp_path: Path) -> None:
     ("host", "remote"),
     [("pypi.example", "pypi"), ("PyPI.example", "pypi"), ("odd.example", None), ("", None)],
 )
-def test_a_known_host_is_its_remote_even_without_a_request(host: str, remote: str | None) -> None:
+def test_known_host_sets_the_remote_without_a_request(host: str, remote: str | None) -> None:
     refused = make_exchange(
         host=host, target=b"", method=b"", status_code=None, error_type="tls_client"
     )
