@@ -1,4 +1,4 @@
-"""Whatever bytes a flow is made of, and however it ends, the hooks make exactly one bounded exchange of it."""
+"""Test the flow tracker: any flow, however it ends, becomes exactly one exchange of bounded size."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ builder = EntryBuilder(Settings(node="test"))
 
 @pytest.fixture(scope="module", autouse=True)
 def context() -> Iterator[None]:
-    """The options that hooks look at."""
+    """Provide the mitmproxy options that the hooks read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ctx, "options", options.Options(), raising=False)
         yield
 
 
 def play(flow: http.HTTPFlow, *hooks: str) -> list[Exchange]:
-    """What the log gets of a flow whose hooks fire in this order."""
-    taken: list[Exchange] = []
-    log = FlowTracker()
-    log.log_access = lambda exchange: taken.append(exchange) or True  # type: ignore[func-returns-value]
+    """Fire these hooks in order and return the exchanges that are logged."""
+    logged: list[Exchange] = []
+    tracker = FlowTracker()
+    tracker.log_access = lambda exchange: logged.append(exchange) or True  # type: ignore[func-returns-value]
     for hook in hooks:
-        getattr(log, hook)(flow)
-        log.update([flow])
-    log.end_all()
-    assert log.failures == 0
-    return taken
+        getattr(tracker, hook)(flow)
+        tracker.update([flow])
+    tracker.end_all()
+    assert tracker.failures == 0
+    return logged
 
 
 def make_flow(**changes: Any) -> http.HTTPFlow:
-    """A live flow like any other, some of its request's raw data replaced."""
+    """Return a live flow; `changes` replace raw values of its request."""
     client = Client(peername=("192.0.2.1", 5000), sockname=("192.0.2.2", 8080))
     client.state = ConnectionState.OPEN
     flow = http.HTTPFlow(client, Server(address=("h.example", 80)))
@@ -73,8 +73,8 @@ def make_flow(**changes: Any) -> http.HTTPFlow:
     return flow
 
 
-def answer(flow: http.HTTPFlow, status: int = 200, headers: Sequence[Any] = ()) -> None:
-    """Give a flow a response."""
+def add_response(flow: http.HTTPFlow, status: int = 200, headers: Sequence[Any] = ()) -> None:
+    """Set the response of a flow."""
     flow.response = http.Response(
         b"HTTP/1.1", status, b"", http.Headers(headers), b"body", None, time.time(), time.time()
     )
@@ -82,12 +82,23 @@ def answer(flow: http.HTTPFlow, status: int = 200, headers: Sequence[Any] = ()) 
 
 ENDINGS = {
     "response": ("requestheaders", "request", "responseheaders", "response"),
-    "early answer": ("requestheaders", "responseheaders", "response", "request"),
-    "error at once": ("requestheaders", "error"),
-    "error while waiting": ("requestheaders", "request", "error"),
-    "error in the response": ("requestheaders", "request", "responseheaders", "error"),
-    "saved with both": ("requestheaders", "request", "responseheaders", "response", "error"),
-    "stop": ("requestheaders", "request"),
+    "response before the request ends": (
+        "requestheaders",
+        "responseheaders",
+        "response",
+        "request",
+    ),
+    "error before the request ends": ("requestheaders", "error"),
+    "error before the response": ("requestheaders", "request", "error"),
+    "error during the response": ("requestheaders", "request", "responseheaders", "error"),
+    "error after the response": (
+        "requestheaders",
+        "request",
+        "responseheaders",
+        "response",
+        "error",
+    ),
+    "shutdown": ("requestheaders", "request"),
     "tunnel refused": ("http_connect", "http_connect_error"),
     "tunnel unused": ("http_connect", "http_connected"),
 }
@@ -108,20 +119,20 @@ times = st.one_of(
     host=text,
     scheme=short,
     headers=fields,
-    answered=fields,
+    response_headers=fields,
     status=st.sampled_from([0, 100, 101, 200, 407, 599, 999, 70_000, -1]),
     started=times,
     message=text,
     live=st.booleans(),
 )
-def test_any_flow_is_one_exchange_and_a_row(
+def test_any_flow_becomes_one_exchange_and_one_row(
     ending: str,
     method: bytes,
     path: bytes,
     host: str,
     scheme: bytes,
     headers: list[tuple[bytes, bytes]],
-    answered: list[tuple[bytes, bytes]],
+    response_headers: list[tuple[bytes, bytes]],
     status: int,
     started: float,
     message: str,
@@ -138,7 +149,7 @@ def test_any_flow_is_one_exchange_and_a_row(
     flow.live = live
     hooks = ENDINGS[ending]
     if "response" in hooks or "responseheaders" in hooks or "http_connected" in hooks:
-        answer(flow, status, answered)
+        add_response(flow, status, response_headers)
     if "error" in hooks:
         flow.error = Error(message)
     (exchange,) = play(flow, *hooks)
@@ -146,13 +157,13 @@ def test_any_flow_is_one_exchange_and_a_row(
     assert row.status_code in (None, status, 400, 502)
     assert row.flow_id == flow.id
     for value in row:
-        assert value != ""  # COPY would take it for NULL
+        assert value != ""  # COPY would read it as NULL
         assert not isinstance(value, str) or "\x00" not in value
         if isinstance(value, str):
             value.encode()
 
 
-def test_a_megabyte_in_every_place_is_bounded_and_marked() -> None:
+def test_megabyte_values_are_cut_and_marked() -> None:
     large = b"x" * 1_000_000
     flow = make_flow(
         method=large,
@@ -161,12 +172,12 @@ def test_a_megabyte_in_every_place_is_bounded_and_marked() -> None:
         headers=http.Headers([(b"User-Agent", large)]),
         http_version=large,
     )
-    answer(flow, headers=[(b"Content-Type", large)] + [(b"X-Cache", large)] * 100)
+    add_response(flow, headers=[(b"Content-Type", large)] + [(b"X-Cache", large)] * 100)
     (exchange,) = play(flow, *ENDINGS["response"])
-    held = sum(len(value) for value in astuple(exchange) if isinstance(value, (bytes, str))) + sum(
-        len(name) + len(value) for name, value in exchange.response_fields
-    )
-    assert held <= exchange.size
+    total_length = sum(
+        len(value) for value in astuple(exchange) if isinstance(value, (bytes, str))
+    ) + sum(len(name) + len(value) for name, value in exchange.response_fields)
+    assert total_length <= exchange.size
     assert exchange.size < 150_000
     row = builder.build(exchange)
     for value in (row.path, row.user_agent, row.host, row.content_type, row.method):
@@ -174,57 +185,57 @@ def test_a_megabyte_in_every_place_is_bounded_and_marked() -> None:
         assert value.endswith(CUT)
 
 
-def test_the_size_of_a_small_exchange_is_no_less_than_what_it_takes() -> None:
+def test_size_of_a_small_exchange_covers_its_memory() -> None:
     flow = make_flow(host="small.example", method=b"SMALL", path=b"/of/a/usual/length?and=query")
     flow.request.headers["User-Agent"] = "small/1.0"
-    answer(flow, headers=[(b"X-CACHE", b"small")])
+    add_response(flow, headers=[(b"X-CACHE", b"small")])
     (exchange,) = play(flow, *ENDINGS["response"])
     (field,) = exchange.response_fields
-    # But for what others hold anyway: the connection's address, None, small numbers, literals.
-    others = {id(exchange.client), id(None), id(exchange.response_source), *map(id, range(257))}
-    values = [value for value in astuple(exchange) if id(value) not in others]
-    taken = sys.getsizeof(exchange) + sum(map(sys.getsizeof, [*values, field, *field]))
-    assert taken <= exchange.size <= 1.5 * taken
+    # Not counted: objects that exist anyway (the connection's address, None, small integers, literals).
+    shared = {id(exchange.client), id(None), id(exchange.response_source), *map(id, range(257))}
+    values = [value for value in astuple(exchange) if id(value) not in shared]
+    used_bytes = sys.getsizeof(exchange) + sum(map(sys.getsizeof, [*values, field, *field]))
+    assert used_bytes <= exchange.size <= 1.5 * used_bytes
 
 
-def test_response_fields_are_found_in_any_spelling() -> None:
+def test_response_fields_are_found_in_any_letter_case() -> None:
     for number, name in enumerate((b"X-Cache", b"x-cache", b"X-CACHE")):
         flow = make_flow()
-        answer(flow, headers=[(b"X-Other-%d" % number, b"HIT"), (name, b"HIT")])
+        add_response(flow, headers=[(b"X-Other-%d" % number, b"HIT"), (name, b"HIT")])
         (exchange,) = play(flow, *ENDINGS["response"])
         assert exchange.response_fields == ((b"x-cache", b"HIT"),)
 
 
-def test_five_thousand_headers() -> None:
+def test_headers_are_found_among_five_thousand() -> None:
     many = [(b"X-%d" % number, b"y" * 100) for number in range(5000)]
     flow = make_flow(headers=http.Headers([*many, (b"user-AGENT", b"last")]))
-    answer(flow, headers=[*many, (b"content-TYPE", b"text/plain")])
+    add_response(flow, headers=[*many, (b"content-TYPE", b"text/plain")])
     (exchange,) = play(flow, *ENDINGS["response"])
     row = builder.build(exchange)
     assert (row.user_agent, row.content_type) == ("last", "text/plain")
     assert len(exchange.response_fields) == 1
 
 
-def test_a_clock_that_steps_back_gives_no_span() -> None:
+def test_no_duration_if_the_clock_was_set_back() -> None:
     flow = make_flow(timestamp_start=time.time() + 3600)
-    answer(flow)
+    add_response(flow)
     row = builder.build(play(flow, *ENDINGS["response"])[0])
     assert (row.duration_ms, row.ttfb_ms) == (None, None)
 
 
-def test_no_body_is_kept_alive() -> None:
+def test_exchange_does_not_keep_the_body() -> None:
     body = bytearray(1_000_000)
     flow = make_flow(content=bytes(body))
-    answer(flow)
+    add_response(flow)
     (exchange,) = play(flow, *ENDINGS["response"])
     assert exchange.request_bytes == 1_000_000
     assert exchange.size < 10_000
 
 
-def test_a_tunnel_nothing_was_asked_through_is_a_row_also_after_a_reload() -> None:
-    taken: list[Exchange] = []
+def test_unused_tunnel_is_logged_after_a_reload() -> None:
+    logged: list[Exchange] = []
     before, after = FlowTracker(), FlowTracker()
-    after.log_access = lambda exchange: taken.append(exchange) or True  # type: ignore[func-returns-value]
+    after.log_access = lambda exchange: logged.append(exchange) or True  # type: ignore[func-returns-value]
     idle, used = make_flow(method=b"CONNECT"), make_flow(method=b"CONNECT")
     for tunnel in (idle, used):
         before.http_connect(tunnel)
@@ -232,11 +243,11 @@ def test_a_tunnel_nothing_was_asked_through_is_a_row_also_after_a_reload() -> No
         before.http_connected(tunnel)
         before.update([tunnel])
     after.take_over(before.hand_over())
-    inner = make_flow()
-    inner.client_conn = used.client_conn
-    after.requestheaders(inner)
-    after.update([inner])
+    tunneled = make_flow()
+    tunneled.client_conn = used.client_conn
+    after.requestheaders(tunneled)
+    after.update([tunneled])
     after.client_disconnected(idle.client_conn)
-    assert [(x.method, x.status_code, x.error_type) for x in taken] == [(b"CONNECT", 200, None)]
+    assert [(x.method, x.status_code, x.error_type) for x in logged] == [(b"CONNECT", 200, None)]
     after.end_all()
-    assert [x.error_type for x in taken] == [None, "shutdown"]
+    assert [x.error_type for x in logged] == [None, "shutdown"]
