@@ -1,4 +1,4 @@
-"""The table of artifacts and the views: each fetch counted once, and the questions answered."""
+"""Test the artifact table, its views and how redirects pass on the artifact."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def database(dsn: str) -> Iterator[Database]:
 
 
 def fetch(number: int, package: str = "demo", **changes: Any) -> AccessLogEntry:
-    """A download of an artifact."""
+    """Return the entry of an artifact download."""
     identity = {
         "remote": "pypi",
         "artifact_kind": "artifact",
@@ -46,7 +46,7 @@ def fetch(number: int, package: str = "demo", **changes: Any) -> AccessLogEntry:
     return make_entry(number, **(identity | changes))
 
 
-def test_each_fetch_counts_once_however_often_its_batch_is_sent(
+def test_each_fetch_counts_once_if_its_batch_is_sent_again(
     database: Database, query: Query
 ) -> None:
     batch = [
@@ -57,18 +57,16 @@ def test_each_fetch_counts_once_however_often_its_batch_is_sent(
     ]
     for _ in range(3):
         assert database.write(batch) == []
-    assert database.write([*batch, fetch(4)]) == []  # partly there
+    assert database.write([*batch, fetch(4)]) == []  # partly written before
     bad = fetch(6, port=2**40)
-    assert len(database.write([fetch(5), bad, *batch])) == 1  # partly there, one refused
+    assert len(database.write([fetch(5), bad, *batch])) == 1  # partly written before, one rejected
     assert query("SELECT purl, remote, first_user, fetches, bytes FROM artifact ORDER BY purl") == [
         ("pkg:pypi/demo@1.0", "pypi", "build-42", 4, 4 * 1234),
         ("pkg:pypi/left@1.0", "pypi", "build-42", 1, 1234),
     ]
 
 
-def test_whoever_fetched_it_and_whatever_it_is_called_is_counted_as_it_is(
-    database: Database, query: Query
-) -> None:
+def test_special_characters_in_names_are_stored_unchanged(database: Database, query: Query) -> None:
     names = [
         "{",
         "}",
@@ -90,30 +88,32 @@ def test_whoever_fetched_it_and_whatever_it_is_called_is_counted_as_it_is(
         fetch(number, purl=f"pkg:generic/{name}", proxy_user=name, remote=name)
         for number, name in enumerate(names)
     ]
-    nobody = [
+    without_user = [
         fetch(number, purl=f"pkg:generic/{number}", proxy_user=None) for number in range(100, 3000)
     ]
-    assert database.write([*batch, *nobody]) == []  # more than goes in one write
+    assert database.write([*batch, *without_user]) == []  # more than one write holds
     found = query("SELECT first_user, remote, purl FROM artifact WHERE first_user IS NOT NULL")
     assert sorted(found) == sorted((name, name, f"pkg:generic/{name}") for name in names)
     assert query("SELECT count(*) FROM artifact") == [(len(names) + 2900,)]
 
 
-def test_what_did_not_reach_its_client_was_not_fetched(database: Database, query: Query) -> None:
-    others = [
+def test_incomplete_or_failed_downloads_do_not_count_as_fetches(
+    database: Database, query: Query
+) -> None:
+    not_fetched = [
         fetch(1, "head", method="HEAD", response_bytes=0),
         fetch(2, "put", method="PUT"),
         fetch(3, "cut", error_type="upstream_closed"),
         fetch(4, "absent", status_code=404),
     ]
-    assert database.write([fetch(0), fetch(5, "part", status_code=206), *others]) == []
+    assert database.write([fetch(0), fetch(5, "part", status_code=206), *not_fetched]) == []
     fetched = [("pkg:pypi/demo@1.0",), ("pkg:pypi/part@1.0",)]
     for table in ("artifact", "access_log_artifacts", "access_log_first_seen"):
         assert query(f"SELECT purl FROM {table} ORDER BY purl") == fetched
     assert query("SELECT purl FROM access_log_redundant") == []
 
 
-def test_what_was_fetched_earlier_but_written_later_is_the_first(
+def test_first_user_is_the_earliest_fetch_not_the_first_written(
     database: Database, query: Query
 ) -> None:
     database.write([fetch(10, proxy_user="late", remote="mirror")])
@@ -124,7 +124,9 @@ def test_what_was_fetched_earlier_but_written_later_is_the_first(
     assert str(row[3]) == "0:00:00.009000"
 
 
-def test_ten_writers_of_the_same_artifacts_do_not_deadlock(dsn: str, query: Query) -> None:
+def test_ten_concurrent_writers_of_the_same_artifacts_do_not_deadlock(
+    dsn: str, query: Query
+) -> None:
     failures: list[BaseException] = []
 
     def write(writer: int) -> None:
@@ -134,7 +136,7 @@ def test_ten_writers_of_the_same_artifacts_do_not_deadlock(dsn: str, query: Quer
                 numbers = range(30) if writer % 2 else range(29, -1, -1)
                 base = writer * 100_000 + batch * 1000
                 database.write([fetch(base + n, f"package-{n}") for n in numbers])
-        except BaseException as e:  # noqa: BLE001 - the test wants to see it
+        except BaseException as e:  # noqa: BLE001 - reported by the assertion below
             failures.append(e)
         finally:
             database.close()
@@ -149,7 +151,7 @@ def test_ten_writers_of_the_same_artifacts_do_not_deadlock(dsn: str, query: Quer
     assert query("SELECT count(*) FROM access_log") == [(6000,)]
 
 
-def test_a_redirect_hands_its_identity_to_the_request_it_leads_to() -> None:
+def test_redirect_passes_its_artifact_to_the_next_request() -> None:
     builder = EntryBuilder(Settings(node="test"))
     release = make_exchange(
         1,
@@ -171,7 +173,7 @@ def test_a_redirect_hands_its_identity_to_the_request_it_leads_to() -> None:
     assert "s3cret" not in repr((first, second))
 
 
-def test_a_row_says_which_artifact_it_was_and_whether_a_cache_had_it() -> None:
+def test_row_names_the_artifact_and_its_cache_status() -> None:
     entry = EntryBuilder(Settings(node="test")).build(
         make_exchange(
             host="files.pythonhosted.example",
@@ -188,7 +190,7 @@ def test_a_row_says_which_artifact_it_was_and_whether_a_cache_had_it() -> None:
     )
 
 
-def test_the_digest_of_a_registry_names_what_a_tag_stood_for() -> None:
+def test_purl_of_a_tag_contains_the_registry_digest() -> None:
     digest = "sha256:" + "0" * 64
     exchange = make_exchange(
         host="registry-1.docker.example",
@@ -200,7 +202,7 @@ def test_the_digest_of_a_registry_names_what_a_tag_stood_for() -> None:
     assert digest.replace(":", "%3A") in entry.purl or digest in entry.purl
 
 
-def test_remotes_of_ones_own_come_first(tmp_path: Path) -> None:
+def test_configured_remotes_take_precedence(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("remotes:\n  - {name: ours, host: wheels.corp.example, format: pypi}\n")
     settings = Settings(node="test", remotes=RemotesSettings(file=str(file)))
@@ -209,16 +211,16 @@ def test_remotes_of_ones_own_come_first(tmp_path: Path) -> None:
     assert (entry.remote, entry.purl) == ("ours", "pkg:pypi/demo@1.0")
 
 
-def test_our_own_side_speaks_before_the_headers() -> None:
+def test_local_response_source_overrides_cache_headers() -> None:
     builder = EntryBuilder(Settings(node="test"))
     fields = ((b"x-cache", b"MISS"),)
     replayed = builder.build(make_exchange(response_source="replay", response_fields=fields))
     assert (replayed.cache_status, replayed.cache_source) == ("HIT", "local")
-    made_here = builder.build(make_exchange(response_source="addon", response_fields=fields))
-    assert (made_here.cache_status, made_here.cache_source) == (None, None)
+    from_addon = builder.build(make_exchange(response_source="addon", response_fields=fields))
+    assert (from_addon.cache_status, from_addon.cache_source) == (None, None)
 
 
-def test_the_views_answer_their_questions(database: Database, query: Query) -> None:
+def test_each_view_returns_the_expected_rows(database: Database, query: Query) -> None:
     day = "2026-05-04"
     at = [f"{day} 10:{minute:02d}:00.000000+00" for minute in range(10)]
     database.write(
@@ -275,15 +277,13 @@ def test_the_views_answer_their_questions(database: Database, query: Query) -> N
     ]
 
 
-def test_every_view_says_what_it_is_for(database: Database, query: Query) -> None:
+def test_every_view_has_a_comment(database: Database, query: Query) -> None:
     database.open()
-    silent = "SELECT relname FROM pg_class WHERE relkind = 'v' AND relnamespace = current_schema()::regnamespace"
-    assert query(f"{silent} AND obj_description(oid) IS NULL") == []
+    views = "SELECT relname FROM pg_class WHERE relkind = 'v' AND relnamespace = current_schema()::regnamespace"
+    assert query(f"{views} AND obj_description(oid) IS NULL") == []
 
 
-def test_the_digest_of_an_artifact_is_written_and_of_nothing_else(
-    database: Database, query: Query
-) -> None:
+def test_only_artifacts_get_a_sha256(database: Database, query: Query) -> None:
     builder = EntryBuilder(Settings(node="test"))
     wheel = {"host": "files.pythonhosted.example", "target": b"/packages/demo-1.0-py3-none-any.whl"}
     digest = hashlib.sha256(b"content")
@@ -320,7 +320,7 @@ def test_the_digest_of_an_artifact_is_written_and_of_nothing_else(
         ("https://cdn.example/" + "a" * 5000, "cdn.example", b"/" + b"a" * 5000),
     ],
 )
-def test_a_redirect_is_followed_however_it_is_written(
+def test_redirect_is_recognized_in_any_spelling_of_its_location(
     location: str, host: str, target: bytes
 ) -> None:
     builder = EntryBuilder(Settings(node="test"))
@@ -338,7 +338,7 @@ def test_a_redirect_is_followed_however_it_is_written(
     assert builder.build(page).purl is None
 
 
-def test_a_location_that_is_no_url_is_left_alone() -> None:
+def test_location_that_is_not_a_valid_url_is_ignored() -> None:
     builder = EntryBuilder(Settings(node="test"))
     for location in (b"http://[", b"\xff\xfe", b"", b"http://h\x00/"):
         exchange = make_exchange(
@@ -358,16 +358,16 @@ def test_a_location_that_is_no_url_is_left_alone() -> None:
         ("/" + "a" * 3000 + "1", "/" + "a" * 3000 + "2"),
     ],
 )
-def test_redirects_to_places_that_look_alike_do_not_mix(first: str, second: str) -> None:
+def test_redirects_to_similar_locations_are_kept_apart(first: str, second: str) -> None:
     builder = EntryBuilder(Settings(node="test"))
-    places = {"alpha": f"https://cdn.example{first}", "beta": f"https://cdn.example{second}"}
-    for name, place in places.items():
+    locations = {"alpha": f"https://cdn.example{first}", "beta": f"https://cdn.example{second}"}
+    for name, location in locations.items():
         wheel = f"/packages/aa/bb/{name}-1.0-py3-none-any.whl".encode()
         redirect = make_exchange(
             host="pypi.example",
             target=wheel,
             status_code=302,
-            response_fields=((b"location", place.encode()),),
+            response_fields=((b"location", location.encode()),),
         )
         builder.build(redirect)
     for name, target in (("alpha", first), ("beta", second)):
@@ -376,14 +376,14 @@ def test_redirects_to_places_that_look_alike_do_not_mix(first: str, second: str)
         assert builder.build(replace(followed, port=8443)).purl is None
 
 
-def test_a_name_longer_than_any_registrys_costs_neither_the_row_nor_its_batch(
+def test_overlong_package_name_does_not_lose_the_row_or_its_batch(
     database: Database, query: Query
 ) -> None:
-    chance = random.Random(1)
+    rng = random.Random(1)
     builder = EntryBuilder(Settings(node="test"))
-    name = "".join(chr(chance.randrange(0x4E00, 0x9FA0)) for _ in range(900))
+    name = "".join(chr(rng.randrange(0x4E00, 0x9FA0)) for _ in range(900))
     tag = f"/a/b/archive/refs/tags/{name}.tar.gz".encode()
-    image = f"/v2/{chance.randbytes(900).hex()}/manifests/latest".encode()
+    image = f"/v2/{rng.randbytes(900).hex()}/manifests/latest".encode()
     digest = ((b"docker-content-digest", b"sha256:" + b"0" * 64),)
     exchanges = [
         make_exchange(1, host="github.example", target=tag, status_code=404),
