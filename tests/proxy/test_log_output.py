@@ -1,4 +1,4 @@
-"""Messages of the access log in mitmdump's output, where that is a file or a pipe and so is buffered."""
+"""Test log messages in the proxy's output when it is a file or a pipe, which Python buffers."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
     from tests.support.postgres import Postgres
 
-_AWAY = "artifactapi: PostgreSQL unavailable; buffering rows"
+_UNAVAILABLE = "artifactapi: PostgreSQL unavailable; buffering rows"
 
 
 @contextlib.contextmanager
 def _mitmdump(
     folder: Path, stdout: int | IO[bytes], dsn: str, *arguments: str, program: str = "mitmdump"
 ) -> Iterator[tuple[subprocess.Popen[bytes], tuple[str, int]]]:
-    """Run a proxy without PYTHONUNBUFFERED, which the other tests set. Yield it and its address."""
+    """Run a proxy without PYTHONUNBUFFERED, which other tests set. Yield its process and address."""
     address = ("127.0.0.1", free_port())
     config = folder / "settings.yaml"
     config.write_text("batch: {max_seconds: 0.1}\ndatabase: {retry_max_seconds: 0.2}\n")
@@ -61,7 +61,7 @@ def _mitmdump(
 
 
 def _fetches(address: tuple[str, int], url: str) -> bool:
-    """Whether the proxy serves a request."""
+    """Return whether the proxy serves a request."""
     try:
         return bool(fetch(address, url, "User-Agent: output"))
     except OSError:
@@ -87,23 +87,23 @@ def test_messages_reach_a_file_at_once(
         eventually(lambda: "artifactapi: logging to" in output.read_text(), 20)
         relay.cut()
         assert eventually(lambda: _fetches(address, f"{upstream.url}/ok"))
-        eventually(lambda: _AWAY in output.read_text())
+        eventually(lambda: _UNAVAILABLE in output.read_text())
         relay.mend()
         eventually(lambda: "artifactapi: PostgreSQL available again" in output.read_text())
 
 
-def test_messages_for_a_pipe_that_nobody_reads_do_not_delay_the_proxy(tmp_path: Path) -> None:
-    ours, theirs = os.pipe()
-    filled = _fill(theirs)
-    unavailable = f"host=127.0.0.1 port={free_port()} user=me"
-    # mitmproxy itself stops at such a pipe once it has printed 16 kB, so it must not print flows.
+def test_full_output_pipe_does_not_delay_the_proxy(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    filled_bytes = _fill(write_end)
+    unavailable_dsn = f"host=127.0.0.1 port={free_port()} user=me"
+    # mitmproxy itself blocks on a full pipe after 16 kB of output, so it must not print flows.
     quiet = ("--set", "flow_detail=0", "--set", "termlog_verbosity=warn")
     with (
         RawUpstream() as upstream,
-        open(ours, "rb", buffering=0) as pipe,  # noqa: PTH123 - a file descriptor
-        _mitmdump(tmp_path, theirs, unavailable, *quiet) as (process, address),
+        open(read_end, "rb", buffering=0) as pipe,  # noqa: PTH123 - a file descriptor
+        _mitmdump(tmp_path, write_end, unavailable_dsn, *quiet) as (process, address),
     ):
-        os.close(theirs)
+        os.close(write_end)
         url = f"{upstream.url}/ok"
         eventually(lambda: _fetches(address, url), 20)
         deadline = time.monotonic() + 2
@@ -111,21 +111,21 @@ def test_messages_for_a_pipe_that_nobody_reads_do_not_delay_the_proxy(tmp_path: 
             started = time.monotonic()
             assert _fetches(address, url)
             assert time.monotonic() - started < 1
-        assert _AWAY in _read(pipe, filled + 1, _AWAY)
+        assert _UNAVAILABLE in _read(pipe, filled_bytes + 1, _UNAVAILABLE)
         process.send_signal(signal.SIGTERM)
         _read(pipe, 1 << 30, "")
         assert process.wait(20) == 0
 
 
-def test_proxy_outlives_the_reader_of_its_output(tmp_path: Path) -> None:
-    unavailable = f"host=127.0.0.1 port={free_port()} user=me"
-    ours, theirs = os.pipe()
+def test_proxy_keeps_running_when_its_output_pipe_is_closed(tmp_path: Path) -> None:
+    unavailable_dsn = f"host=127.0.0.1 port={free_port()} user=me"
+    read_end, write_end = os.pipe()
     with (
         RawUpstream() as upstream,
-        _mitmdump(tmp_path, theirs, unavailable) as (process, address),
+        _mitmdump(tmp_path, write_end, unavailable_dsn) as (process, address),
     ):
-        os.close(theirs)
-        os.close(ours)
+        os.close(write_end)
+        os.close(read_end)
         assert eventually(lambda: _fetches(address, f"{upstream.url}/ok"), 20)
         assert _fetches(address, f"{upstream.url}/ok")
         assert process.poll() is None
@@ -143,7 +143,7 @@ def _fill(pipe: int) -> int:
 
 
 def _read(pipe: Any, count: int, text: str) -> str:
-    """Read from a pipe until it had `count` bytes with this text, or until its end."""
+    """Read until there are at least `count` bytes that contain `text`, or until the pipe ends."""
     found = b""
     while len(found) < count or text.encode() not in found:
         readable, _, _ = select.select([pipe], [], [], 20)
