@@ -22,7 +22,7 @@ _TIMEOUT_SECONDS = 120.0
 
 
 def available() -> dict[str, Path]:
-    """Return folders of PostgreSQL programs by version: from our dependency and from Debian packages."""
+    """Return the program folder of each PostgreSQL version, from our dependency and Debian packages."""
     found = {"18": programs()}
     for folder in sorted(_DEBIAN.glob("[0-9]*")):
         if (folder / "bin" / "initdb").exists():
@@ -31,7 +31,7 @@ def available() -> dict[str, Path]:
 
 
 def free_port() -> int:
-    """Return a port that is not in use right now."""
+    """Return a free port. Another process may take it before you use it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -39,7 +39,7 @@ def free_port() -> int:
 
 
 class Postgres:
-    """A new server without fsync; a context manager. Root runs it as `nobody`."""
+    """A new server without fsync, as a context manager. If you are root, it runs as `nobody`."""
 
     def __init__(self, program_folder: Path) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="artifactapi-pg-"))
@@ -51,7 +51,7 @@ class Postgres:
             self._user = ServerUser(account.pw_uid, account.pw_gid)
             change_owner(self.folder, self._user)
         self._programs = runnable_programs(program_folder, self._user, self.folder)
-        encoding = ("--encoding=UTF8", "--locale=C")  # like the embedded server
+        encoding = ("--encoding=UTF8", "--locale=C")  # same as the embedded server
         self.run(
             "initdb", "-D", self.data, "-U", "postgres", "--auth=trust", "--no-sync", *encoding
         )
@@ -75,7 +75,7 @@ class Postgres:
         return f"host={host} port={port or self.port} user=postgres dbname={dbname}"
 
     def configure(self, **settings: str) -> None:
-        """Append to postgresql.conf; takes effect at the next start or reload."""
+        """Append settings to postgresql.conf. They apply at the next start or reload."""
         with (self.data / "postgresql.conf").open("a", encoding="utf-8") as file:
             file.writelines(f"{key} = {value}\n" for key, value in settings.items())
 
@@ -89,7 +89,7 @@ class Postgres:
             raise RuntimeError(f"{e.output}\n{log.read_text()[-2000:]}") from None
 
     def stop(self, mode: str = "immediate") -> None:
-        """Stop the server and wait for its end."""
+        """Stop the server and wait until it has exited."""
         self.run("pg_ctl", "stop", "-w", "-D", self.data, "-m", mode)
 
     @property
@@ -98,7 +98,7 @@ class Postgres:
         return int((self.data / "postmaster.pid").read_text().split("\n", 1)[0])
 
     def kill(self) -> None:
-        """Kill all processes of the server, like the kernel's out-of-memory killer."""
+        """Kill all server processes with SIGKILL, like the kernel's out-of-memory killer."""
         postmaster = psutil.Process(self.pid)
         processes = [postmaster, *postmaster.children()]
         for process in processes:
@@ -107,9 +107,9 @@ class Postgres:
         psutil.wait_procs(processes, timeout=10)
 
     def run(self, program: str, *arguments: str | Path) -> str:
-        """Run one of PostgreSQL's programs, not as root, and return its output."""
+        """Run a PostgreSQL program, never as root, and return its output."""
         command: list[str | Path] = [self._programs / program, *arguments]
-        done = run_as(self._user, command, _TIMEOUT_SECONDS)
-        if done.returncode:
-            raise subprocess.CalledProcessError(done.returncode, program, done.stdout)
-        return done.stdout
+        result = run_as(self._user, command, _TIMEOUT_SECONDS)
+        if result.returncode:
+            raise subprocess.CalledProcessError(result.returncode, program, result.stdout)
+        return result.stdout
