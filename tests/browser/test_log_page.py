@@ -570,7 +570,7 @@ def test_user_can_log_in_on_page(browser: Browser, web: Web) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_link_in_mitmweb_leads_to_page_and_back(web: Web, page: Page, scheme: Any) -> None:
-    web.send("linked")
+    web.send(f"linked {scheme}")
     page.emulate_media(color_scheme=scheme)
     page.goto(f"{web.address}/")
     expect(page.get_by_text("Flow List")).to_be_visible()
