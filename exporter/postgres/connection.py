@@ -30,6 +30,9 @@ _MAX_DESCRIPTION = 500  # characters
 # psycopg says twice that a connection failed, and libpq adds a question.
 _REPETITION = re.compile(r"^connection (?:failed|is bad): (?=connection )")
 _HINT = re.compile(r"\s*Is the server running .*\?")
+# The lines of an error's context that say where it comes from, in any language of lc_messages.
+_FUNCTION = re.compile(r"^PL/.*", re.MULTILINE)
+_COPY_COLUMN = re.compile(r"^COPY \w+, \D*\d+, \w+ (\w+)", re.MULTILINE)
 _TICK_SECONDS = 0.05  # how often a wait checks its deadline
 # With these the server notices soon that a client has vanished, and releases its locks: the
 # keepalives while it waits for data, the check interval while it waits for a lock. Values that the
@@ -324,5 +327,15 @@ def describe(error: Exception) -> str:
     message = _HINT.sub("", _REPETITION.sub("", message))
     text = re.sub(r"(?i)(password\s*=\s*)\S+", r"\1***", " ".join(message.split()))
     text = re.sub(r"://[^/@\s]*@", "://***@", text)
-    state = getattr(error, "sqlstate", None)
-    return f"{text[:_MAX_DESCRIPTION]}{f' ({state})' if state else ''}"
+    context = getattr(diagnosis, "context", None) or ""
+    places = [getattr(error, "sqlstate", None), _place(context)]
+    found = ", ".join(filter(None, places))
+    return f"{text[:_MAX_DESCRIPTION]}{f' ({found})' if found else ''}"
+
+
+def _place(context: str) -> str:
+    """The function or the column that an error comes from, without values of the row."""
+    if function := _FUNCTION.search(context):
+        return function[0]
+    column = _COPY_COLUMN.search(context)
+    return f"column {column[1]}" if column else ""

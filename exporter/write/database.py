@@ -1,4 +1,4 @@
-"""The writer's connection: COPY batches into access_log and react to errors.
+"""The writer's connection: write batches into access_log and react to errors.
 
 Knows nothing about threads, retries or the buffer. postgres/faults.py decides what an error means.
 """
@@ -6,9 +6,8 @@ Knows nothing about threads, retries or the buffer. postgres/faults.py decides w
 from __future__ import annotations
 
 import contextlib
-import re
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import sql
@@ -20,44 +19,35 @@ from ..postgres.connection import (
     connect,
     describe,
 )
-from ..postgres.copy import copy_from_stdin
 from ..postgres.embedded import EmbeddedServer
 from ..postgres.faults import REPAIRABLE, Fault, classify
 from ..postgres.schema import SchemaError, ensure_schema
-from ..rows.entry import AccessLogEntry
-from .artifacts import fetches, record
 from .copy_batch import CopyBatch, days_of
 from .gaps import Gap
+from .insert import COLUMNS, RowsDiscardedError, insert_access_log_batch
+from .rejections import AcceptedRows, NoRowAcceptedError, Rejection, RejectionFinder
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
+    from ..rows.entry import AccessLogEntry
     from ..settings import DatabaseSettings
 
-COLUMNS = AccessLogEntry._fields
-_COLUMN_LIST = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
-_COPY = sql.SQL("COPY access_log ({}) FROM STDIN (NULL '')").format(_COLUMN_LIST).as_bytes()
-_INSERT = sql.SQL("INSERT INTO access_log ({}) VALUES ({}) ON CONFLICT DO NOTHING").format(
-    _COLUMN_LIST, sql.SQL(", ").join(sql.Placeholder() for _ in COLUMNS)
-)
+__all__ = ["COLUMNS", "Database", "DatabaseUnavailable", "Rejection", "insert_access_log_batch"]
+
 _INSERT_GAP = sql.SQL("INSERT INTO access_log_gap ({}) VALUES ({}) ON CONFLICT DO NOTHING").format(
     sql.SQL(", ").join(map(sql.Identifier, Gap._fields)),
     sql.SQL(", ").join(sql.Placeholder() for _ in Gap._fields),
 )
-_ASYNCHRONOUS = b"SET LOCAL synchronous_commit = off"
 _ENSURE_PARTITION = "SELECT access_log_ensure_partition(%s)"
-
-_COPY_LINE = re.compile(r"\bCOPY \S+, line (\d+)")
-
 _KNOWN_DAYS = 1024  # partitions known to exist
-_MAX_REJECTED_LINES = 8  # COPY is repeated without each; with more, rows are inserted one by one
 
 
 class DatabaseUnavailable(Exception):  # noqa: N818 - a state, not an error
     """The batch was not written, or that is unknown; send it again later.
 
     `configuration`: only the user can fix the cause. `refused`: the server answers, but it accepts no
-    row of this batch. It may accept others.
+    row of this batch, nor any other that we know. It may accept others.
     """
 
     def __init__(self, reason: str, *, configuration: bool = False, refused: bool = False) -> None:
@@ -66,58 +56,29 @@ class DatabaseUnavailable(Exception):  # noqa: N818 - a state, not an error
         self.refused = refused
 
 
-class Rejection(NamedTuple):
-    """An entry that PostgreSQL will never accept, and why."""
-
-    entry: AccessLogEntry
-    sqlstate: str
-    reason: str
-
-
-def insert_access_log_batch(
-    connection: psycopg.Connection[Any],
-    entries: Sequence[AccessLogEntry],
-    *,
-    synchronous_commit: bool = True,
-) -> None:
-    """COPY the entries into access_log and count their artifacts, in one transaction.
-
-    Text format, because psycopg's binary format silently stores 40000 in a smallint as -25536.
-    Everything is one simple query and therefore one transaction (PostgreSQL docs, "Multiple Statements
-    in a Simple Query"): two round trips instead of five with BEGIN and COMMIT.
-
-    Args:
-        connection: If it is not in autocommit mode, the caller commits. After an exception other
-            than those below it must be closed.
-        entries: The rows; a CopyBatch is ready to send.
-        synchronous_commit: Whether to wait until the server has the rows on disk.
-
-    Raises:
-        psycopg.Error, UnicodeError: see `classify`.
-    """
-    batch = entries if isinstance(entries, CopyBatch) else CopyBatch.of(entries)
-    statements = (b"" if synchronous_commit else _ASYNCHRONOUS, batch.statement, _COPY)
-    if not connection.autocommit:
-        # Makes psycopg begin the transaction, which the caller ends.
-        connection.execute("SELECT")
-    query = b"; ".join(filter(None, statements))
-    copied = copy_from_stdin(connection, query, batch.text)
-    if copied != len(batch):
-        raise psycopg.DatabaseError(f"COPY took {copied} of {len(batch)} rows.")
-
-
 class Database:
     """Owns at most one connection, opened on first use. One thread uses it.
 
     Only `deadline.give_up_at` may be set by another thread.
     """
 
-    def __init__(self, settings: DatabaseSettings, deadline: Deadline | None = None) -> None:
+    def __init__(
+        self,
+        settings: DatabaseSettings,
+        deadline: Deadline | None = None,
+        waiting: Callable[[], Sequence[AccessLogEntry]] = tuple,
+    ) -> None:
+        """`waiting` returns some of the entries that wait to be written, at random."""
         self._settings = settings
+        self._waiting = waiting
+        self._accepted = AcceptedRows()
         self.deadline = deadline or Deadline()
         self._connection: DeadlineConnection | None = None
         self._embedded: EmbeddedServer | None = None
         self._days: set[str] = set()
+        # A trigger discards rows without an error. Then nothing is committed before we have counted,
+        # so that no artifact is counted twice.
+        self._discards_rows = False
         self.reconnects = 0  # calls that found the connection closed while it was idle
 
     def reconfigure(self, settings: DatabaseSettings) -> None:
@@ -141,50 +102,51 @@ class Database:
         """Write the entries. Returns the rejected ones; all others are in the table.
 
         Idempotent: an entry that is already in the table is not inserted again. An entry is only
-        rejected if the server accepts another one of them. If it accepts none, the cause may be a
+        rejected if the server accepts a similar one. If it accepts none, the cause may be a
         constraint, trigger or column type that a DBA has changed, and no entry may be lost for it.
 
         Raises:
             DatabaseUnavailable: none, all or some of them were written; write the same entries again.
         """
-        rejected: list[Rejection] = []
-        remaining = entries
-        tried: set[Fault] = set()
+        repaired: set[Fault] = set()
         was_idle = self._connection is not None
-        while remaining:
+        while entries:
             try:
-                connection = self._ready(
-                    remaining.days if isinstance(remaining, CopyBatch) else days_of(remaining)
-                )
-                if Fault.ROW in tried:
-                    rejected += _insert_singly(connection, remaining)
-                elif Fault.DUPLICATE in tried:
-                    _insert_missing(connection, remaining)
-                else:
-                    insert_access_log_batch(
-                        connection,
-                        remaining,
-                        synchronous_commit=self._settings.synchronous_commit,
-                    )
-            except (psycopg.Error, UnicodeError, DeadlineExceededError) as e:
-                fault = classify(e)
-                line = _rejected_line(e, len(remaining)) if fault is Fault.ROW else None
-                if line is not None and len(rejected) < _MAX_REJECTED_LINES:
-                    rejected.append(_rejection(remaining[line], e))
-                    remaining = [*remaining[:line], *remaining[line + 1 :]]
-                elif fault in REPAIRABLE and fault not in tried:
-                    tried.add(fault)
+                return self._write(entries, repaired)
+            except NoRowAcceptedError as e:
+                raise DatabaseUnavailable(f"it accepts no row: {e}", refused=True) from None
+            except (psycopg.Error, DeadlineExceededError) as e:
+                fault = classify(e, repaired)
+                if fault in REPAIRABLE:
+                    repaired.add(fault)
                     self._forget(fault)
                 elif was_idle and self._is_disconnected(e):
                     was_idle = False
                     self._reconnect()
                 else:
                     raise self._unavailable(e, fault) from None
-            else:
-                break
-        if len(rejected) == len(entries) and any(it.sqlstate for it in rejected):
-            raise DatabaseUnavailable(f"it accepts no row: {rejected[0].reason}", refused=True)
-        return rejected
+        return []
+
+    def _write(
+        self, entries: Sequence[AccessLogEntry], repaired: Collection[Fault]
+    ) -> list[Rejection]:
+        connection = self._ready(
+            entries.days if isinstance(entries, CopyBatch) else days_of(entries), repaired
+        )
+        try:
+            with connection.transaction() if self._discards_rows else contextlib.nullcontext():
+                insert_access_log_batch(
+                    connection, entries, synchronous_commit=self._settings.synchronous_commit
+                )
+        except (psycopg.Error, UnicodeError) as e:
+            if classify(e, repaired) not in {Fault.ROW, Fault.DUPLICATE}:
+                raise
+            self._discards_rows |= isinstance(e, RowsDiscardedError)
+            connection.call_deadline = None  # each of the following calls has a deadline
+            finder = RejectionFinder(connection, self._accepted, self._waiting, repaired)
+            return finder.write(entries)
+        self._accepted.add(entries)
+        return []
 
     def write_gaps(self, gaps: Sequence[Gap]) -> None:
         """Write the gaps. Idempotent.
@@ -206,11 +168,18 @@ class Database:
             self._embedded.release()
             self._embedded = None
 
-    def _ready(self, days: Collection[str] = ()) -> DeadlineConnection:
+    def _ready(
+        self, days: Collection[str] = (), repaired: Collection[Fault] = ()
+    ) -> DeadlineConnection:
         """A connection with its deadline set, the schema and the partitions of these days in place."""
-        connection = self._connect()
-        self._set_deadline(connection)
-        self._ensure_partitions(connection, days)
+        try:
+            connection = self._connect()
+            self._set_deadline(connection)
+            self._ensure_partitions(connection, days)
+        except psycopg.Error as e:
+            if classify(e, repaired) in {Fault.ROW, Fault.DUPLICATE, Fault.PARTITION}:
+                raise self._unavailable(e, Fault.CONFIGURATION) from None  # no row is involved yet
+            raise
         return connection
 
     def _set_deadline(self, connection: DeadlineConnection) -> None:
@@ -240,6 +209,7 @@ class Database:
             with contextlib.suppress(psycopg.Error):  # closing a broken connection may fail again
                 connection.close()
         self._days.clear()
+        self._discards_rows = False
 
     def _ensure_partitions(self, connection: DeadlineConnection, days: Collection[str]) -> None:
         for day in sorted(day for day in days if day not in self._days):
@@ -269,41 +239,5 @@ class Database:
     def _unavailable(self, error: Exception, fault: Fault) -> DatabaseUnavailable:
         if fault is not Fault.BUSY:
             self.disconnect()
-        return DatabaseUnavailable(describe(error), configuration=fault is Fault.CONFIGURATION)
-
-
-def _insert_missing(connection: DeadlineConnection, entries: Sequence[AccessLogEntry]) -> None:
-    """Insert the entries that are not in the table yet. Needs only the INSERT privilege."""
-    with connection.transaction():
-        with connection.pipeline():
-            inserts = [connection.execute(_INSERT, entry) for entry in entries]
-        inserted = [e for e, insert in zip(entries, inserts, strict=True) if insert.rowcount]
-        if fetched := fetches(inserted):
-            connection.execute(record(fetched))
-
-
-def _insert_singly(
-    connection: DeadlineConnection, entries: Sequence[AccessLogEntry]
-) -> list[Rejection]:
-    """Insert each entry separately, for errors that do not name the row."""
-    rejected = []
-    for entry in entries:
-        try:
-            _insert_missing(connection, [entry])
-        except (psycopg.Error, UnicodeError) as e:
-            if classify(e) is not Fault.ROW:
-                raise
-            rejected.append(_rejection(entry, e))
-    return rejected
-
-
-def _rejection(entry: AccessLogEntry, error: Exception) -> Rejection:
-    return Rejection(entry, getattr(error, "sqlstate", None) or "", describe(error))
-
-
-def _rejected_line(error: Exception, rows: int) -> int | None:
-    """Index of the bad row, from "COPY access_log, line 3" in the error's context."""
-    context = getattr(getattr(error, "diag", None), "context", None) or ""
-    match = _COPY_LINE.search(context)
-    index = int(match[1]) - 1 if match else -1
-    return index if 0 <= index < rows else None
+        is_configuration = fault in {Fault.CONFIGURATION, Fault.ROW}
+        return DatabaseUnavailable(describe(error), configuration=is_configuration)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import random
 import sqlite3
 import time
 import uuid
@@ -106,12 +107,28 @@ class SpoolFile:
             raise
         return True
 
-    def oldest(self, limit: int = 1) -> list[SpooledBatch]:
-        """The oldest batches. Raises DamagedError if they cannot be read."""
-        sql = "SELECT id, columns, entries FROM batch WHERE id > ? ORDER BY id LIMIT ?"
+    def oldest(self) -> SpooledBatch | None:
+        """The oldest batch; None if there is none. Raises DamagedError if it cannot be read."""
+        return self._first_after(self._done)
+
+    def sample(self, count: int) -> list[SpooledBatch]:
+        """Batches at random, at most `count`. Raises DamagedError if one cannot be read."""
+        sql = "SELECT min(id), max(id) FROM batch WHERE id > ?"
         try:
-            rows = self._sqlite.execute(sql, (self._done, limit)).fetchall()
-            return [SpooledBatch(self, row[0], _entries(row[1], row[2])) for row in rows]
+            first, last = self._sqlite.execute(sql, (self._done,)).fetchone()
+        except sqlite3.DatabaseError as e:
+            raise DamagedError(str(e)) from None
+        if first is None:
+            return []
+        ids = range(first - 1, last)
+        batches = map(self._first_after, random.sample(ids, min(count, len(ids))))
+        return [batch for batch in batches if batch is not None]
+
+    def _first_after(self, batch_id: int) -> SpooledBatch | None:
+        sql = "SELECT id, columns, entries FROM batch WHERE id > ? ORDER BY id LIMIT 1"
+        try:
+            row = self._sqlite.execute(sql, (batch_id,)).fetchone()
+            return None if row is None else SpooledBatch(self, row[0], _entries(row[1], row[2]))
         except (sqlite3.DatabaseError, msgspec.MsgspecError, TypeError) as e:
             raise DamagedError(str(e)) from None
 
@@ -294,19 +311,23 @@ class Spool:
 
     def oldest(self) -> SpooledBatch | None:
         """The next batch to write; files of earlier runs come first."""
-        return next(iter(self.oldest_batches(1)), None)
-
-    def oldest_batches(self, limit: int) -> list[SpooledBatch]:
-        """The next batches to write, at most `limit`."""
-        found: list[SpooledBatch] = []
         for file in self._files():
-            if len(found) == limit:
-                break
             try:
-                found += file.oldest(limit - len(found))
+                batch = file.oldest()
             except DamagedError as e:
                 self._set_aside(file, e)
-        return found
+                continue
+            if batch is not None:
+                return batch
+        return None
+
+    def sample(self, batches: int) -> list[AccessLogEntry]:
+        """One entry of each of some batches, at random, from at most that many files."""
+        files, found = list(self._files()), []
+        for file in random.sample(files, min(batches, len(files))):
+            with suppress(DamagedError):  # `oldest` reports the damage
+                found += file.sample(batches)
+        return [random.choice(batch.entries) for batch in found]  # noqa: S311 - not a secret
 
     def remove(self, batch: SpooledBatch) -> bool:
         """Delete a batch that is in PostgreSQL. True if it is of this run."""

@@ -20,7 +20,7 @@ from .database import Database, DatabaseUnavailable
 from .intake import Intake, State
 from .progress import Progress
 from .retry import Retry, retry_delays
-from .spool import Spool, SpooledBatch
+from .spool import Spool
 from .worker import BuildFailure
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ..rows.entry import AccessLogEntry
     from ..settings import Settings
     from .buffer import Buffer
-    from .database import Rejection
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +37,8 @@ _STOP_RETRY_SECONDS = 0.1  # between the last attempts of a stop
 _SPOOL_SHARE = 0.25  # of the time to stop: reserved for the spool
 _COMPACT_SECONDS = 0.2  # how often the buffer is compacted during a pause
 _REPLAY_BATCHES = 100  # from the spool, between two new batches
-_PROBE_BATCHES = 8  # written together to find out whether the server accepts any row
-_MAX_PROBE_ENTRIES = 1024
+_MAX_REFUSED_ENTRIES = 1024  # in memory, while we look for an entry that the server accepts
+_SAMPLE_BATCHES = 8  # of the spool
 _JOIN_SECONDS = 1.0  # for the thread to notice that its time is over
 
 
@@ -64,7 +63,7 @@ class Writer:
         self.builder = RowBuilder(settings, self._deadline)
         self._intake = Intake(buffer, self.builder, self.spool, self.progress, settings.batch)
         self._deadline.on_wait = self._intake.during_call
-        self._database = Database(settings.database, self._deadline)
+        self._database = Database(settings.database, self._deadline, self._sample_waiting)
         self._retry = Retry(settings.database)
         self._batch: Sequence[AccessLogEntry] = ()  # neither in PostgreSQL nor on disk yet
         self._is_replaying = False  # the spool holds more than one round of replay
@@ -236,32 +235,13 @@ class Writer:
             if batch is None or self._is_out_of_time():
                 break
             self._intake.call_started()
-            try:
-                rejections = self._database.write(batch.entries)
-            except DatabaseUnavailable as e:
-                if not e.refused:
-                    raise
-                self._write_together(self.spool.oldest_batches(_PROBE_BATCHES))
-            else:
-                self._count_replayed(batch, rejections)
+            rejections = self._database.write(batch.entries)
+            is_own = self.spool.remove(batch)
+            self.progress.count_written(batch.entries, rejections, recovered=not is_own)
 
-    def _write_together(self, batches: Sequence[SpooledBatch]) -> None:
-        """The server accepts no row of the oldest batch. Does it accept a later one?
-
-        Then the rows that it does not accept are at fault, and must not block the others.
-        """
-        entries = [entry for batch in batches for entry in batch.entries]
-        rejections = self._database.write([*entries, *self._batch])
-        for batch in batches:
-            self._count_replayed(batch, [it for it in rejections if it.entry in batch.entries])
-        current, self._batch = self._batch, ()
-        if current:
-            rest = [it for it in rejections if it.entry in current]
-            self.progress.count_written(current, rest, recovered=False)
-
-    def _count_replayed(self, batch: SpooledBatch, rejections: Sequence[Rejection]) -> None:
-        is_own = self.spool.remove(batch)
-        self.progress.count_written(batch.entries, rejections, recovered=not is_own)
+    def _sample_waiting(self) -> list[AccessLogEntry]:
+        """Some of the entries that wait, at random, to find one that the server accepts."""
+        return [*self._batch, *self.spool.sample(_SAMPLE_BATCHES)]
 
     def _count_failed_attempt(self, error: DatabaseUnavailable) -> None:
         self.progress.retries += 1
@@ -285,7 +265,7 @@ class Writer:
             if time.monotonic() >= self._stop_by:
                 self._give_up()
         elif not self._is_stopping:
-            if self._retry.is_refused and len(self._batch) < _MAX_PROBE_ENTRIES:
+            if self._retry.is_refused and len(self._batch) < _MAX_REFUSED_ENTRIES:
                 self._batch = [*self._batch, *self._intake.next_batch()]
             self._pause(self._retry.seconds_left)
         elif not self._is_out_of_time():

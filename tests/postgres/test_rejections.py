@@ -9,6 +9,8 @@ import psycopg
 import pytest
 
 from exporter import Exporter, Settings
+from exporter.postgres.connection import connect
+from exporter.postgres.schema import ensure_schema
 from exporter.settings import BatchSettings, DatabaseSettings, SpoolSettings
 from exporter.write.database import Database, DatabaseUnavailable
 from tests.support.samples import make_entry, make_exchange
@@ -17,6 +19,7 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from exporter import AccessLogEntry
     from tests.support.postgres import Postgres
 
 Query = Callable[..., list[tuple[object, ...]]]
@@ -129,6 +132,309 @@ def test_a_mistake_in_the_schema_drops_no_row(
     eventually(lambda: exporter.status()["written"] == 299)
     assert query("SELECT count(*) FROM access_log") == [(299,)]
     assert query("SELECT count(*) FROM access_log_gap") == [(0,)]
+
+
+# States that a trigger can raise, one per class of appendix A and some that are not in it.
+_STATES = [
+    "09000",
+    "0A000",
+    "0B000",
+    "0F000",
+    "0L000",
+    "0P000",
+    "0Z000",
+    "20000",
+    "21000",
+    "22023",
+    "23000",
+    "23502",
+    "23503",
+    "23514",
+    "27000",
+    "28000",
+    "2B000",
+    "2D000",
+    "2F003",
+    "38000",
+    "39000",
+    "3D000",
+    "3F000",
+    "42501",
+    "42601",
+    "42883",
+    "42P01",
+    "44000",
+    "45000",
+    "54000",
+    "54001",
+    "55000",
+    "F0000",
+    "P0001",
+    "P0002",
+    "P0004",
+    "UZ001",
+    "XX000",
+]
+_AFTER_TRIGGER = _TRIGGER.replace("BEFORE INSERT", "AFTER INSERT")
+_DEFERRED_TRIGGER = _TRIGGER.replace(
+    "CREATE TRIGGER check_row BEFORE INSERT ON access_log",
+    "CREATE CONSTRAINT TRIGGER check_row AFTER INSERT ON access_log_20231114 INITIALLY DEFERRED",
+)
+
+
+@pytest.fixture
+def database(dsn: str) -> Iterator[Database]:
+    database = Database(DatabaseSettings(dsn=dsn))
+    database.open()
+    yield database
+    database.close()
+
+
+def create_schema(dsn: str) -> None:
+    with connect(dsn, DatabaseSettings()) as connection:
+        ensure_schema(connection)
+
+
+def paths(query: Query) -> list[object]:
+    return [path for (path,) in query("SELECT path FROM access_log ORDER BY started_at")]
+
+
+def good_and_bad(*numbers: int) -> list[AccessLogEntry]:
+    """Rows with these numbers. Every third has the path /poison."""
+    return [make_entry(n, path="/poison" if n % 3 == 0 else f"/{n}") for n in numbers]
+
+
+@pytest.mark.parametrize("trigger", [_TRIGGER, _AFTER_TRIGGER], ids=["before", "after"])
+@pytest.mark.parametrize("state", _STATES)
+def test_row_that_a_trigger_refuses_with_any_state_is_left_out(
+    database: Database, query: Query, state: str, trigger: str
+) -> None:
+    raising = f"RAISE EXCEPTION 'not this' USING ERRCODE = '{state}';"
+    query(trigger.format(body=f"IF NEW.path = '/poison' THEN {raising} END IF;"))
+    rejections = database.write(good_and_bad(1, 2, 3, 4, 5, 6))
+    assert [(it.entry.path, it.sqlstate) for it in rejections] == [("/poison", state)] * 2
+    assert paths(query) == ["/1", "/2", "/4", "/5"]
+    (alone,) = database.write(good_and_bad(9))  # others were accepted before
+    assert alone.sqlstate == state
+    query("DROP TRIGGER check_row ON access_log")
+    query(
+        f"CREATE OR REPLACE FUNCTION check_row() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {raising} END $$"
+    )
+    query(
+        f"CREATE TRIGGER check_row {'AFTER' if trigger is _AFTER_TRIGGER else 'BEFORE'}"
+        " INSERT ON access_log FOR EACH ROW EXECUTE FUNCTION check_row()"
+    )
+    for numbers in ((10, 11), (10,)):
+        with pytest.raises(DatabaseUnavailable, match=f"not this.*{state}"):
+            database.write(good_and_bad(*numbers))
+    query("DROP FUNCTION check_row CASCADE")
+    assert database.write(good_and_bad(10, 11)) == []
+
+
+def test_row_that_a_deferred_trigger_refuses_is_left_out(database: Database, query: Query) -> None:
+    assert database.write(good_and_bad(1)) == []
+    refuse = "IF NEW.path = '/poison' THEN RAISE EXCEPTION 'not this'; END IF;"
+    query(_DEFERRED_TRIGGER.format(body=refuse))
+    assert len(database.write(good_and_bad(2, 3, 4))) == 1
+    assert len(database.write(good_and_bad(6))) == 1
+    assert paths(query) == ["/1", "/2", "/4"]
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 100, 400])
+@pytest.mark.parametrize("trigger", [_TRIGGER, _AFTER_TRIGGER], ids=["before", "after"])
+def test_every_bad_row_of_a_batch_is_found(
+    database: Database, query: Query, count: int, trigger: str
+) -> None:
+    query(trigger.format(body="IF NEW.path = '/poison' THEN RAISE EXCEPTION 'no'; END IF;"))
+    database.write(good_and_bad(100_001))
+    bad = [make_entry(n, path="/poison") for n in range(count)]
+    good = good_and_bad(*(3 * n + 1 for n in range(1000, 1000 + count)))
+    for batch in (bad, [*bad, *good], [*good, *bad]):
+        assert [it.entry for it in database.write(batch)] == bad
+    assert query("SELECT count(*) FROM access_log") == [(count + 1,)]
+
+
+def test_many_rows_refused_alone_at_startup_do_not_block(dsn: str, query: Query) -> None:
+    """No row was accepted before, and each one is a batch of its own."""
+    create_schema(dsn)
+    query(_POISON)
+    exporter = start(dsn)
+    for number in range(1, 21):
+        send(exporter, "/poison")
+        eventually(lambda number=number: exporter.status()["spooled"] == number)  # type: ignore[misc]
+    send(exporter, "/good")
+    eventually(lambda: exporter.status()["spooled"] == 0, timeout=20)
+    assert (exporter.status()["written"], exporter.status()["rejected"]) == (1, 20)
+    assert exporter.stop()
+    assert query("SELECT sum(entries), min(reason) FROM access_log_gap") == [(20, "rejected")]
+
+
+def test_refused_row_waits_through_a_restart(dsn: str, query: Query) -> None:
+    create_schema(dsn)
+    query(_POISON)
+    first = start(dsn)
+    send(first, "/poison")
+    eventually(lambda: first.status()["spooled"] == 1)
+    assert first.stop()
+    second = start(dsn)
+    eventually(lambda: second.status()["away"])
+    assert second.log_access(make_exchange(100, target=b"/good"))
+    eventually(lambda: paths(query) == ["/good"])
+    eventually(lambda: query("SELECT reason, entries FROM access_log_gap") == [("rejected", 1)])
+    assert second.stop()
+
+
+def test_refused_row_is_no_outage_once_others_were_accepted(
+    exporter: Exporter, query: Query
+) -> None:
+    send(exporter, "/good")
+    eventually(lambda: exporter.status()["written"] == 1)
+    query(_POISON)
+    send(exporter, "/poison")
+    eventually(lambda: exporter.status()["rejected"] == 1)
+    assert (exporter.status()["retries"], exporter.status()["away"]) == (0, False)
+
+
+def test_rows_that_a_trigger_discards_are_gaps(exporter: Exporter, query: Query) -> None:
+    query(_TRIGGER.format(body="IF NEW.path = '/poison' THEN RETURN NULL; END IF;"))
+    send(exporter, "/1", "/poison", "/2")
+    eventually(lambda: exporter.status()["rejected"] == 1)
+    send(exporter, "/poison")
+    eventually(lambda: exporter.status()["rejected"] == 2)
+    send(exporter, *["/3", "/poison", "/poison"] * 40)
+    eventually(lambda: exporter.status()["rejected"] == 82)
+    assert (exporter.status()["written"], exporter.status()["retries"]) == (42, 0)
+    assert exporter.stop()
+    assert query("SELECT count(*) FROM access_log") == [(42,)]
+    assert query("SELECT sum(entries), min(reason) FROM access_log_gap") == [(82, "rejected")]
+
+
+def test_trigger_that_discards_every_row_drops_none(exporter: Exporter, query: Query) -> None:
+    query(_TRIGGER.format(body="RETURN NULL;"))
+    send(exporter, "/1")
+    eventually(lambda: "discards" in (exporter.status()["last_error"] or ""))
+    send(exporter, "/2", "/3")
+    eventually(lambda: exporter.status()["spooled"] == 3)
+    query("DROP FUNCTION check_row CASCADE")
+    eventually(lambda: exporter.status()["written"] == 3)
+    assert exporter.status()["rejected"] == 0
+    assert paths(query) == ["/1", "/2", "/3"]
+
+
+def test_rows_already_there_are_told_from_discarded_ones(database: Database, query: Query) -> None:
+    assert database.write(good_and_bad(1, 2)) == []
+    query(_TRIGGER.format(body="IF NEW.path = '/poison' THEN RETURN NULL; END IF;"))
+    assert len(database.write(good_and_bad(1, 2, 3, 4, 6))) == 2
+    assert paths(query) == ["/1", "/2", "/4"]
+    query(
+        "CREATE OR REPLACE FUNCTION check_row() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
+    )
+    with pytest.raises(DatabaseUnavailable, match="discards"):
+        database.write(good_and_bad(1, 2, 7))
+
+
+def test_unique_index_of_a_dba_drops_no_row_silently(database: Database, query: Query) -> None:
+    assert database.write([make_entry(1)]) == []
+    query("CREATE UNIQUE INDEX one_host ON access_log_20231114 (host)")
+    for _ in range(2):
+        with pytest.raises(DatabaseUnavailable, match="one_host"):
+            database.write([make_entry(2), make_entry(3)])
+    query("DROP INDEX one_host")
+    assert database.write([make_entry(2), make_entry(3)]) == []
+    query(
+        "CREATE UNIQUE INDEX one_path ON access_log_20231114 (path) WHERE path <> '/simple/demo/'"
+    )
+    assert database.write([make_entry(4, path="/once"), make_entry(5)]) == []
+    (rejection,) = database.write([make_entry(6, path="/once"), make_entry(7)])
+    assert "one_path" in rejection.reason
+    assert database.write([make_entry(4, path="/once"), make_entry(8)]) == []  # sent again
+    assert query("SELECT count(*) FROM access_log") == [(7,)]
+
+
+def test_mistake_in_one_partition_rejects_no_row_of_it(database: Database, query: Query) -> None:
+    """Rows of another day show nothing about it."""
+    other_day = make_entry(1, started_at="2023-11-15 00:00:00+00")
+    assert database.write([other_day, make_entry(1)]) == []
+    query("ALTER TABLE access_log_20231114 ADD CONSTRAINT wrong CHECK (port = 1) NOT VALID")
+    for batch in (
+        [make_entry(2)],
+        [make_entry(2), other_day._replace(flow_id=make_entry(9).flow_id)],
+    ):
+        with pytest.raises(DatabaseUnavailable, match="wrong"):
+            database.write(batch)
+    query("ALTER TABLE access_log_20231114 DROP CONSTRAINT wrong")
+    assert database.write([make_entry(2)]) == []
+
+
+def test_mistake_in_the_table_of_artifacts_rejects_no_row(database: Database, query: Query) -> None:
+    def download(number: int) -> AccessLogEntry:
+        purl = f"pkg:pypi/demo{number}@1.0"
+        return make_entry(number, artifact_kind="artifact", purl=purl, status_code=200)
+
+    assert database.write([make_entry(1), download(2)]) == []
+    query("ALTER TABLE artifact ADD CONSTRAINT wrong CHECK (purl = '') NOT VALID")
+    for batch in ([download(3)], [download(3), make_entry(4), download(5)]):
+        with pytest.raises(DatabaseUnavailable, match="wrong"):
+            database.write(batch)
+    query("ALTER TABLE artifact DROP CONSTRAINT wrong")
+    query("ALTER TABLE artifact ADD CONSTRAINT no_6 CHECK (purl <> 'pkg:pypi/demo6@1.0')")
+    (rejection,) = database.write([download(n) for n in (3, 5, 6, 7)])
+    assert rejection.entry == download(6)
+    assert query("SELECT purl, fetches FROM artifact ORDER BY purl") == [
+        (f"pkg:pypi/demo{number}@1.0", 1) for number in (2, 3, 5, 7)
+    ]
+
+
+def test_forbidden_partition_rejects_no_row(database: Database, query: Query) -> None:
+    assert database.write([make_entry(1)]) == []
+    query(
+        "CREATE FUNCTION no_ddl() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " RAISE EXCEPTION 'no DDL today'; END $$"
+    )
+    query("CREATE EVENT TRIGGER no_ddl ON ddl_command_start EXECUTE FUNCTION no_ddl()")
+    try:
+        tomorrow = make_entry(2, started_at="2023-11-15 00:00:00+00")
+        with pytest.raises(DatabaseUnavailable, match="no DDL today") as caught:
+            database.write([make_entry(3), tomorrow])
+        assert caught.value.configuration
+    finally:
+        query("DROP EVENT TRIGGER no_ddl")
+    assert database.write([make_entry(3), tomorrow]) == []
+
+
+def test_reason_says_where_the_cause_is(dsn: str, query: Query) -> None:
+    def reason() -> str:
+        database = Database(DatabaseSettings(dsn=dsn))
+        try:
+            with pytest.raises(DatabaseUnavailable) as caught:
+                database.write([make_entry(1), make_entry(2)])
+        finally:
+            database.close()
+        return str(caught.value)
+
+    create_schema(dsn)
+    query(_TRIGGER.format(body="RAISE EXCEPTION 'closed';"))
+    assert reason() == (
+        "it accepts no row: closed (P0001, PL/pgSQL function check_row() line 1 at RAISE)"
+    )
+    query("DROP FUNCTION check_row CASCADE")
+    query("DROP VIEW access_log_partial_reads CASCADE; DROP VIEW access_log_fetches CASCADE")
+    query("ALTER TABLE access_log ALTER http_version TYPE varchar(3)")
+    assert "value too long for type character varying(3) (22001, column http_version)" in reason()
+    query("ALTER TABLE access_log ALTER http_version TYPE text")
+    query("ALTER TABLE access_log ADD team text NOT NULL")
+    assert 'null value in column "team" of relation "access_log' in reason()
+
+
+def test_hopeless_batch_costs_few_statements(database: Database, query: Query) -> None:
+    """A server whose table accepts nothing must not get every row again at each attempt."""
+    query("CREATE SEQUENCE attempts")
+    query(_TRIGGER.format(body="PERFORM nextval('attempts'); RAISE EXCEPTION 'never';"))
+    with pytest.raises(DatabaseUnavailable, match="never"):
+        database.write([make_entry(n) for n in range(5000)])
+    ((attempts,),) = query("SELECT last_value FROM attempts")
+    assert isinstance(attempts, int)
+    assert attempts < 20
 
 
 def test_a_missing_column_privilege_is_for_the_user_to_fix(dsn: str, query: Query) -> None:

@@ -1,0 +1,195 @@
+"""Find the rows that PostgreSQL rejects, without losing rows to a mistake in the database.
+
+An error does not say whether only this row is bad, or whether a DBA has changed the table so that it
+accepts no row any more. So a row is given up only when the server accepts a similar one.
+"""
+
+from __future__ import annotations
+
+import random
+from itertools import batched
+from typing import TYPE_CHECKING, NamedTuple
+
+import psycopg
+
+from ..postgres.connection import DeadlineConnection, describe
+from ..postgres.faults import Fault, classify, is_certainly_bad, rejected_line
+from .artifacts import fetches
+from .copy_batch import CopyBatch
+from .insert import RowsDiscardedError, insert_access_log_batch, insert_missing, would_insert
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+
+    from ..rows.entry import AccessLogEntry
+
+_ROWS_PER_COPY = 32  # while we look for bad rows
+_MAX_PROBES = 8  # rows from each source, to find one that the server accepts
+
+type _Kind = tuple[str, bool]  # the row's partition, and whether it changes the table artifact
+
+
+class Rejection(NamedTuple):
+    """An entry that PostgreSQL will never accept, and why."""
+
+    entry: AccessLogEntry
+    sqlstate: str
+    reason: str
+
+
+class NoRowAcceptedError(Exception):
+    """The server rejected a row, and we know of no similar row that it accepts."""
+
+
+class AcceptedRows:
+    """The rows that the server accepted last."""
+
+    def __init__(self) -> None:
+        self._last: Sequence[AccessLogEntry] = ()
+        self._last_with_artifacts: Sequence[AccessLogEntry] = ()
+
+    def add(self, batch: Sequence[AccessLogEntry]) -> None:
+        """Remember a batch of which every row was accepted. Does not decode a CopyBatch."""
+        self._last = batch
+        if batch.statement if isinstance(batch, CopyBatch) else fetches(batch):
+            self._last_with_artifacts = batch
+
+    def batches(self) -> Iterator[Sequence[AccessLogEntry]]:
+        """At most two batches."""
+        yield self._last
+        if self._last_with_artifacts is not self._last:
+            yield self._last_with_artifacts
+
+
+class RejectionFinder:
+    """Writes a batch of which the server rejects or already has some rows. For one batch only.
+
+    A row is rejected if the server refuses it, then accepts another row of the same partition, and then
+    refuses it again. If an artifact of the row cannot be counted, the other row must have one, too.
+    """
+
+    def __init__(
+        self,
+        connection: DeadlineConnection,
+        accepted: AcceptedRows,
+        waiting: Callable[[], Sequence[AccessLogEntry]],
+        repaired: Collection[Fault],
+    ) -> None:
+        """`waiting` returns some of the rows that wait to be written."""
+        self._connection = connection
+        self._accepted = accepted
+        self._waiting = waiting
+        self._repaired = repaired
+        self._batch: Sequence[AccessLogEntry] = ()
+        self._rejections: list[Rejection] = []
+        self._accepted_kinds: set[_Kind] = set()
+
+    def write(self, batch: Sequence[AccessLogEntry]) -> list[Rejection]:
+        """Write the rows, and return the rejected ones.
+
+        Raises:
+            NoRowAcceptedError: Some rows were written, perhaps; the others must wait.
+            psycopg.Error, DeadlineExceededError: As before, but for a reason that is not in the rows.
+        """
+        self._batch = batch
+        todo = [list(rows) for rows in batched(batch, _ROWS_PER_COPY)]
+        todo.reverse()
+        while todo:
+            rows = todo.pop()
+            try:
+                todo += [[row] for row in self._insert(rows)]
+            except (psycopg.Error, UnicodeError) as e:
+                if classify(e, self._repaired) is not Fault.ROW:
+                    raise
+                todo += self._split(rows, e)
+        return self._rejections
+
+    def _split(self, rows: list[AccessLogEntry], error: Exception) -> list[list[AccessLogEntry]]:
+        """The server rejects one of these rows. Returns what is left to write, the last part first."""
+        line = rejected_line(error, len(rows))
+        if line is None and len(rows) > 1:
+            half = len(rows) // 2
+            return [rows[half:], rows[:half]]
+        bad = rows[line or 0]
+        if not self._reject(bad, error):
+            return [rows]
+        rest = [row for row in rows if row is not bad]
+        return [rest] if rest else []
+
+    def _insert(self, rows: list[AccessLogEntry]) -> list[AccessLogEntry]:
+        """Write the rows that are not in the table; returns those that must be tried alone."""
+        try:
+            self._copy(rows)
+        except psycopg.Error as e:
+            is_duplicate = classify(e, self._repaired) is Fault.DUPLICATE
+            if is_duplicate and len(rows) == 1:
+                return []
+            if len(rows) == 1 or not (is_duplicate or isinstance(e, RowsDiscardedError)):
+                raise
+        else:
+            return []
+        inserted = insert_missing(self._connection, rows)
+        self._accept([row for row, flag in zip(rows, inserted, strict=True) if flag])
+        # The others are in the table, or a trigger discards them, or they violate another unique key.
+        others = [row for row, flag in zip(rows, inserted, strict=True) if not flag]
+        flags = would_insert(self._connection, others) if others else []
+        self._accept([row for row, flag in zip(others, flags, strict=True) if flag])
+        return [row for row, flag in zip(others, flags, strict=True) if not flag]
+
+    def _copy(self, rows: list[AccessLogEntry]) -> None:
+        with (
+            self._connection.transaction()
+        ):  # so that nothing is stored if a trigger discards a row
+            insert_access_log_batch(self._connection, rows)
+        self._accept(rows)
+
+    def _accept(self, rows: list[AccessLogEntry]) -> None:
+        for row in rows:
+            day = row.started_at[:10]
+            self._accepted_kinds |= {(day, False), (day, bool(row.artifact_complete))}
+        if rows:
+            self._accepted.add(rows)
+
+    def _reject(self, row: AccessLogEntry, error: Exception) -> bool:
+        """Reject the row; False if it must be tried once more before.
+
+        Raises:
+            NoRowAcceptedError: It must not be rejected.
+        """
+        kind = self._kind(row)
+        if not is_certainly_bad(error) and kind not in self._accepted_kinds:
+            if not any(map(self._accepts, self._probes(row, with_artifact=kind[1]))):
+                raise NoRowAcceptedError(describe(error))
+            self._accepted_kinds.add(kind)
+            return False
+        self._rejections.append(
+            Rejection(row, getattr(error, "sqlstate", None) or "", describe(error))
+        )
+        return True
+
+    def _kind(self, row: AccessLogEntry) -> _Kind:
+        """If the row could be stored without its artifact, it must be compared with such rows."""
+        is_about_artifact = bool(row.artifact_complete) and self._accepts(
+            row, count_artifacts=False
+        )
+        return row.started_at[:10], is_about_artifact
+
+    def _probes(self, row: AccessLogEntry, *, with_artifact: bool) -> Iterator[AccessLogEntry]:
+        """Other rows, at the time of this one."""
+        for source in (*self._accepted.batches(), self._batch, self._waiting()):
+            others = [
+                other
+                for other in source
+                if other.flow_id != row.flow_id and (other.artifact_complete or not with_artifact)
+            ]
+            for other in random.sample(others, min(_MAX_PROBES, len(others))):
+                yield other._replace(started_at=row.started_at)
+
+    def _accepts(self, row: AccessLogEntry, *, count_artifacts: bool = True) -> bool:
+        try:
+            (is_stored,) = would_insert(self._connection, [row], count_artifacts=count_artifacts)
+        except (psycopg.Error, UnicodeError) as e:
+            if classify(e, self._repaired) is not Fault.ROW:
+                raise
+            return False
+        return is_stored
