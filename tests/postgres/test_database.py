@@ -1,4 +1,4 @@
-"""One batch into a real table: all of it, once, and a bad row costs itself alone."""
+"""Test writes to a real PostgreSQL: each row once, bad rows rejected singly, errors classified."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def database(dsn: str) -> Iterator[Database]:
     database.close()
 
 
-def test_every_value_comes_back_as_it_was(database: Database, query: Query) -> None:
+def test_values_are_stored_unchanged(database: Database, query: Query) -> None:
     entry = make_entry(
         1,
         path="/tab\there\nnew \\N \\. \r end",
@@ -57,12 +57,12 @@ def test_every_value_comes_back_as_it_was(database: Database, query: Query) -> N
     )
 
 
-def test_null_and_the_letters_of_null_are_two_things(database: Database, query: Query) -> None:
+def test_null_differs_from_the_text_backslash_n(database: Database, query: Query) -> None:
     database.write([make_entry(1, path=None), make_entry(2, path="\\N")])
     assert query("SELECT path FROM access_log ORDER BY started_at") == [(None,), ("\\N",)]
 
 
-def test_a_batch_sent_again_is_there_once(database: Database, query: Query) -> None:
+def test_batch_sent_twice_is_stored_once(database: Database, query: Query) -> None:
     batch = [make_entry(n) for n in range(128)]
     assert database.write(batch) == []
     assert database.write(batch) == []
@@ -82,7 +82,7 @@ def test_a_batch_sent_again_is_there_once(database: Database, query: Query) -> N
         ({"started_at": None}, "23502"),
     ],
 )
-def test_a_bad_row_costs_itself_alone(
+def test_bad_row_is_rejected_and_the_others_are_written(
     database: Database, query: Query, changes: dict[str, Any], sqlstate: str
 ) -> None:
     if "started_at" in changes:
@@ -95,34 +95,31 @@ def test_a_bad_row_costs_itself_alone(
     assert query("SELECT count(*) FROM access_log") == [(9,)]
 
 
-def test_several_bad_rows_and_some_there_already(database: Database, query: Query) -> None:
+def test_several_bad_rows_in_a_partly_written_batch(database: Database, query: Query) -> None:
     database.write([make_entry(n) for n in range(5)])
     batch = [make_entry(n) for n in range(20)]
     for bad in (3, 7, 19):
         batch[bad] = batch[bad]._replace(port=2**40)
     assert [r.entry for r in database.write(batch)] == [batch[3], batch[7], batch[19]]
-    assert query("SELECT count(*) FROM access_log") == [(18,)]  # 3 was there before it went bad
+    # Row 3 counts: a valid version of it was written before.
+    assert query("SELECT count(*) FROM access_log") == [(18,)]
 
 
-def test_days_long_past_and_far_ahead_get_their_partitions(
-    database: Database, query: Query
-) -> None:
+def test_extreme_dates_get_partitions(database: Database, query: Query) -> None:
     days = ["1970-01-01", "2200-12-31", "0001-01-01", "9999-12-31", "2024-02-29"]
     batch = [make_entry(n, started_at=f"{day} 23:59:59.999999+00") for n, day in enumerate(days)]
     assert database.write(batch) == []
     assert query("SELECT count(*) FROM access_log") == [(5,)]
 
 
-def test_a_partition_that_was_dropped_comes_back(database: Database, query: Query) -> None:
+def test_dropped_partition_is_recreated(database: Database, query: Query) -> None:
     database.write([make_entry(1)])
     query("DROP TABLE access_log_20231114")
     assert database.write([make_entry(2)]) == []
     assert query("SELECT count(*) FROM access_log") == [(1,)]
 
 
-def test_a_day_that_was_detached_and_kept_holds_up_no_row_that_still_comes_for_it(
-    database: Database, query: Query
-) -> None:
+def test_rows_for_a_detached_partition_go_to_a_new_one(database: Database, query: Query) -> None:
     database.write([make_entry(1)])
     ((name,),) = query(
         "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'access_log'::regclass"
@@ -136,7 +133,7 @@ def test_a_day_that_was_detached_and_kept_holds_up_no_row_that_still_comes_for_i
     assert query("SELECT count(*) FROM access_log") == [(2,)]
 
 
-def test_a_schema_that_was_dropped_comes_back(database: Database, query: Query) -> None:
+def test_dropped_schema_is_recreated(database: Database, query: Query) -> None:
     database.write([make_entry(1)])
     query("DROP TABLE access_log, access_log_gap, access_log_schema, artifact CASCADE")
     query("DROP FUNCTION access_log_ensure_partition, artifact_record")
@@ -144,9 +141,7 @@ def test_a_schema_that_was_dropped_comes_back(database: Database, query: Query) 
     assert query("SELECT count(*) FROM access_log") == [(1,)]
 
 
-def test_a_connection_that_was_closed_while_idle_is_replaced_at_once(
-    database: Database, query: Query
-) -> None:
+def test_connection_closed_while_idle_is_replaced_at_once(database: Database, query: Query) -> None:
     database.write([make_entry(1)])
     query(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'artifactapi'"
@@ -156,7 +151,7 @@ def test_a_connection_that_was_closed_while_idle_is_replaced_at_once(
     assert query("SELECT count(*) FROM access_log") == [(2,)]
 
 
-def test_a_locked_table_ends_the_call_at_its_deadline(dsn: str, query: Query) -> None:
+def test_write_to_a_locked_table_ends_at_its_deadline(dsn: str, query: Query) -> None:
     settings = Settings().with_dsn(dsn)
     database = Database(settings.database)
     database.write([make_entry(1)])
@@ -173,24 +168,24 @@ def test_a_locked_table_ends_the_call_at_its_deadline(dsn: str, query: Query) ->
     assert query("SELECT count(*) FROM access_log") == [(2,)]
 
 
-def test_a_batch_still_under_way_in_an_abandoned_session_is_not_doubled(
+def test_uncommitted_batch_of_an_abandoned_session_is_not_duplicated(
     dsn: str, query: Query
 ) -> None:
-    """Like a lost answer: the old session holds the same keys, uncommitted, and then commits."""
+    """As after a lost answer, the old session has inserted the same keys and commits later."""
     batch = [make_entry(n) for n in range(50)]
     database = Database(Settings().with_dsn(dsn).database)
     database.open()
-    with connect(dsn, Settings().database) as old:
-        old.execute("SELECT access_log_ensure_partition('2023-11-14')")
-        done: list[object] = []
-        with old.transaction():
-            insert_access_log_batch(old, batch)
-            again = threading.Thread(target=lambda: done.append(database.write(batch)))
-            again.start()
+    with connect(dsn, Settings().database) as abandoned:
+        abandoned.execute("SELECT access_log_ensure_partition('2023-11-14')")
+        results: list[object] = []
+        with abandoned.transaction():
+            insert_access_log_batch(abandoned, batch)
+            retry = threading.Thread(target=lambda: results.append(database.write(batch)))
+            retry.start()
             _until_waiting(query)
-        again.join(10)
+        retry.join(10)
     database.close()
-    assert done == [[]]
+    assert results == [[]]
     assert query("SELECT count(*) FROM access_log") == [(50,)]
 
 
@@ -202,10 +197,10 @@ def _until_waiting(query: Query) -> None:
     )
 
 
-def test_nobody_there_is_away_and_no_secret_is_told() -> None:
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        port = closed.getsockname()[1]
+def test_refused_connection_is_unavailable_and_hides_the_password() -> None:
+    with socket.socket() as not_listening:
+        not_listening.bind(("127.0.0.1", 0))
+        port = not_listening.getsockname()[1]
         database = Database(
             Settings().with_dsn(f"postgresql://u:s3cret@127.0.0.1:{port}/x").database
         )
@@ -215,12 +210,12 @@ def test_nobody_there_is_away_and_no_secret_is_told() -> None:
     assert "s3cret" not in str(caught.value)
 
 
-def test_an_attempt_to_connect_that_failed_holds_no_socket() -> None:
-    gc.disable()  # which may come late, and did
+def test_failed_connection_attempt_closes_its_socket() -> None:
+    gc.disable()  # the socket must be closed without garbage collection, which may run late
     try:
-        with socket.create_server(("127.0.0.1", 0)) as deaf:
+        with socket.create_server(("127.0.0.1", 0)) as silent_server:
             sockets = len(psutil.Process().net_connections("all"))
-            dsn = f"host=127.0.0.1 port={deaf.getsockname()[1]} connect_timeout=2"
+            dsn = f"host=127.0.0.1 port={silent_server.getsockname()[1]} connect_timeout=2"
             database = Database(DatabaseSettings(dsn=dsn, connect_seconds=10))
             with pytest.raises(DatabaseUnavailable):
                 database.open()
@@ -229,7 +224,7 @@ def test_an_attempt_to_connect_that_failed_holds_no_socket() -> None:
         gc.enable()
 
 
-def test_blame_goes_by_sqlstate() -> None:
+def test_errors_are_classified_by_sqlstate() -> None:
     errors = psycopg.errors
     assert classify(errors.NumericValueOutOfRange()) is Fault.ROW
     assert classify(errors.ProgramLimitExceeded()) is Fault.ROW
@@ -243,7 +238,7 @@ def test_blame_goes_by_sqlstate() -> None:
     assert classify(psycopg.OperationalError("gone")) is Fault.UNAVAILABLE
 
 
-def test_the_text_of_copy_escapes_what_copy_reads() -> None:
+def test_copy_text_escapes_special_characters() -> None:
     plain, hostile = make_entry(1, host=None), make_entry(2, path="a\tb\\c\nd\re", duration_ms=1e-7)
     for entries in ([plain], [hostile], [plain, hostile], [make_entry(3, path="\\N"), plain]):
         lines = copy_text(entries).split("\n")
@@ -253,16 +248,16 @@ def test_the_text_of_copy_escapes_what_copy_reads() -> None:
     assert "\t\t443\t" in copy_text([plain])
 
 
-def test_the_users_connection_string_goes_before_our_bounds() -> None:
+def test_connection_string_overrides_default_parameters() -> None:
     settings = Settings().database
-    ours = connection_string("dbname=x", settings)
-    assert "connect_timeout=5" in ours
-    assert "application_name=artifactapi" in ours
+    with_defaults = connection_string("dbname=x", settings)
+    assert "connect_timeout=5" in with_defaults
+    assert "application_name=artifactapi" in with_defaults
     assert "connect_timeout=9" in connection_string("dbname=x connect_timeout=9", settings)
 
 
 @pytest.mark.parametrize(("relaxed", "expected"), [(False, "on"), (True, "off")])
-def test_a_batch_waits_for_the_disk_unless_that_is_switched_off(
+def test_synchronous_commit_setting_applies_to_batches(
     dsn: str, query: Query, *, relaxed: bool, expected: str
 ) -> None:
     with connect(dsn, DatabaseSettings()) as connection:
@@ -281,7 +276,7 @@ def test_a_batch_waits_for_the_disk_unless_that_is_switched_off(
     assert query("SELECT node FROM access_log") == [(expected,)]
 
 
-def test_text_is_what_it_was_whatever_encoding_the_client_prefers(
+def test_text_is_stored_unchanged_despite_pgclientencoding(
     dsn: str, query: Query, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
@@ -295,7 +290,7 @@ def test_text_is_what_it_was_whatever_encoding_the_client_prefers(
     assert query("SELECT purl FROM artifact") == [(purl,)]
 
 
-def test_what_is_shown_of_a_connection_string_holds_no_secret() -> None:
+def test_displayed_connection_strings_hide_the_password() -> None:
     uri = "postgresql://me:s3cret@db.example:5433/log?sslmode=require"
     assert public_name(uri) == "me@db.example:5433/log"
     assert public_name("service=prod") == "prod/"
@@ -326,13 +321,13 @@ def test_insert_access_log_batch_is_all_or_nothing(dsn: str, query: Query) -> No
         "postgresql://boss:1/s3cret@h/logs",
     ],
 )
-def test_a_connection_string_that_would_show_its_password_is_refused(dsn: str) -> None:
+def test_error_for_an_invalid_connection_string_hides_the_password(dsn: str) -> None:
     with pytest.raises(SettingsError) as caught:
         check_dsn(dsn)
     assert "s3cret" not in str(caught.value)
 
 
-def test_connection_strings_of_all_usual_shapes_are_taken() -> None:
+def test_common_connection_string_formats_are_accepted() -> None:
     for dsn in (
         "",
         "service=logs",
