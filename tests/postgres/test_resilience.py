@@ -1,4 +1,4 @@
-"""Postgres away, deaf, slow or refusing: nothing is lost, nothing is double, every call ends in time."""
+"""Test outages of PostgreSQL: no row is lost or duplicated, and every call ends by its deadline."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 _COUNT = "SELECT count(*), count(DISTINCT flow_id) FROM access_log"
-_SLACK_SECONDS = 0.2  # what a deadline may be overrun by
-_NOISE_SECONDS = 0.5  # what a busy machine adds to that in a test
+_SLACK_SECONDS = 0.2  # how much later than its deadline a call may end
+_NOISE_SECONDS = 0.5  # extra delay on a busy machine
 
 
 @pytest.fixture
@@ -46,14 +46,14 @@ def relay(postgres: Postgres) -> Iterator[Relay]:
 
 
 def through(relay: Relay, dsn: str, postgres: Postgres, **changes: float) -> DatabaseSettings:
-    """Settings that lead through the relay."""
+    """Return settings that connect through the relay."""
     dsn = dsn.replace(f"port={postgres.port}", f"port={relay.address[1]}")
     bounds = DatabaseSettings(dsn=dsn, call_seconds=1.0, connect_seconds=1.0, retry_max_seconds=0.2)
     return replace(bounds, **changes)
 
 
-def written_in_the_end(database: Database, entries: list[object]) -> int:
-    """Write until it succeeds; how many attempts that took."""
+def write_with_retries(database: Database, entries: list[object]) -> int:
+    """Write until it succeeds and return the number of attempts."""
     for attempt in range(1, 20):
         try:
             assert database.write(entries) == []  # type: ignore[arg-type]
@@ -65,13 +65,13 @@ def written_in_the_end(database: Database, entries: list[object]) -> int:
 
 @pytest.mark.parametrize("direction", ["to_server", "to_client"])
 @pytest.mark.parametrize("fault", ["cut", "cut inside", "swallow"])
-def test_a_wire_cut_at_any_message_neither_loses_nor_doubles(
+def test_connection_lost_at_any_message_neither_loses_nor_duplicates_rows(
     dsn: str, query: Query, postgres: Postgres, relay: Relay, direction: str, fault: str
 ) -> None:
-    """Before the COPY arrives, in its middle, after CommandComplete left the server: at each message."""
+    """Break the connection at each message: before COPY, during it, after CommandComplete, and so on."""
     database = Database(through(relay, dsn, postgres, call_seconds=0.5))
     database.open()
-    struck = 0
+    interrupted = 0  # writes that the fault hit
     for batch in range(40):
         entries = [make_entry(batch * 100 + n) for n in range(10)]
         if fault == "swallow":
@@ -79,19 +79,19 @@ def test_a_wire_cut_at_any_message_neither_loses_nor_doubles(
         else:
             relay.cut_at_message(direction, batch, inside=fault == "cut inside")  # type: ignore[arg-type]
         reconnects = database.reconnects
-        attempts = written_in_the_end(database, entries)  # type: ignore[arg-type]
+        attempts = write_with_retries(database, entries)  # type: ignore[arg-type]
         attempts += database.reconnects - reconnects
         assert query(_COUNT) == [(batch * 10 + 10, batch * 10 + 10)]
         relay.mend()
-        struck += attempts > 1
+        interrupted += attempts > 1
         if attempts == 1 and batch > 3:
-            break  # the exchange has no more messages
+            break  # a write has no more messages
     database.close()
-    assert struck >= (2 if direction == "to_client" else 3)
+    assert interrupted >= (2 if direction == "to_client" else 3)
 
 
 @pytest.mark.parametrize("fault", ["blackhole", "zero_window"])
-def test_a_deaf_wire_ends_the_call_at_its_deadline(
+def test_write_over_a_stalled_connection_ends_at_its_deadline(
     dsn: str, query: Query, postgres: Postgres, relay: Relay, fault: str
 ) -> None:
     database = Database(through(relay, dsn, postgres))
@@ -102,41 +102,41 @@ def test_a_deaf_wire_ends_the_call_at_its_deadline(
         database.write([make_entry(n, path="x" * 2000) for n in range(128)])
     assert time.monotonic() - started < 1.0 + _SLACK_SECONDS + _NOISE_SECONDS
     started = time.monotonic()
-    with pytest.raises(DatabaseUnavailable):  # now it is the connecting that hangs
+    with pytest.raises(DatabaseUnavailable):  # this time, connecting hangs
         database.write([make_entry(1)])
     assert time.monotonic() - started < 1.0 + _SLACK_SECONDS + _NOISE_SECONDS
     relay.mend()
-    written_in_the_end(database, [make_entry(n, path="x" * 2000) for n in range(128)])
+    write_with_retries(database, [make_entry(n, path="x" * 2000) for n in range(128)])
     database.close()
     assert query(_COUNT) == [(128, 128)]
 
 
-def test_a_frozen_server_ends_the_call_at_its_deadline(own_postgres: Postgres) -> None:
+def test_write_to_a_frozen_server_ends_at_its_deadline(own_postgres: Postgres) -> None:
     bounds = DatabaseSettings(dsn=own_postgres.dsn(), call_seconds=1.0, connect_seconds=1.0)
     database = Database(bounds)
     database.open()
-    family = psutil.Process(own_postgres.pid)
-    frozen = [family, *family.children()]
-    for process in frozen:
+    postmaster = psutil.Process(own_postgres.pid)
+    processes = [postmaster, *postmaster.children()]
+    for process in processes:
         process.send_signal(signal.SIGSTOP)
     try:
-        for _ in range(2):  # the call, then the connecting
+        for _ in range(2):  # first the write, then connecting
             started = time.monotonic()
             with pytest.raises(DatabaseUnavailable):
                 database.write([make_entry(1)])
             assert time.monotonic() - started < 1.0 + _SLACK_SECONDS + _NOISE_SECONDS
     finally:
-        for process in frozen:
+        for process in processes:
             process.send_signal(signal.SIGCONT)
-    written_in_the_end(database, [make_entry(1)])
+    write_with_retries(database, [make_entry(1)])
     database.close()
-    assert _ask(own_postgres, _COUNT) == (1, 1)
+    assert _query_row(own_postgres, _COUNT) == (1, 1)
 
 
-def test_a_peer_that_accepts_and_never_speaks_ends_connecting_at_its_deadline() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as deaf:
+def test_connecting_to_a_silent_server_ends_at_its_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent_server:
         bounds = DatabaseSettings(
-            dsn=f"host=127.0.0.1 port={deaf.getsockname()[1]}", connect_seconds=0.5
+            dsn=f"host=127.0.0.1 port={silent_server.getsockname()[1]}", connect_seconds=0.5
         )
         started = time.monotonic()
         with pytest.raises(DatabaseUnavailable, match="in time"):
@@ -144,22 +144,22 @@ def test_a_peer_that_accepts_and_never_speaks_ends_connecting_at_its_deadline() 
         assert time.monotonic() - started < 0.5 + _SLACK_SECONDS + _NOISE_SECONDS
 
 
-def test_a_name_that_takes_for_ever_to_look_up_ends_connecting_at_its_deadline(
+def test_connecting_with_a_slow_dns_lookup_ends_at_its_deadline(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    answer = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answer.wait(30) and [])
+    release = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: release.wait(30) and [])
     database = Database(DatabaseSettings(dsn="host=db.example dbname=x", connect_seconds=0.5))
     started = time.monotonic()
     with pytest.raises(DatabaseUnavailable, match="in time"):
         database.write([make_entry(1)])
     assert time.monotonic() - started < 0.5 + _SLACK_SECONDS + _NOISE_SECONDS
-    answer.set()
+    release.set()
 
 
-@pytest.mark.parametrize("state", ["cut", "blackhole", "zero_window", "locked"])
-def test_a_stop_is_bounded_and_loses_nothing_in_any_state(
-    dsn: str, query: Query, postgres: Postgres, relay: Relay, state: str
+@pytest.mark.parametrize("fault", ["cut", "blackhole", "zero_window", "locked"])
+def test_stop_is_bounded_and_loses_no_row_during_any_fault(
+    dsn: str, query: Query, postgres: Postgres, relay: Relay, fault: str
 ) -> None:
     settings = Settings(
         node="test",
@@ -171,10 +171,10 @@ def test_a_stop_is_bounded_and_loses_nothing_in_any_state(
     exporter.log_access(make_exchange(0))
     eventually(lambda: exporter.status()["written"] == 1)
     with psycopg.connect(dsn) as other:
-        if state == "locked":
+        if fault == "locked":
             other.execute("LOCK TABLE access_log")
         else:
-            getattr(relay, state)()
+            getattr(relay, fault)()
         for number in range(1, 1001):
             exporter.log_access(make_exchange(number))
         started = time.monotonic()
@@ -189,7 +189,7 @@ def test_a_stop_is_bounded_and_loses_nothing_in_any_state(
     assert after.stop()
 
 
-def test_a_slow_and_a_trickling_wire_only_take_longer(
+def test_slow_connection_only_delays_the_write(
     dsn: str, query: Query, postgres: Postgres, relay: Relay
 ) -> None:
     database = Database(through(relay, dsn, postgres, call_seconds=20.0, connect_seconds=20.0))
@@ -201,7 +201,7 @@ def test_a_slow_and_a_trickling_wire_only_take_longer(
     assert query(_COUNT) == [(129, 129)]
 
 
-def test_an_abandoned_session_gives_up_its_locks_soon(dsn: str) -> None:
+def test_server_soon_detects_an_abandoned_session(dsn: str) -> None:
     with connect(dsn, Settings().database) as connection:
         shown = [
             connection.execute(f"SHOW {name}".encode()).fetchone()
@@ -213,12 +213,12 @@ def test_an_abandoned_session_gives_up_its_locks_soon(dsn: str) -> None:
 
 @pytest.fixture
 def own_postgres() -> Iterator[Postgres]:
-    """A server that this test alone may harm."""
+    """A server for this test only, which the test may break."""
     with Postgres(available()["18"]) as server:
         yield server
 
 
-def _ask(server: Postgres, sql: str) -> tuple[object, ...] | None:
+def _query_row(server: Postgres, sql: str) -> tuple[object, ...] | None:
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         return connection.execute(sql.encode()).fetchone()
 
@@ -230,7 +230,7 @@ def _exporter(dsn: str) -> Exporter:
     return Exporter(Settings(node="test", database=database, batch=BatchSettings(max_seconds=0.05)))
 
 
-def test_a_server_killed_and_started_again_and_again_loses_nothing(
+def test_repeated_server_kills_lose_no_row(
     own_postgres: Postgres, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -252,14 +252,14 @@ def test_a_server_killed_and_started_again_and_again_loses_nothing(
         eventually(lambda: not exporter.status()["away"])
     eventually(lambda: exporter.status()["written"] == sent)
     assert exporter.stop()
-    assert _ask(own_postgres, _COUNT) == (sent, sent)
-    assert _ask(own_postgres, "SELECT count(*) FROM access_log_gap") == (0,)
+    assert _query_row(own_postgres, _COUNT) == (sent, sent)
+    assert _query_row(own_postgres, "SELECT count(*) FROM access_log_gap") == (0,)
     texts = [record.getMessage() for record in caplog.records]
     assert sum("PostgreSQL unavailable" in text for text in texts) == 3
     assert sum("available again" in text for text in texts) == 3
 
 
-def test_refusals_are_waited_through_without_a_word_of_the_password(
+def test_refused_logins_and_writes_lose_no_row_and_log_no_password(
     own_postgres: Postgres, caplog: pytest.LogCaptureFixture
 ) -> None:
     admin = psycopg.connect(own_postgres.dsn(), autocommit=True)
@@ -267,8 +267,10 @@ def test_refusals_are_waited_through_without_a_word_of_the_password(
     rules = own_postgres.data / "pg_hba.conf"
     rules.write_text("host all proxy 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
     admin.execute("SELECT pg_reload_conf()")
-    wrong = own_postgres.dsn().replace("user=postgres", "user=proxy password=wrong-s3cret")
-    exporter = _exporter(wrong)
+    wrong_password_dsn = own_postgres.dsn().replace(
+        "user=postgres", "user=proxy password=wrong-s3cret"
+    )
+    exporter = _exporter(wrong_password_dsn)
     exporter.log_access(make_exchange(1))
     eventually(lambda: "password authentication failed" in (exporter.status()["last_error"] or ""))
     admin.execute("ALTER ROLE proxy PASSWORD 'wrong-s3cret'")
@@ -279,13 +281,13 @@ def test_refusals_are_waited_through_without_a_word_of_the_password(
             "ALTER ROLE proxy CONNECTION LIMIT 0 NOSUPERUSER",
             "ALTER ROLE proxy CONNECTION LIMIT -1 SUPERUSER",
         ),
-        ("ALTER DATABASE postgres RENAME TO away", "ALTER DATABASE away RENAME TO postgres"),
+        ("ALTER DATABASE postgres RENAME TO renamed", "ALTER DATABASE renamed RENAME TO postgres"),
     ):
         admin.close()
         admin = psycopg.connect(own_postgres.dsn("template1"), autocommit=True)
-        _end_sessions(admin)
+        _terminate_sessions(admin)
         admin.execute(refuse.encode())
-        _end_sessions(admin)
+        _terminate_sessions(admin)
         written = exporter.status()["written"]
         exporter.log_access(make_exchange(written + 10))
         eventually(lambda: exporter.status()["spooled"])
@@ -296,7 +298,7 @@ def test_refusals_are_waited_through_without_a_word_of_the_password(
     assert "s3cret" not in caplog.text
 
 
-def _end_sessions(admin: psycopg.Connection[tuple[object, ...]]) -> None:
+def _terminate_sessions(admin: psycopg.Connection[tuple[object, ...]]) -> None:
     admin.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'artifactapi'"
     )
@@ -304,7 +306,7 @@ def _end_sessions(admin: psycopg.Connection[tuple[object, ...]]) -> None:
 
 @pytest.fixture
 def tls_postgres() -> Iterator[Postgres]:
-    """Debian's server: the one that comes with us is built without TLS."""
+    """A server from Debian's package, because the one in our dependency is built without TLS."""
     versions = {version: folder for version, folder in available().items() if version != "18"}
     if not versions:
         pytest.skip("no PostgreSQL with TLS; install Debian's postgresql")
@@ -312,18 +314,18 @@ def tls_postgres() -> Iterator[Postgres]:
         yield server
 
 
-def test_a_wrong_certificate_is_refused(tls_postgres: Postgres, tmp_path: Path) -> None:
-    good = _serve_with(tls_postgres, certificate(tmp_path, "good"))
-    database = Database(DatabaseSettings(dsn=good))
+def test_certificate_of_another_host_is_rejected(tls_postgres: Postgres, tmp_path: Path) -> None:
+    valid_dsn = _restart_with_certificate(tls_postgres, certificate(tmp_path, "good"))
+    database = Database(DatabaseSettings(dsn=valid_dsn))
     assert database.write([make_entry(1)]) == []
     database.close()
-    wrong = _serve_with(tls_postgres, certificate(tmp_path, "wrong-host"))
+    invalid_dsn = _restart_with_certificate(tls_postgres, certificate(tmp_path, "wrong-host"))
     with pytest.raises(DatabaseUnavailable, match="certificate"):
-        Database(DatabaseSettings(dsn=wrong)).write([make_entry(2)])
+        Database(DatabaseSettings(dsn=invalid_dsn)).write([make_entry(2)])
 
 
-def _serve_with(server: Postgres, pem: Path) -> str:
-    """Start the server anew with this certificate; a connection string that insists on it."""
+def _restart_with_certificate(server: Postgres, pem: Path) -> str:
+    """Restart the server with this certificate and return a connection string that verifies it."""
     file = server.data / pem.name
     shutil.copy(pem, file)
     file.chmod(0o600)
@@ -334,8 +336,8 @@ def _serve_with(server: Postgres, pem: Path) -> str:
     return f"{server.dsn(host='localhost')} sslmode=verify-full sslrootcert={pem}"
 
 
-def test_a_full_disk_is_waited_through(own_postgres: Postgres, tmp_path: Path) -> None:
-    """The table's disk is a file system of 8 MB that something else has filled."""
+def test_full_disk_of_the_server_loses_no_row(own_postgres: Postgres, tmp_path: Path) -> None:
+    """The table lies on an 8 MB file system that another file fills."""
     if os.geteuid() != 0:
         pytest.skip("only root can mount a small file system")
     disk = tmp_path / "disk"
@@ -347,7 +349,7 @@ def test_a_full_disk_is_waited_through(own_postgres: Postgres, tmp_path: Path) -
         ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], check=False, capture_output=True
     )
     if mounted.returncode:
-        pytest.skip("this machine does not let us mount")
+        pytest.skip("mounting a file system is not permitted on this machine")
     exporter = None
     try:
         os.chown(disk, own_postgres.data.stat().st_uid, -1)
@@ -373,7 +375,7 @@ def test_a_full_disk_is_waited_through(own_postgres: Postgres, tmp_path: Path) -
         filler.unlink()
         eventually(lambda: exporter.status()["written"] == 1001)
         assert exporter.stop()
-        assert _ask(own_postgres, _COUNT) == (1001, 1001)
+        assert _query_row(own_postgres, _COUNT) == (1001, 1001)
     finally:
         if exporter is not None:
             exporter.stop()
