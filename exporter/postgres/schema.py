@@ -97,10 +97,14 @@ def ensure_schema(connection: Connection[Any], migrations: Path | None = None) -
 def _check_encoding(connection: Connection[Any]) -> None:
     """Requests hold any text. Other encodings would reject rows that nobody could store later."""
     encoding = connection.info.parameter_status("server_encoding")
-    if encoding not in {None, "UTF8"}:
+    if encoding is None:  # a pooler does not pass it on
+        row = connection.execute("SHOW server_encoding").fetchone()
+        encoding = str(row[0]) if row else "UTF8"
+    if encoding != "UTF8":
         raise SchemaError(
-            f"The database has the encoding {encoding}, which cannot store every request; create one "
-            "with ENCODING 'UTF8' (TEMPLATE template0) and name it in the connection string."
+            f"The database {connection.info.dbname} has the encoding {encoding}, which cannot store "
+            "every request; create one with ENCODING 'UTF8' (TEMPLATE template0) and name it in the "
+            "connection string."
         )
 
 

@@ -24,7 +24,12 @@ from ..postgres.faults import REPAIRABLE, Fault, classify
 from ..postgres.schema import SchemaError, ensure_schema
 from .copy_batch import CopyBatch, days_of
 from .gaps import Gap
-from .insert import COLUMNS, RowsDiscardedError, insert_access_log_batch
+from .insert import (
+    COLUMNS,
+    RowsDiscardedError,
+    forbidden_columns,
+    insert_access_log_batch,
+)
 from .rejections import AcceptedRows, NoRowAcceptedError, Rejection, RejectionFinder
 
 if TYPE_CHECKING:
@@ -237,7 +242,18 @@ class Database:
         self._days.clear()
 
     def _unavailable(self, error: Exception, fault: Fault) -> DatabaseUnavailable:
+        reason = describe(error)
+        if isinstance(error, psycopg.errors.InsufficientPrivilege):
+            reason += self._missing_privileges()
         if fault is not Fault.BUSY:
             self.disconnect()
         is_configuration = fault in {Fault.CONFIGURATION, Fault.ROW}
-        return DatabaseUnavailable(describe(error), configuration=is_configuration)
+        return DatabaseUnavailable(reason, configuration=is_configuration)
+
+    def _missing_privileges(self) -> str:
+        """PostgreSQL does not say which columns it is about."""
+        columns = ""
+        if self._connection is not None:
+            with contextlib.suppress(psycopg.Error, DeadlineExceededError):
+                columns = forbidden_columns(self._connection)
+        return f"; it lacks INSERT on {columns}" if columns else ""

@@ -25,6 +25,13 @@ _INSERT = sql.SQL("INSERT INTO access_log ({}) VALUES ({}) ON CONFLICT DO NOTHIN
 _ASYNCHRONOUS = b"SET LOCAL synchronous_commit = off"
 
 
+_FORBIDDEN_COLUMNS = """
+    SELECT string_agg(attname, ', ' ORDER BY attnum) FROM pg_attribute
+    WHERE attrelid = 'access_log'::regclass AND attname = ANY (%s)
+    AND NOT has_column_privilege(attrelid, attnum, 'INSERT')
+"""
+
+
 class RowsDiscardedError(psycopg.DataError):
     """The server reported success but did not store all rows, as a trigger can make it do."""
 
@@ -81,24 +88,36 @@ def insert_missing(
     return flags
 
 
-def would_insert(
+def would_accept(
     connection: psycopg.Connection[Any],
     entries: Sequence[AccessLogEntry],
     *,
     count_artifacts: bool = True,
-) -> list[bool]:
-    """Whether the server would store rows with these values and other keys. Stores nothing.
+) -> bool:
+    """Whether the server would store all of these rows under other keys. Stores nothing.
 
-    False means that a trigger would discard the row.
+    False means that a trigger would discard some of them.
 
     Raises:
         psycopg.Error, UnicodeError: It would reject one of them.
     """
-    copies = [entry._replace(flow_id=str(uuid.uuid4())) for entry in entries]
-    with connection.transaction(force_rollback=True):
-        with connection.pipeline():
-            inserts = [connection.execute(_INSERT, copy) for copy in copies]
-        if count_artifacts and (fetched := fetches(copies)):
-            connection.execute(record(fetched))
-        connection.execute("SET CONSTRAINTS ALL IMMEDIATE")  # not only at the commit
-    return [insert.rowcount > 0 for insert in inserts]
+    batch = CopyBatch.of([entry._replace(flow_id=str(uuid.uuid4())) for entry in entries])
+    if not count_artifacts:
+        batch = CopyBatch(len(batch), batch.days, batch.text, b"", batch.encoded)
+    try:
+        with connection.transaction(force_rollback=True):
+            insert_access_log_batch(connection, batch)
+            connection.execute("SET CONSTRAINTS ALL IMMEDIATE")  # not only at the commit
+    except RowsDiscardedError:
+        return False
+    return True
+
+
+def forbidden_columns(connection: psycopg.Connection[Any]) -> str:
+    """The columns of access_log that this role may not write, for messages; empty: none.
+
+    Raises:
+        psycopg.Error: Not even this may be asked.
+    """
+    row = connection.execute(_FORBIDDEN_COLUMNS, (list(COLUMNS),)).fetchone()
+    return (row[0] or "") if row else ""

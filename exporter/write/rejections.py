@@ -16,7 +16,7 @@ from ..postgres.connection import DeadlineConnection, describe
 from ..postgres.faults import Fault, classify, is_certainly_bad, rejected_line
 from .artifacts import fetches
 from .copy_batch import CopyBatch
-from .insert import RowsDiscardedError, insert_access_log_batch, insert_missing, would_insert
+from .insert import RowsDiscardedError, insert_access_log_batch, insert_missing, would_accept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -130,16 +130,16 @@ class RejectionFinder:
             return []
         inserted = insert_missing(self._connection, rows)
         self._accept([row for row, flag in zip(rows, inserted, strict=True) if flag])
-        # The others are in the table, or a trigger discards them, or they violate another unique key.
         others = [row for row, flag in zip(rows, inserted, strict=True) if not flag]
-        flags = would_insert(self._connection, others) if others else []
-        self._accept([row for row, flag in zip(others, flags, strict=True) if flag])
-        return [row for row, flag in zip(others, flags, strict=True) if not flag]
+        # They are in the table, or a trigger discards them, or they violate another unique key.
+        if others and not self._accepts(others):
+            return others
+        self._accept(others)
+        return []
 
     def _copy(self, rows: list[AccessLogEntry]) -> None:
-        with (
-            self._connection.transaction()
-        ):  # so that nothing is stored if a trigger discards a row
+        # In a transaction, so that nothing is stored if a trigger discards one of the rows.
+        with self._connection.transaction():
             insert_access_log_batch(self._connection, rows)
         self._accept(rows)
 
@@ -156,12 +156,15 @@ class RejectionFinder:
         Raises:
             NoRowAcceptedError: It must not be rejected.
         """
-        kind = self._kind(row)
-        if not is_certainly_bad(error) and kind not in self._accepted_kinds:
-            if not any(map(self._accepts, self._probes(row, with_artifact=kind[1]))):
-                raise NoRowAcceptedError(describe(error))
-            self._accepted_kinds.add(kind)
-            return False
+        if not is_certainly_bad(error):
+            kind = self._kind(row)
+            if kind not in self._accepted_kinds:
+                probes = self._probes(row, with_artifact=kind[1])
+                good = next((probe for probe in probes if self._accepts([probe])), None)
+                if good is None:
+                    raise NoRowAcceptedError(describe(error))
+                self._accept([good])
+                return False
         self._rejections.append(
             Rejection(row, getattr(error, "sqlstate", None) or "", describe(error))
         )
@@ -170,7 +173,7 @@ class RejectionFinder:
     def _kind(self, row: AccessLogEntry) -> _Kind:
         """If the row could be stored without its artifact, it must be compared with such rows."""
         is_about_artifact = bool(row.artifact_complete) and self._accepts(
-            row, count_artifacts=False
+            [row], count_artifacts=False
         )
         return row.started_at[:10], is_about_artifact
 
@@ -185,11 +188,10 @@ class RejectionFinder:
             for other in random.sample(others, min(_MAX_PROBES, len(others))):
                 yield other._replace(started_at=row.started_at)
 
-    def _accepts(self, row: AccessLogEntry, *, count_artifacts: bool = True) -> bool:
+    def _accepts(self, rows: list[AccessLogEntry], *, count_artifacts: bool = True) -> bool:
         try:
-            (is_stored,) = would_insert(self._connection, [row], count_artifacts=count_artifacts)
+            return would_accept(self._connection, rows, count_artifacts=count_artifacts)
         except (psycopg.Error, UnicodeError) as e:
-            if classify(e, self._repaired) is not Fault.ROW:
+            if classify(e, self._repaired) not in {Fault.ROW, Fault.DUPLICATE}:
                 raise
             return False
-        return is_stored

@@ -12,7 +12,8 @@ from exporter import Exporter, Settings
 from exporter.postgres.connection import connect
 from exporter.postgres.schema import ensure_schema
 from exporter.settings import BatchSettings, DatabaseSettings, SpoolSettings
-from exporter.write.database import Database, DatabaseUnavailable
+from exporter.write.database import COLUMNS, Database, DatabaseUnavailable
+from tests.support.command import call
 from tests.support.samples import make_entry, make_exchange
 from tests.support.wait import eventually
 
@@ -448,10 +449,13 @@ def test_a_missing_column_privilege_is_for_the_user_to_fix(dsn: str, query: Quer
         query(
             f"GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT SELECT ON access_log_schema TO {role}"
         )
-        query(f"GRANT INSERT (started_at, flow_id) ON access_log TO {role}")
+        allowed = [column for column in COLUMNS if column not in {"path", "query"}]
+        query(f"GRANT INSERT ({', '.join(allowed)}) ON access_log TO {role}")
         query(f"GRANT EXECUTE ON FUNCTION access_log_ensure_partition(date) TO {role}")
         narrow = Database(DatabaseSettings(dsn=dsn.replace("user=postgres", f"user={role}")))
-        with pytest.raises(DatabaseUnavailable, match="permission denied") as caught:
+        with pytest.raises(
+            DatabaseUnavailable, match=r"permission denied.*lacks INSERT on path, query$"
+        ) as caught:
             narrow.write([make_entry(2)])
         assert caught.value.configuration
         narrow.close()
@@ -472,6 +476,11 @@ def test_a_database_that_is_not_utf_8_is_refused_and_nothing_is_lost(
             with pytest.raises(DatabaseUnavailable, match=f"encoding {encoding}.*UTF8") as caught:
                 Database(DatabaseSettings(dsn=postgres.dsn(name))).open()
             assert caught.value.configuration
+            for command in (("tail",), ("report",), ("gaps",), ("export", "csv")):
+                result = call("--dsn", postgres.dsn(name), *command)
+                assert result.returncode != 0
+                assert f"The database {name} has the encoding {encoding}" in result.stderr
+                assert len(result.stderr.splitlines()) == 1
             exporter = start(postgres.dsn(name))
             exporter.log_access(make_exchange(1, user_agent="\u2603".encode()))
             eventually(lambda: exporter.status()["spooled"] == 1)
