@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
 from exporter import Exporter, Settings
-from exporter.postgres.connection import connect
+from exporter.postgres.connection import connect, describe
+from exporter.postgres.faults import _FAULTS_BY_CLASS, _FAULTS_BY_STATE, rejected_line
 from exporter.postgres.schema import ensure_schema
 from exporter.settings import BatchSettings, DatabaseSettings, SpoolSettings
 from exporter.write.database import COLUMNS, Database, DatabaseUnavailable
@@ -144,6 +146,7 @@ _STATES = [
     "0L000",
     "0P000",
     "0Z000",
+    "10608",
     "20000",
     "21000",
     "22023",
@@ -176,6 +179,24 @@ _STATES = [
     "UZ001",
     "XX000",
 ]
+# The connection, its session and the server.
+_NEVER_FROM_A_ROW = {
+    "00",
+    "01",
+    "02",
+    "03",
+    "08",
+    "24",
+    "25",
+    "26",
+    "34",
+    "3B",
+    "40",
+    "53",
+    "57",
+    "58",
+    "HV",
+}
 _AFTER_TRIGGER = _TRIGGER.replace("BEFORE INSERT", "AFTER INSERT")
 _DEFERRED_TRIGGER = _TRIGGER.replace(
     "CREATE TRIGGER check_row BEFORE INSERT ON access_log",
@@ -239,6 +260,33 @@ def test_row_that_a_deferred_trigger_refuses_is_left_out(database: Database, que
     assert len(database.write(good_and_bad(2, 3, 4))) == 1
     assert len(database.write(good_and_bad(6))) == 1
     assert paths(query) == ["/1", "/2", "/4"]
+
+
+def test_every_class_of_the_table_exists() -> None:
+    """A wrong digit would make it a bad row."""
+    states = {getattr(error, "sqlstate", None) for error in vars(psycopg.errors).values()}
+    known = {state for state in states if isinstance(state, str)}
+    classes = {state[:2] for state in known}
+    assert classes >= _FAULTS_BY_CLASS.keys()
+    assert known >= _FAULTS_BY_STATE.keys()
+    assert {state[:2] for state in _STATES} >= classes - _NEVER_FROM_A_ROW
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        'COPY access_log, line 3, column path: "/x"',
+        "COPY access_log, Zeile 3, Spalte path: »/x«",
+        "COPY access_log, ligne 3, colonne path : « /x »",
+        "COPY access_log, línea 3, columna path: «/x»",
+    ],
+)
+def test_row_and_column_are_found_in_any_language(context: str) -> None:
+    diagnosis = SimpleNamespace(context=context, message_primary="no")
+    error = type("LocalizedError", (psycopg.DataError,), {"sqlstate": "22003", "diag": diagnosis})()
+    assert rejected_line(error, 5) == 2
+    assert rejected_line(error, 2) is None
+    assert describe(error) == "no (22003, column path)"
 
 
 @pytest.mark.parametrize("count", [1, 31, 32, 33, 100, 400])

@@ -51,6 +51,24 @@ def test_batches_are_returned_unchanged_and_in_order(tmp_path: Path) -> None:
     assert list((tmp_path / "spool").iterdir()) == []
 
 
+def test_sample_holds_entries_of_all_files_and_takes_none(tmp_path: Path) -> None:
+    earlier = Spool(tmp_path / "spool", "db", _AMPLE_BYTES)
+    assert earlier.sample(8) == []
+    assert earlier.append([make_entry(1)])
+    earlier.close()
+    spool = Spool(tmp_path / "spool", "db", _AMPLE_BYTES)
+    for number in range(2, 6):
+        assert spool.append([make_entry(number)])
+    assert {entry.flow_id[:8] for entry in spool.sample(8)} == {f"{n:08x}" for n in range(1, 6)}
+    assert len(spool.sample(2)) <= 4  # two of each file
+    assert spool.append([make_entry(6), make_entry(7)])
+    sampled = {entry.flow_id[:8] for _ in range(100) for entry in spool.sample(8)}
+    assert sampled == {f"{n:08x}" for n in range(1, 8)}
+    assert drain(spool) == [f"{n:08x}" for n in range(1, 8)]
+    assert spool.sample(8) == []
+    spool.settle()
+
+
 def test_no_folder_is_created_before_the_first_append(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool", "db", _AMPLE_BYTES)
     assert spool.oldest() is None
