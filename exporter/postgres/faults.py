@@ -65,6 +65,7 @@ _FAULTS_BY_CLASS = {
     "53": Fault.BUSY,  # insufficient resources: full disk, no memory, too many connections
     "57": Fault.UNAVAILABLE,  # operator intervention: shutdown, idle session timeout
     "58": Fault.UNAVAILABLE,  # system error: input or output
+    "72": Fault.BUSY,  # snapshot too old
     "F0": Fault.CONFIGURATION,  # configuration file error
     "HV": Fault.BUSY,  # foreign data wrapper error: the other server
 }

@@ -195,6 +195,7 @@ _NEVER_FROM_A_ROW = {
     "53",
     "57",
     "58",
+    "72",
     "HV",
 }
 _AFTER_TRIGGER = _TRIGGER.replace("BEFORE INSERT", "AFTER INSERT")
