@@ -5,16 +5,15 @@ from __future__ import annotations
 import random
 import shutil
 import subprocess
-import threading
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Self, override
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
 from tests.support.access_log import SCRIPT, AccessLog, Row, temporary_schema
 from tests.support.http1_client import RawClient, fetch
+from tests.support.http_server import HttpServer, QuietHandler
 from tests.support.proxy import Mitm, free_port
 from tests.support.wait import eventually
 
@@ -76,7 +75,7 @@ http {{
 """
 
 
-class Origin:
+class Origin(HttpServer):
     """Counts the requests that reach it by user agent; the path sets how long to cache a response.
 
     Attributes:
@@ -89,31 +88,16 @@ class Origin:
         self.broken = False
         outer = self
 
-        class Handler(_Handler):
+        class Handler(_OriginHandler):
             origin = outer
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__(Handler)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _OriginHandler(QuietHandler):
     origin: Origin
 
-    @override
-    def log_message(self, *_: object) -> None:
-        """Log nothing."""
-
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 - the base class requires this name
         self.origin.seen[self.headers["User-Agent"]] += 1
         name = self.path.rpartition("/")[2]
         if self.origin.broken:

@@ -8,14 +8,13 @@ import functools
 import hashlib
 import io
 import random
-import ssl
 import sys
 import tarfile
-import threading
 import zipfile
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
-from typing import Self
+
+from .http_server import HttpServer, QuietHandler
 
 
 def make_wheel(folder: Path, name: str = "demo_package", version: str = "1.2.3") -> Path:
@@ -80,40 +79,12 @@ def _digest(data: bytes) -> str:
     return f"sha256={raw.decode()}"
 
 
-class _Handler(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        """Log nothing."""
+class _FolderHandler(QuietHandler, SimpleHTTPRequestHandler):
+    """Serves the files of a folder."""
 
 
-class FileServer:
-    """Serves a folder on loopback inside its `with` block.
-
-    Args:
-        folder: The folder to serve.
-        certificate: A PEM file with a certificate and its key; turns on TLS.
-    """
+class FileServer(HttpServer):
+    """Serves a folder; see `HttpServer`."""
 
     def __init__(self, folder: Path, certificate: Path | None = None) -> None:
-        handler = functools.partial(_Handler, directory=str(folder))
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._scheme = "http"
-        if certificate is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate)
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-            self._scheme = "https"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-    @property
-    def url(self) -> str:
-        """The base URL, without a trailing slash."""
-        return f"{self._scheme}://localhost:{self._server.server_port}"
+        super().__init__(functools.partial(_FolderHandler, directory=str(folder)), certificate)

@@ -11,14 +11,12 @@ import hashlib
 import io
 import json
 import os
-import ssl
 import subprocess
 import tarfile
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, override
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote
 
+from .http_server import HttpServer, QuietHandler
 from .packages import make_wheel, noise
 
 if TYPE_CHECKING:
@@ -53,7 +51,7 @@ class _Reply(NamedTuple):
     location: str | None = None
 
 
-class Registry:
+class Registry(HttpServer):
     """An HTTP/1.1 server that listens on loopback inside its `with` block. Add its content first.
 
     Args:
@@ -70,38 +68,15 @@ class Registry:
         self._replies: dict[str, _Reply] = {}
         outer = self
 
-        class Handler(_Handler):
+        class Handler(_RegistryHandler):
             registry = outer
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._scheme = "http"
-        if certificate is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate)
-            self._server.socket = context.wrap_socket(
-                self._server.socket, server_side=True, do_handshake_on_connect=False
-            )
-            self._scheme = "https"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-    @property
-    def url(self) -> str:
-        """The base URL with the host `localhost`, without a trailing slash."""
-        return f"{self._scheme}://localhost:{self._server.server_port}"
+        super().__init__(Handler, certificate)
 
     @property
     def other_url(self) -> str:
         """The base URL with the host `127.0.0.1`, which clients and remotes treat as another host."""
-        return f"{self._scheme}://127.0.0.1:{self._server.server_port}"
+        return f"{self._scheme}://127.0.0.1:{self.port}"
 
     def put(self, path: str, body: bytes, content_type: str = "application/octet-stream") -> str:
         """Serve these bytes at a path, in any quoting; return the path."""
@@ -117,15 +92,11 @@ class Registry:
         return self._replies.get(unquote(path)) or _Reply(b"not here\n", "text/plain", 404)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _RegistryHandler(QuietHandler):
     protocol_version = "HTTP/1.1"
     registry: Registry
 
-    @override
-    def log_message(self, *_: object) -> None:
-        """Log nothing."""
-
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802 - the base class requires this name
         path, _, query = self.path.partition("?")
         if path.startswith("/git/"):
             self._send_reply(path, self._git(path, query))
