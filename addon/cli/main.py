@@ -49,7 +49,7 @@ def main(context: click.Context, dsn: str, config: Path | None) -> None:
     """Access log of mitmproxy in PostgreSQL.
 
     The database is the first one set of --dsn, read.dsn in the settings file, ARTIFACTAPI_DSN and
-    database.dsn in the settings file. The commands init and run do not use read.dsn. If none is
+    database.dsn in the settings file. The commands init, run and spool do not use read.dsn. If none is
     set, it is the embedded server, which runs while a command needs it.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):

@@ -72,7 +72,7 @@ def capture(flow: http.HTTPFlow, state: FlowState, *, with_body: bool = False) -
     # Unless it was connected for this flow, the server is only known from the original of a replay.
     server = flow.server_conn if flow.server_conn is not state.original_server else None
     target = b"" if state.is_connect else request.path
-    login = flow.metadata.get("proxyauth")
+    proxy_user = _proxy_user(flow)
     user_agent = _user_agent(request.headers.fields)
     _bytes.new_bytes = _names.new_bytes = _fields.new_bytes = 0
     exchange = Exchange(
@@ -83,7 +83,7 @@ def capture(flow: http.HTTPFlow, state: FlowState, *, with_body: bool = False) -
         connect_seconds=connect_seconds(flow.server_conn) if state.opened_connection else None,
         client=flow.client_conn.peername,
         server=server.peername if server else None,
-        proxy_user=_intern_str(str(login[0])) if login else None,
+        proxy_user=_intern_str(proxy_user) if proxy_user is not None else None,
         method=_intern_bytes(request.method),
         scheme=_intern_bytes(request.scheme),
         host=_intern_str(_host(flow)),
@@ -129,9 +129,13 @@ def _cut(x: Exchange, size: int) -> Exchange:
     )
 
 
-def capture_tls_failure(data: TlsData) -> Exchange:
-    """A client that rejected our certificate, or failed to set up TLS with us: there is no flow."""
+def capture_tls_failure(data: TlsData, tunnel: http.HTTPFlow | None) -> Exchange:
+    """A client that rejected our certificate, or failed to set up TLS with us: there is no flow.
+
+    `tunnel` is the CONNECT that it came through, if any.
+    """
     client, server = data.context.client, data.context.server
+    proxy_user = _proxy_user(tunnel) if tunnel is not None else None
     address = server.address or ("", 0)
     return Exchange(
         flow_id=client.id,
@@ -141,7 +145,7 @@ def capture_tls_failure(data: TlsData) -> Exchange:
         connect_seconds=None,
         client=client.peername,
         server=server.peername,
-        proxy_user=None,
+        proxy_user=proxy_user and proxy_user[:MAX_VALUE_BYTES],
         method=b"",
         scheme=b"https",
         host=(client.sni or address[0])[:MAX_VALUE_BYTES],
@@ -159,7 +163,7 @@ def capture_tls_failure(data: TlsData) -> Exchange:
         response_source=None,
         body=None,
         sha256=None,
-        size=_STRUCT_BYTES + _CHARACTER_BYTES * (MAX_ERROR_CHARACTERS + MAX_VALUE_BYTES),
+        size=_STRUCT_BYTES + _CHARACTER_BYTES * (MAX_ERROR_CHARACTERS + 2 * MAX_VALUE_BYTES),
     )
 
 
@@ -188,6 +192,12 @@ def _response_fields(fields: tuple[Field, ...]) -> tuple[Field, ...]:
             size = 3 * _TEXT_BYTES + len(name) + len(value)
             found.append(_fields.intern((lower, value), size))
     return tuple(found)
+
+
+def _proxy_user(flow: http.HTTPFlow) -> str | None:
+    """Return the name of the login at the proxy; mitmproxy keeps it as (name, password)."""
+    login = flow.metadata.get("proxyauth")
+    return str(login[0]) if login else None
 
 
 def _user_agent(fields: tuple[Field, ...]) -> bytes | None:

@@ -114,9 +114,10 @@ class FlowTracker:
 
     def tls_failed_client(self, data: TlsData) -> None:
         """A client rejected our certificate. There will be no flow."""
+        tunnel = self._unused_tunnels.get(data.context.client.id)
         self._discard_tunnel(data.context.client)
         if self.log_access is not None and self.filter is None:
-            self.log_access(capture_tls_failure(data))
+            self.log_access(capture_tls_failure(data, tunnel))
 
     def client_disconnected(self, client: Client) -> None:
         """End the flows that no hook ended, after a grace period for hooks that are still to come."""

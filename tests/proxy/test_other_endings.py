@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import ssl
 import urllib.request
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
@@ -94,6 +95,21 @@ def test_login_is_logged_as_proxy_user(restricted: LoggedProxy, upstream: RawUps
     _, row = restricted.send_request(f"{upstream.url}/status/201", LOGIN)
     assert Ending.from_row(row) == (201, None, 0, 4, "upstream")
     assert row["proxy_user"] == "build-42"
+
+
+def test_login_is_logged_although_the_client_rejects_the_certificate(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    options = ("--proxyauth", "build-42:s3cret", "--ssl-insecure")
+    with (
+        RawUpstream(certificate(tmp_path)) as upstream,
+        logged_proxy(postgres, tmp_path, *options) as proxied,
+    ):
+        with proxied.client() as client:
+            assert client.connect("localhost", upstream.port, LOGIN)
+            with pytest.raises(ssl.SSLError):
+                client.start_tls("localhost")  # trusts no authority
+        assert proxied.wait_row("error_type = 'tls_client'")["proxy_user"] == "build-42"
 
 
 def test_response_replayed_from_recording(restricted: LoggedProxy, upstream: RawUpstream) -> None:

@@ -266,3 +266,22 @@ def test_partly_redacted_name_gives_no_package(host: str, path: str) -> None:
 def test_redacted_folder_of_the_remote_does_not_matter() -> None:
     path = "/repository/REDACTED-pypi/simple/demo/"
     assert Remotes.load().identify("nexus.example", path).purl == "pkg:pypi/demo"
+
+
+@pytest.mark.parametrize(
+    ("host", "path"),
+    [
+        ("repo1.maven.example", "/maven2/com/google/xx/../guava/guava/1.0/guava-1.0.jar"),
+        ("registry-1.docker.example", "/v2/a/xx/../manifests/1.0"),
+        ("registry.npmjs.example", "/@acme/a/b/../../tool/-/tool-2.5.0.tgz"),
+        ("registry.npmjs.example", "/%2e%2e/tool/-/tool-2.5.0.tgz"),
+    ],
+)
+def test_a_path_that_leaves_its_folders_identifies_no_package(host: str, path: str) -> None:
+    identity = Remotes.load().identify(host, path)
+    assert (identity.purl, identity.package, identity.artifact_kind) == (None, None, None)
+
+
+def test_a_name_that_starts_with_a_dot_is_not_a_dot_segment() -> None:
+    identity = Remotes.load().identify("pypi.example", "/packages/.x/demo-1.0-py3-none-any.whl")
+    assert identity.purl == "pkg:pypi/demo@1.0"

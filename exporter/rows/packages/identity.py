@@ -100,6 +100,8 @@ class Remotes:
             name = name.rpartition("@")[2].rstrip(".").lower()  # noqa: PLW2901
             for remote in self._remotes_of_host(name):
                 match = remote.match("" if text is None else text)
+                if match is not None and _leaves_folders(match.path):
+                    return Identity(match.name)
                 if match is not None:
                     return _identify_match(name, match, digest)
         return UNKNOWN
@@ -110,6 +112,11 @@ class Remotes:
         except UnicodeEncodeError:  # a lone surrogate: not a valid host
             return ()
         return tuple(self._remotes[index] for index in self._hosts.matching(encoded))
+
+
+def _leaves_folders(path: str) -> bool:
+    """Whether the path has a `..` segment: servers read another path (RFC 3986 5.2.4), with other names."""
+    return "/.." in path and ".." in path.split("/")
 
 
 def _identify_match(host: str, match: RemoteMatch, digest: str | None) -> Identity:
