@@ -69,7 +69,7 @@ class ClientSetup:
         return self.proxy.url.replace("://", f"://{BUILD}:{SECRET}@")
 
     def run(self, home: Path, *command: str, **env: str) -> str:
-        """Run a client with an environment of its own, as a build would; return its output."""
+        """Run a client in a clean environment, as a build would; return its output."""
         home.mkdir(exist_ok=True)
         variables = {
             "PATH": os.environ["PATH"],

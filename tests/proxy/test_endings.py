@@ -1,4 +1,4 @@
-"""Every way a flow can end on the wire produces one row with what the client received."""
+"""Every way a flow can end produces one row with what the client received."""
 
 from __future__ import annotations
 

@@ -498,7 +498,7 @@ def listener(tmp_path: Path) -> Iterator[Listener]:
 
 
 @pytest.fixture
-def wire(listener: Listener) -> Iterator[Relay]:
+def postgres_relay(listener: Listener) -> Iterator[Relay]:
     with Relay(listener.path, postgres=True) as running:
         yield running
 
@@ -510,8 +510,8 @@ def read_exactly(sock: socket.socket, size: int) -> bytes:
     return data
 
 
-def test_relay_recognizes_postgres_messages(wire: Relay, listener: Listener) -> None:
-    with RawClient(wire.address) as client, listener.accept() as server:
+def test_relay_recognizes_postgres_messages(postgres_relay: Relay, listener: Listener) -> None:
+    with RawClient(postgres_relay.address) as client, listener.accept() as server:
         for sent in (SSL_REQUEST, STARTUP):
             client.send(sent[:3])
             client.send(sent[3:])
@@ -522,28 +522,32 @@ def test_relay_recognizes_postgres_messages(wire: Relay, listener: Listener) -> 
         client.send(query)
         assert read_exactly(server, len(query)) == query
         server.sendall(encode_message("C") + encode_message("Z", b"I"))
-        eventually(lambda: wire.seen["to_client"][-1] == "Z")
-    assert wire.seen["to_server"] == ["sslrequest", "startup", "Q", "d"]
-    assert wire.seen["to_client"] == ["answer:N", "R", "C", "Z"]
+        eventually(lambda: postgres_relay.seen["to_client"][-1] == "Z")
+    assert postgres_relay.seen["to_server"] == ["sslrequest", "startup", "Q", "d"]
+    assert postgres_relay.seen["to_client"] == ["answer:N", "R", "C", "Z"]
 
 
-def test_encrypted_messages_are_forwarded_unparsed(wire: Relay, listener: Listener) -> None:
-    with RawClient(wire.address) as client, listener.accept() as server:
+def test_encrypted_messages_are_forwarded_unparsed(
+    postgres_relay: Relay, listener: Listener
+) -> None:
+    with RawClient(postgres_relay.address) as client, listener.accept() as server:
         client.send(SSL_REQUEST)
         assert read_exactly(server, 8) == SSL_REQUEST
         server.sendall(b"S")
         assert client.receive() == b"S"
         client.send(b"\x16\x03\x01")
         assert read_exactly(server, 3) == b"\x16\x03\x01"
-    assert wire.seen["to_server"] == ["sslrequest", "encrypted"]
+    assert postgres_relay.seen["to_server"] == ["sslrequest", "encrypted"]
 
 
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_cut_at_a_message(wire: Relay, listener: Listener, index: int, inside: bool) -> None:
+def test_cut_at_a_message(
+    postgres_relay: Relay, listener: Listener, index: int, inside: bool
+) -> None:
     messages = [STARTUP, encode_message("Q", b"SELECT 1\0"), encode_message("d", b"x" * 10_000)]
-    wire.cut_at_message("to_server", index, inside=inside)
-    with RawClient(wire.address) as client, listener.accept() as server:
+    postgres_relay.cut_at_message("to_server", index, inside=inside)
+    with RawClient(postgres_relay.address) as client, listener.accept() as server:
         client.send(b"".join(messages))
         complete = b"".join(messages[:index])
         half = messages[index][: len(messages[index]) // 2] if inside else b""
@@ -552,20 +556,20 @@ def test_cut_at_a_message(wire: Relay, listener: Listener, index: int, inside: b
         assert client.was_reset
 
 
-def test_cut_at_a_reply(wire: Relay, listener: Listener) -> None:
-    with RawClient(wire.address) as client, listener.accept() as server:
+def test_cut_at_a_reply(postgres_relay: Relay, listener: Listener) -> None:
+    with RawClient(postgres_relay.address) as client, listener.accept() as server:
         client.send(STARTUP)
         read_exactly(server, 8)
         server.sendall(encode_message("R"))
         assert client.receive() == encode_message("R")
-        wire.cut_at_message("to_client", 1)
+        postgres_relay.cut_at_message("to_client", 1)
         server.sendall(encode_message("C") + encode_message("Z"))
         assert client.read_all() == encode_message("C")
 
 
-def test_relay_swallows_messages(wire: Relay, listener: Listener) -> None:
-    with RawClient(wire.address, SHORT_SECONDS) as client, listener.accept() as server:
-        wire.swallow_from_message("to_client", 1)
+def test_relay_swallows_messages(postgres_relay: Relay, listener: Listener) -> None:
+    with RawClient(postgres_relay.address, SHORT_SECONDS) as client, listener.accept() as server:
+        postgres_relay.swallow_from_message("to_client", 1)
         server.sendall(encode_message("C") + encode_message("Z") + encode_message("N"))
         assert client.receive() == encode_message("C")
         with pytest.raises(TimeoutError):

@@ -1,1 +1,1 @@
-"""What the tests stand on: an upstream, a wire, a proxy and clients that can fail in every way."""
+"""Servers, proxies, clients and network faults for the tests."""

@@ -1,6 +1,6 @@
 """Run a small local server that works as a registry for real package clients, and record what it served.
 
-Each `add_*` function creates packages and the indexes that the client needs, under a path of its own.
+Each `add_*` function creates packages and the indexes that the client needs, under a separate path.
 `REMOTES` maps each path to a remote and a format, as a user would for a mirror.
 """
 

@@ -1,24 +1,24 @@
-"""Values that repeat are kept once, and values that do not repeat cannot fill the memory."""
+"""Interning keeps repeated values once, and its memory stays bounded."""
 
 from __future__ import annotations
 
 from addon.flow.interning import MAX_VALUES, Interner
 
 
-def fresh(text: bytes) -> bytes:
-    """An equal value that is not the same object."""
+def copy_of(text: bytes) -> bytes:
+    """Return an equal value that is another object."""
     return bytes(bytearray(text))
 
 
-def test_equal_values_become_one_and_are_counted_once() -> None:
+def test_equal_values_become_one_object_and_count_once() -> None:
     interner: Interner[bytes] = Interner()
-    first = interner.intern(fresh(b"pip/25.0"), 72)
+    first = interner.intern(copy_of(b"pip/25.0"), 72)
     assert interner.new_bytes == 72
-    assert interner.intern(fresh(b"pip/25.0"), 72) is first
+    assert interner.intern(copy_of(b"pip/25.0"), 72) is first
     assert interner.new_bytes == 72
 
 
-def test_values_that_are_long_or_never_repeat_are_counted_and_not_kept_forever() -> None:
+def test_long_and_unrepeated_values_count_but_are_not_kept() -> None:
     interner: Interner[str] = Interner()
     long = "h" * 10_000
     assert interner.intern(long, 40_000) is long
