@@ -256,7 +256,7 @@ def _sbom(connection: DeadlineConnection, selection: Selection) -> str:
         from exporter.read.sbom import TooManyError, sbom  # noqa: PLC0415 - needs the extra "sbom"
     except ModuleNotFoundError:
         raise click.ClickException(
-            "cyclonedx needs an optional package: pip install 'artifactapi[sbom]'."
+            "cyclonedx needs an optional package: pip install 'cyclonedx-python-lib>=11,<12'."
         ) from None
     try:
         return sbom(connection, selection)
