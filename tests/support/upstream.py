@@ -76,6 +76,7 @@ class RawUpstream(SocketServer):
             await self._answer_requests(ServerConnection(reader, writer, self._released))
             writer.close()
             await writer.wait_closed()
+            transport = None  # asyncio cannot abort a transport that sent its buffer and closed
         except (OSError, EOFError):
             pass  # the client may leave at any time
         finally:
