@@ -5,6 +5,7 @@ uv := quote(env("UV", "uv"))
 dev := uv + " run --group dev"
 bench := uv + " run --group bench --group dev"
 pytest := "python -m pytest --numprocesses 2 --dist loadfile"
+version_tests := "tests/unit tests/postgres tests/proxy/test_endings.py tests/proxy/test_mitmweb.py"
 
 default: lint test
 
@@ -23,6 +24,14 @@ test *options:
 # in under a minute: no proxy processes, no browser, nothing marked slow
 test-fast *options:
     {{dev}} {{pytest}} -m "not slow" tests/unit tests/postgres {{options}}
+
+# tests with the lowest versions that pyproject.toml allows, on Python 3.12; leaves .venv as it is
+test-lowest *options=version_tests:
+    PYENV_VERSION=3.12 {{uv}} run --isolated --python 3.12 --resolution lowest-direct --group dev {{pytest}} {{options}}
+
+# tests with the newest versions, e.g. `just test-newest 3.14`; leaves .venv as it is
+test-newest python="3.13" *options=version_tests:
+    PYENV_VERSION={{python}} {{uv}} run --isolated --python {{python}} --upgrade --group dev {{pytest}} {{options}}
 
 lint:
     {{dev}} ruff check .

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.support.environment import clean_environment, temporary_home
 
 START_SECONDS = 60
+UV = os.environ.get("UV", "uv")  # `uv run` sets it; uv may not be on PATH
 _LISTENING = re.compile(r"proxy listening at \S+?:(\d+)")
 
 
@@ -26,9 +27,9 @@ def check(wheel: Path, folder: Path) -> None:
         AssertionError, OSError: it does not do what the README says.
     """
     environment = folder / "environment"
-    _run("uv", "venv", "--quiet", "--python", sys.executable, str(environment))
+    _run(UV, "venv", "--quiet", "--python", sys.executable, str(environment))
     python = environment / "bin" / "python"
-    _run("uv", "pip", "install", "--quiet", "--python", str(python), str(wheel))
+    _run(UV, "pip", "install", "--quiet", "--python", str(python), str(wheel))
     bin_folder = environment / "bin"
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir()

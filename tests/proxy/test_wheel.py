@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -16,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_wheel_works_outside_the_checkout(tmp_path: Path) -> None:
     built = tmp_path / "dist"
     subprocess.run(
-        ["uv", "build", "--quiet", "--out-dir", built, ROOT],
+        [os.environ.get("UV", "uv"), "build", "--quiet", "--out-dir", built, ROOT],
         check=True,
         capture_output=True,
     )
