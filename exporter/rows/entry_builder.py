@@ -14,18 +14,20 @@ from .cache_status import CacheStatus, read_cache_status
 from .downloads import Download, Downloads
 from .entry import AccessLogEntry
 from .packages.identity import UNKNOWN, Identity, Remotes, RemotesError
-from .redaction import PathPatterns, redact_error, redact_text
+from .redaction import PathPatterns, redact
 from .redirects import REDIRECTS, Redirects
+from .secret_patterns import secret_patterns
 from .text import (
     CACHED_VALUES,
-    MAX_ERROR,
     MAX_PATH,
     MAX_TEXT,
     MAX_USER_AGENT,
     SocketAddress,
-    bounded_text,
     clean,
+    column_text,
     decoded,
+    error_text,
+    host_text,
     ip_text,
     milliseconds,
     path_text,
@@ -52,6 +54,7 @@ class _Target(NamedTuple):
 
     host: str | None
     path: str | None
+    package_path: str | None  # the path without folders that are secrets
     identity: Identity
 
 
@@ -63,7 +66,7 @@ class EntryBuilder:
         self._remotes = load_remotes(settings)
         self._redirects = Redirects()
         self._downloads = Downloads()
-        self._node = clean(settings.node_name, MAX_TEXT)
+        self._node = column_text(settings.node_name, MAX_TEXT) or ""
         self._query_policy = settings.redact.query
         self._path_patterns = PathPatterns(settings.redact.paths)
         self._cached_target = lru_cache(CACHED_VALUES)(self._target)
@@ -79,12 +82,15 @@ class EntryBuilder:
         identity = self._identity(x, target)
         client_ip, client_port = _client(x.client)
         request_texts = _request_texts if cacheable else _request_texts.__wrapped__
-        proxy_user, user_agent, method, scheme, http_version = request_texts(
-            x.proxy_user, x.user_agent, x.method, x.scheme, x.http_version
+        user_agent, proxy_user, method, scheme, http_version = request_texts(
+            x.user_agent, x.proxy_user, x.method, x.scheme, x.http_version
         )
         cacheable = cacheable and len(x.response_fields) <= _MAX_CACHED_FIELDS
         response_facts = _response_facts if cacheable else _response_facts.__wrapped__
         content_type, cache = response_facts(x.response_fields, x.status_code, x.response_source)
+        error_type, tls_version, response_source = _fixed_texts(
+            x.error_type, x.tls_version, x.response_source
+        )
         return AccessLogEntry(
             started_at=timestamp(x.started_at),
             flow_id=x.flow_id if _is_uuid(x.flow_id) else _as_uuid(x.flow_id),
@@ -101,8 +107,8 @@ class EntryBuilder:
             query=query_text(raw_query, self._query_policy) if raw_query else None,
             http_version=http_version,
             status_code=_status_code(x.status_code),
-            error_type=x.error_type,
-            error=clean(redact_error(x.error), MAX_ERROR) if x.error else None,
+            error_type=error_type,
+            error=error_text(x.error),
             content_type=content_type,
             request_bytes=x.request_bytes,
             response_bytes=x.response_bytes,
@@ -110,8 +116,8 @@ class EntryBuilder:
             ttfb_ms=milliseconds(x.started_at, x.head_at),
             connect_ms=milliseconds(0.0, x.connect_seconds),
             server_ip=ip_text(x.server),
-            tls_version=x.tls_version or None,
-            response_source=x.response_source,
+            tls_version=tls_version,
+            response_source=response_source,
             cache_status=cache.status,
             cache_source=cache.source,
             cache_age_s=cache.age_s,
@@ -127,30 +133,38 @@ class EntryBuilder:
         )
 
     def _target(self, host: str, raw_path: bytes) -> _Target:
-        # Some clients put a login into the Host header, which RFC 9110 7.2 does not allow.
-        name = clean(host.rpartition("@")[2], MAX_TEXT).lower() or None
-        path = path_text(raw_path)
+        name = (host_text if len(host) <= MAX_TEXT else host_text.__wrapped__)(host)
+        path = path_text(raw_path, name)
         if path is not None and self._path_patterns:
             path = self._path_patterns.redact(name or "", path)
         if name is None:
-            return _Target(name, path, UNKNOWN)
+            return _Target(name, path, path, UNKNOWN)
         if path is None:  # no request was made, but a known host is its remote
-            return _Target(name, path, Identity(self._remotes.identify(name, "/").remote))
-        return _Target(name, path, self._remotes.identify(name, path))
+            return _Target(name, path, path, Identity(self._remotes.identify(name, "/").remote))
+        package_path = secret_patterns().without_secret_folder(path)
+        return _Target(name, path, package_path, self._identify(name, package_path))
+
+    def _identify(self, host: str, path: str, digest: str | None = None) -> Identity:
+        """What the redacted path stands for. A secret that only its decoded form shows is left out."""
+        identity = self._remotes.identify(host, path, digest=digest)
+        names = "\n".join(filter(None, (identity.remote, identity.filename, identity.purl)))
+        if redact(names) == names:
+            return identity
+        return Identity(column_text(identity.remote, MAX_TEXT), identity.artifact_kind)
 
     def _identity(self, x: Exchange, target: _Target) -> Identity:
         """What the URL identifies, plus what the response adds: a tag's digest, a redirect's target."""
-        host, path, identity = target
+        host, _, path, identity = target
         if host is None or path is None:
             return identity
         if _MANIFESTS in path and (digest := _field(x.response_fields, b"docker-content-digest")):
-            identity = self._remotes.identify(host, path, digest=bounded_text(digest, MAX_TEXT))
+            identity = self._identify(host, path, column_text(digest, MAX_TEXT))
         if identity.purl is None and self._redirects and not _is_page(x):
             identity = self._redirects.find(host, x.port, x.target) or identity
         if x.status_code in REDIRECTS and identity.artifact_kind is not None:
             location = _field(x.response_fields, b"location")
             if location:
-                url = f"{x.scheme.decode('ascii', 'replace')}://{host}{path}"
+                url = f"{x.scheme.decode('ascii', 'replace')}://{host}{decoded(x.target)}"
                 self._redirects.remember(url, location, identity)
         return identity
 
@@ -192,15 +206,18 @@ def _load_remotes(file: Path | None, _changed_at_ns: int) -> Remotes:
 
 
 @lru_cache(CACHED_VALUES)
-def _request_texts(
-    proxy_user: str | None, user_agent: bytes | None, *others: bytes
-) -> tuple[str | None, ...]:
-    """These values as columns. The others are method, scheme and HTTP version."""
+def _request_texts(user_agent: bytes | None, *others: bytes | str | None) -> tuple[str | None, ...]:
+    """These values as columns. The others are proxy user, method, scheme and HTTP version."""
     return (
-        clean(proxy_user, MAX_TEXT) if proxy_user else None,
-        clean(redact_text(decoded(user_agent)), MAX_USER_AGENT) if user_agent else None,
-        *(bounded_text(other, MAX_TEXT) for other in others),
+        column_text(user_agent, MAX_USER_AGENT),
+        *(column_text(other, MAX_TEXT) for other in others),
     )
+
+
+@lru_cache(256)
+def _fixed_texts(*values: str | None) -> tuple[str | None, ...]:
+    """These values as columns. Each is one of a few words."""
+    return tuple(column_text(value, MAX_TEXT) for value in values)
 
 
 @lru_cache(CACHED_VALUES)
@@ -211,7 +228,7 @@ def _response_facts(
 
     A replayed response came from our own store. A response by an addon came from no cache.
     """
-    content_type = bounded_text(_field(fields, b"content-type"), MAX_TEXT)
+    content_type = column_text(_field(fields, b"content-type"), MAX_TEXT)
     if source == "replay":
         return content_type, CacheStatus("HIT", "local", None)
     if source == "addon":

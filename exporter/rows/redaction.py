@@ -1,7 +1,9 @@
-"""Redact secrets in paths, queries and error messages. Pure functions that never raise.
+"""Redact secrets in paths, queries, error messages and other text. Pure functions that never raise.
 
-Queries follow OpenTelemetry's `url.full`: names of parameters are kept, secret values replaced. The
-default is stricter and replaces all values, because no list of secret names is complete.
+Every text of a row passes `redact`. Paths, queries and error messages have additional rules, because
+more is known about their contents. Queries follow OpenTelemetry's `url.full`: names of parameters are
+kept, secret values replaced. The default is stricter and replaces all values, because no list of
+secret names is complete.
 """
 
 from __future__ import annotations
@@ -12,33 +14,31 @@ from urllib.parse import unquote
 
 import re2
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from .secret_patterns import REDACTED, secret_patterns
 
-REDACTED = "REDACTED"
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = [
+    "MAX_PARAMETERS",
+    "REDACTED",
+    "PathPatterns",
+    "QueryPolicy",
+    "redact",
+    "redact_error",
+    "redact_path",
+    "redact_query",
+]
+
 QueryPolicy = Literal["keys", "signed", "drop", "full"]
 
 MAX_PARAMETERS = 200
 _MAX_NAME_CHARACTERS = 128
-_MAX_DECODINGS = 3  # for paths that are percent-encoded more than once
+_MAX_DECODINGS = 5  # for text that is percent-encoded more than once
 
-# Tokens with a recognizable form: JSON web tokens, and access tokens with a prefix that their
-# issuer chose so that scanners can find them. They must start a word and be long, because
-# "ask-sdk" and "npm_package" are not tokens.
-_TOKEN = re.compile(
-    r"(?<![A-Za-z0-9])(?:"
-    r"eyJ[\w-]{8,}(?:(?:\.|%2[eE])[\w-]*)*"
-    r"|(?:gh[pousr]_|github_pat_|hf_|npm_|dop_v1_|dckr_pat_|shpat_|[sr]k_live_)[A-Za-z0-9_]{16,}"
-    r"|(?:glpat|gldt|xox[abeoprs])-[\w-]{16,}|pypi-AgE[\w-]{16,}|ya29\.[\w-]{16,}|AIza[\w-]{16,}"
-    r"|sk-(?:[a-z]+-)?[A-Za-z0-9_]{20,}"
-    r"|(?:AKIA|ASIA)[0-9A-Z]{16})"
-)
 _PATH_PARAMETER = re.compile(r"(;[^/;=?]+=)[^/;?]+")  # RFC 3986 3.3; often a session id
-# Also after a single slash if it has a password, because some proxies turn "//" into "/".
-_USERINFO = re.compile(
-    r"(?<=//)[^/?#@\s]*(?:@|%40)"
-    r"|(?<=/)(?:(?!%2[fF])[^/?#@\s:])+(?::|%3[aA])(?:(?!%2[fF])[^/?#@\s])*(?:@|%40)"
-)
+# RFC 3986 3.2.1. After a single slash only with a password: some proxies turn "//" into "/".
+_USERINFO = re.compile(r"(?<=//)[^/?#@\s]*@|(?<=/)[^/?#@\s:]+:[^/?#@\s]*@")
 _ERROR_QUERY = re.compile(r"\?[^\s'\")>\]]+")
 # Some messages of mitmproxy and h11 quote raw bytes from a peer, which can include any header.
 _RAW_BYTES = re.compile(
@@ -86,37 +86,49 @@ class PathPatterns:
         return path
 
 
-def redact_path(path: str) -> str:
-    """Return a path with known tokens, path parameters and the userinfo of URLs in it replaced.
+def redact(text: str, before: str = "") -> str:
+    """Return text with recognized secrets, and the userinfo of URLs, replaced.
+
+    `before` is what precedes the text, such as the host of a path. The result is percent-decoded only
+    if a secret was hidden by percent-encoding.
+    """
+    return _redact_each_decoding(text, lambda current: _redact_as_is(current, before))
+
+
+def redact_path(path: str, host: str = "") -> str:
+    """Return a path with recognized secrets, path parameters and the userinfo of URLs in it replaced.
 
     The result is percent-decoded only if a secret was hidden by percent-encoding.
     """
-    result = current = _redact_path_once(path)
+
+    def redact_as_is(current: str) -> str:
+        # What follows a question mark that was encoded is treated like a query.
+        inner_path, mark, query = current.partition("?") if current is not path else (path, "", "")
+        if ";" in inner_path:
+            inner_path = _PATH_PARAMETER.sub(rf"\1{REDACTED}", inner_path)
+        inner_path = _redact_as_is(inner_path, host)
+        return f"{inner_path}?{redact_query(query, 'keys')}" if mark else inner_path
+
+    return _redact_each_decoding(path, redact_as_is)
+
+
+def _redact_each_decoding(text: str, redact_as_is: Callable[[str], str]) -> str:
+    """Redact a text as it is, then percent-decoded, and so on while there is something to decode."""
+    result = current = redact_as_is(text)
     for _ in range(_MAX_DECODINGS):
         decoded = unquote(current, errors="surrogateescape") if "%" in current else current
         if decoded == current:
             break
-        inner_path, mark, query = decoded.partition("?")
-        current = _redact_path_once(inner_path)
-        if mark:
-            current += f"?{redact_query(query, 'keys')}"
+        current = redact_as_is(decoded)
         if current != decoded:
             result = current
     return result
 
 
-def _redact_path_once(path: str) -> str:
-    """Redact a path without percent-decoding it."""
-    if ";" in path:
-        path = _PATH_PARAMETER.sub(rf"\1{REDACTED}", path)
-    return redact_text(path)
-
-
-def redact_text(text: str) -> str:
-    """Return text with known tokens and the userinfo of URLs in it replaced."""
-    if "@" in text or "%40" in text:
+def _redact_as_is(text: str, before: str) -> str:
+    if "@" in text:
         text = _USERINFO.sub(f"{REDACTED}@", text)
-    return _TOKEN.sub(REDACTED, text)
+    return secret_patterns().redact(text, before)
 
 
 def redact_query(query: str, policy: QueryPolicy) -> str | None:
@@ -144,10 +156,9 @@ def redact_error(text: str) -> str:
     text = _RAW_BYTES.sub(f"<{REDACTED}>", text)
     text = _QUOTED.sub(f"<{REDACTED}>", text)
     text = _ERROR_QUERY.sub(f"?{REDACTED}", text)
-    text = _USERINFO.sub(f"{REDACTED}@", text)
     text = _CREDENTIALS.sub(rf"\1 {REDACTED}", text)
     text = _ASSIGNMENT.sub(rf"\1\2{REDACTED}", text)
-    return _TOKEN.sub(REDACTED, text)
+    return redact(text)
 
 
 def _redact_parameter(parameter: str, policy: QueryPolicy) -> str:

@@ -6,7 +6,7 @@ import ipaddress
 from datetime import UTC, datetime
 from functools import lru_cache
 
-from .redaction import QueryPolicy, redact_path, redact_query
+from .redaction import REDACTED, QueryPolicy, redact, redact_error, redact_path, redact_query
 
 # Longer text is cut and ends in CUT. addon/flow/capture.py has cut it to a little more already.
 MAX_PATH = 2048
@@ -48,12 +48,27 @@ def decoded(value: bytes) -> str:
     return value.decode("utf-8", "surrogateescape")
 
 
-def bounded_text(value: bytes | None, limit: int) -> str | None:
-    """Bytes as text for a column; None for none."""
-    return clean(decoded(value), limit) if value else None
+def column_text(value: bytes | str | None, limit: int) -> str | None:
+    """A value as text for a column: without secrets, valid and bounded. None if it is empty.
+
+    Every text column that has no function of its own below gets its value from here.
+    """
+    if not value:
+        return None
+    return clean(redact(decoded(value) if isinstance(value, bytes) else value), limit)
 
 
-def path_text(raw_path: bytes) -> str | None:
+@lru_cache(CACHED_VALUES)
+def host_text(host: str) -> str | None:
+    """A host in lower case; None if it is empty.
+
+    Some clients put a login into the Host header, which RFC 9110 7.2 does not allow.
+    """
+    text = column_text(host.rpartition("@")[2], MAX_TEXT)
+    return text and REDACTED.join(part.lower() for part in text.split(REDACTED))
+
+
+def path_text(raw_path: bytes, host: str | None = None) -> str | None:
     """Path of a request target without its query (RFC 9112 3.2: all four forms).
 
     For an absolute-form target, the path after the authority. An authority-form or asterisk-form
@@ -62,13 +77,19 @@ def path_text(raw_path: bytes) -> str | None:
     if not raw_path:
         return None
     path = decoded(raw_path).partition("#")[0]
-    return clean(redact_path(path), MAX_PATH) or "/"  # RFC 9110 4.2.3: an empty path means "/"
+    # RFC 9110 4.2.3: an empty path means "/"
+    return clean(redact_path(path, host or ""), MAX_PATH) or "/"
 
 
 def query_text(raw_query: bytes, policy: QueryPolicy) -> str | None:
     """Query of a request target, redacted by `policy`; None if nothing of it is kept."""
     kept = redact_query(decoded(raw_query), policy)
     return clean(kept, MAX_QUERY) if kept else None
+
+
+def error_text(message: str | None) -> str | None:
+    """An error message without secrets and without what it quotes; None if there is none."""
+    return clean(redact_error(message), MAX_ERROR) if message else None
 
 
 @lru_cache(CACHED_VALUES)
