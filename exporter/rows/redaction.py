@@ -92,6 +92,8 @@ def redact(text: str, before: str = "") -> str:
     `before` is what precedes the text, such as the host of a path. The result is percent-decoded only
     if a secret was hidden by percent-encoding.
     """
+    if "%" not in text:
+        return _redact_as_is(text, before)
     return _redact_each_decoding(text, lambda current: _redact_as_is(current, before))
 
 

@@ -28,7 +28,7 @@ _HOST_START = r"(?:^|[/@.])"
 _PORT = r"(?::\d+)?"
 _SEGMENT = r"[^/?#\s]+"
 _TOKEN_SEGMENT = (
-    r"([0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}"
+    r"(?:[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}"
     r"|[A-Za-z0-9]{20,39}|[A-Za-z0-9]{41,}|[\w-]{43,})"
 )
 
@@ -40,16 +40,21 @@ class SecretPatterns:
     has are matched one by one.
     """
 
-    def __init__(self, patterns: Iterable[str], folders: Iterable[str]) -> None:
+    def __init__(
+        self, places: Iterable[str], forms: Iterable[str], folders: Iterable[str]
+    ) -> None:
         """Compile the patterns.
 
         Args:
-            patterns: RE2 patterns. Group 1 is the secret.
+            places: RE2 patterns of URLs. Group 1 is the secret.
+            forms: RE2 patterns of tokens.
             folders: where registries expect a secret as the name of the next folder.
         """
         self._filter = re2.Filter()
-        for pattern in patterns:
-            self._filter.Add(pattern.encode(), _options())
+        for pattern in places:
+            self._filter.Add(f"(?i){pattern}".encode(), _options())
+        for form in forms:
+            self._filter.Add(f"{_TOKEN_START}({form})".encode(), _options(longest_match=True))
         self._filter.Compile()
         starts = "|".join(re.escape(folder) or "^" for folder in sorted(set(folders)))
         self._secret_folder = re.compile(f"(?:{starts})/{REDACTED}(?=/)")
@@ -90,10 +95,11 @@ class SecretPatterns:
 def secret_patterns() -> SecretPatterns:
     """Return the patterns of both files. Takes some 25 ms the first time."""
     ours, maintained = _load("secrets.yaml"), _load("token_forms.yaml")
-    places = ours["urls"]
-    forms = [*ours["tokens"].values(), *maintained["tokens"].values()]
-    patterns = [*map(_url_pattern, places), *(f"{_TOKEN_START}({form})" for form in forms)]
-    return SecretPatterns(patterns, [place["folder"] for place in places if "folder" in place])
+    return SecretPatterns(
+        places=[_url_pattern(place) for place in ours["urls"]],
+        forms=[*ours["tokens"].values(), *maintained["tokens"].values()],
+        folders=[place["folder"] for place in ours["urls"] if "folder" in place],
+    )
 
 
 def _load(name: str) -> Any:
@@ -106,13 +112,14 @@ def _url_pattern(place: Mapping[str, str]) -> str:
     pattern = place["re"].replace("{segment}", _SEGMENT).replace("{token}", _TOKEN_SEGMENT)
     if "host" in place:
         host = re.escape(place["host"]).replace(r"\*", r"[^/\s]*")
-        pattern = f"{_HOST_START}{host}{_PORT}{pattern}"
-    return f"(?i){pattern}"
+        return f"{_HOST_START}{host}{_PORT}{pattern}"
+    return pattern
 
 
-def _options() -> Any:
+def _options(*, longest_match: bool = False) -> Any:
     options = re2.Options()
     options.log_errors = False  # errors are raised as exceptions
+    options.longest_match = longest_match
     options.max_mem = _PATTERN_BYTES
     options.encoding = re2.Options.Encoding.LATIN1  # byte by byte
     return options

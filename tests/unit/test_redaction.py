@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
+
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from exporter.rows.redaction import (
     MAX_PARAMETERS,
     PathPatterns,
+    redact,
     redact_error,
     redact_path,
     redact_query,
 )
+from tests.support.lockfiles import REGISTRIES
+from tests.support.secrets import SECRET_URLS, TOKENS, SecretUrl
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LOCKS = Path(__file__).parents[1] / "data" / "locks"
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl-_x"
 
 
@@ -153,3 +165,147 @@ def test_encoded_credentials_are_redacted(path: str) -> None:
 )
 def test_path_without_credentials_is_unchanged(path: str) -> None:
     assert redact_path(path) == path
+
+
+# What a client, or a proxy on its way, may do to a URL.
+VARIANTS: list[Callable[[str], str]] = [
+    str,
+    str.upper,
+    str.lower,
+    quote,
+    lambda text: quote(text, safe=""),
+    lambda text: quote(quote(text, safe=""), safe=""),
+    lambda text: "".join(f"%{ord(character):02x}" for character in text),
+]
+
+each_secret_url = pytest.mark.parametrize("url", SECRET_URLS, ids=lambda url: url.host)
+
+
+@each_secret_url
+def test_secret_is_redacted_by_its_place_in_a_url(url: SecretUrl) -> None:
+    assert redact_path(url.path, url.host) == url.redacted_path
+    assert redact(f"tool/1.0 (see http://{url.host}{url.path} )") == (
+        f"tool/1.0 (see http://{url.host}{url.redacted_path} )"
+    )
+
+
+@each_secret_url
+@pytest.mark.parametrize("folder", ["", "/mirror/a-1.0/", "/fetch/https:/", "/fetch/https://"])
+def test_secret_in_a_url_is_redacted_however_it_is_written(url: SecretUrl, folder: str) -> None:
+    for variant in VARIANTS:
+        if folder:
+            redacted = redact_path(folder + variant(f"{url.host}{url.path}"), "proxy.example")
+        else:
+            redacted = redact_path("/" + variant(url.path[1:]), url.host)
+        assert url.secret.casefold() not in unquote(unquote(redacted)).casefold()
+
+
+@given(token=TOKENS)
+def test_token_is_redacted_wherever_it_is(token: str) -> None:
+    assert redact(f"tool/1.0 {token} rest") == "tool/1.0 REDACTED rest"
+    for text in (
+        token,
+        f"/simple/{token}/",
+        f"/packages/demo-1.0-{token}.tar.gz",
+        f"/a_{token}",
+        f"{token}.registry.example",
+        f"text/html; boundary={token}",
+        f"failed:\\r\\n{token}",
+        f"%{ord(token[0]):02X}{token[1:]}",
+        quote(quote(f"/a/{token}", safe=""), safe=""),
+    ):
+        assert token not in unquote(unquote(redact(text)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "build-42",
+        "ci@example.com",
+        "3f2504e0-4f89-41d3-9a0c-0305e82c3301",
+        "0123456789abcdef0123456789abcdef01234567",
+        "0123456789abcdef" * 4,
+        "runner-7f8b9c-project-1234-concurrent-0",
+        "01ARZ3NDEKTSV4RRFFQ69G5FAV",
+        "pip/25.0 {\"ci\":true,\"cpu\":\"x86_64\",\"python\":\"3.13.0\"}",
+        "npm/10.9.0 node/v22.11.0 linux x64 workspaces/false",
+        "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",
+        "text/html; charset=utf-8",
+        "multipart/form-data; boundary=------------------------0123456789abcdef",
+        "application/vnd.docker.distribution.manifest.v2+json",
+        "HTTP/1.1",
+    ],
+)
+def test_text_without_secrets_is_unchanged(text: str) -> None:
+    assert redact(text) == text
+
+
+@pytest.mark.parametrize(
+    "login",
+    [
+        "ghp_0123456789abcdefghijABCDEFGHIJ012345",
+        "glpat-0123456789abcdefABCD",
+        "npm_0123456789abcdefABCD0123456789abcdef",
+        "46e98d3dbf2378bb26e2107867652ee734eb098ea5b96f35",
+        "NpmToken.3f2504e0-4f89-41d3-9a0c-0305e82c3301",
+        JWT,
+    ],
+)
+def test_token_as_login_is_redacted(login: str) -> None:
+    assert redact(login) == "REDACTED"
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRIES))
+def test_path_of_a_locked_file_is_unchanged(name: str) -> None:
+    registry = REGISTRIES[name]
+    text = (LOCKS / registry.file).read_text(encoding="utf-8")
+    host, slash, folder = registry.base.partition("/")
+    for locked in registry.read(text, registry.base):
+        path = f"{slash}{folder}{locked.path}"
+        assert redact_path(path, host) == path
+        assert redact(locked.purl) == locked.purl
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/debian/pool/main/t/telepathy-mission-control-5/telepathy-mission-control-5_5.16.6-4_amd64.deb",
+        "/maven2/com/google/auth/google-auth-library-oauth2-http/1.19.0/google-auth-library-1.19.0.jar",
+        "/adnanh/webhook/archive/0123456789abcdef0123456789abcdef01234567.tar.gz",
+        "/adnanh/webhook/tar.gz/0123456789abcdef0123456789abcdef01234567",
+        "/github.com/adnanh/webhook/@v/v0.0.0-20240101000000-0123456789ab.zip",
+        "/v2/org/webhook/manifests/sha256:" + "0123456789abcdef" * 4,
+        "/@octokit/webhooks-types/-/webhooks-types-7.3.1.tgz",
+        "/packages/xai-feature-selection-1.0.tar.gz",
+        "/packages/hf_clean_benchmarks-0.0.1-py3-none-any.whl",
+        "/packages/azure_cli_cognitiveservices-0.2.10-py2.py3-none-any.whl",
+        "/simple/sk-linearregression/",
+        "/token/-/token-1.0.0.tgz",
+        "/api/v1/crates/secrets/1.2.0/download",
+        "/t/tar/tar_1.34.deb",
+    ],
+)
+def test_path_with_a_name_like_a_secret_is_unchanged(path: str) -> None:
+    assert redact_path(path, "registry.example") == path
+
+
+@given(st.text(max_size=200))
+@example("/t/REDACTED/x/noarch/y")
+@example("%2525252525")
+def test_redacting_twice_changes_nothing_more(text: str) -> None:
+    assert redact(redact(text)) == redact(text)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["/", "%", "%25", "%3A", "a@", "/a:", "eyJ", "/t/", "/hooks/", "ghp_", "token=", "%2F%40:", "é"],
+)
+def test_time_is_linear_in_the_length_of_a_hostile_path(piece: str) -> None:
+    def seconds(length: int) -> float:
+        text = (piece * length)[:length]
+        start = time.perf_counter()
+        redact_path(text, "registry.example")
+        return time.perf_counter() - start
+
+    seconds(1000)
+    assert min(seconds(64_000) for _ in range(3)) < max(0.5, 40 * seconds(8000))
