@@ -69,8 +69,10 @@ _RECOGNIZABLE = {
     "tableau-personal-access-token.1",
     "zoho-zapi-key.1",
 }
-# Rules for something else: code, configuration, URLs (see configs/secrets.yaml), public names.
+# Rules for something else: code, configuration, URLs (see configs/secrets.yaml), public names. The
+# tokens of alibaba-sts-security-token look like paths.
 _NOT_TOKENS = {
+    "alibaba-sts-security-token",
     "amplitude-secret-key",
     "azure-app-configuration-connection-string",
     "azure-servicebus-connection-string",
@@ -163,6 +165,8 @@ def _without_context(pattern: str) -> tuple[bool, str]:
     while _is_one_group(pattern):
         pattern = pattern[1:-1]
     pattern = pattern.replace("[[:alnum:]]", "[A-Za-z0-9]")
+    # Some rules have a dot that is not escaped, but means a dot.
+    pattern = "".join(r"\." if each == "." else each for each in _ELEMENT.findall(pattern))
     # RE2 accepts a flag in the middle of a pattern. Python's re, which the tests use, does not.
     before, flag, after = pattern.partition("(?i)")
     return ignore_case, f"{before}(?i:{after})" if flag else pattern

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -13,18 +14,19 @@ from hypothesis import strategies as st
 from msgspec import convert
 from msgspec.structs import replace
 
-from exporter import Settings
+from exporter import RESPONSE_FIELDS, Settings
 from exporter.rows.entry_builder import EntryBuilder
 from exporter.rows.text import CUT, clean, ip_text, timestamp
 from exporter.settings import RemotesSettings
 from exporter.write.database import Database
 from tests.support.samples import make_exchange
+from tests.support.secrets import SECRET_URLS, TOKENS, SecretUrl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from exporter import Exchange
+    from exporter import AccessLogEntry, Exchange
 
     Query = Callable[..., list[tuple[object, ...]]]
 
@@ -240,3 +242,124 @@ def test_known_host_sets_the_remote_without_a_request(host: str, remote: str | N
     )
     entry = EntryBuilder(Settings(node="test")).build(refused)
     assert (entry.remote, entry.artifact_kind, entry.purl) == (remote, None, None)
+
+
+_NOT_STORED = {"body", "sha256"}
+# The names in these paths become columns of their own.
+_SECRET_TARGETS = [
+    ("registry.example", "/{}"),
+    ("registry.example", "/a?{}=1&b={}&{}#{}"),
+    ("registry.example", "http://me:{}@{}/{}"),
+    ("registry.example", "/fetch/http://me:{}@registry.example/"),
+    ("pypi.example", "/simple/{}/"),
+    ("files.pythonhosted.example", "/packages/source/d/demo/demo-1.0-{}.tar.gz"),
+    ("registry.npmjs.example", "/@{}/demo/-/demo-1.0.0.tgz"),
+    ("registry.npmjs.example", "/demo/-/demo-1.0.0-{}.tgz"),
+    ("proxy.golang.example", "/github.com/{}/demo/@v/v1.0.0.zip"),
+    ("repo1.maven.example", "/maven2/org/demo/{}/1.0/{}-1.0.jar"),
+    ("registry-1.docker.example", "/v2/library/{}/manifests/{}"),
+    ("conda.anaconda.example", "/{}/linux-64/demo-1.0-0.conda"),
+    ("nexus.corp.example", "/repository/{}/demo"),
+    ("deb.debian.example", "/debian/pool/main/d/demo/demo_1.0-{}_amd64.deb"),
+]
+
+
+def _with_secret_everywhere(secret: str, host: str, target: str) -> Exchange:
+    """An exchange with the secret as every text, except for the host and the target."""
+    sample = make_exchange(error="failed", error_type="protocol")
+    texts = {
+        name: type(value)(secret.encode()) if isinstance(value, bytes) else secret
+        for name in sample.__struct_fields__
+        if isinstance(value := getattr(sample, name), (bytes, str)) and name not in _NOT_STORED
+    }
+    assert {"proxy_user", "user_agent", "method", "error", "http_version"} <= texts.keys()
+    fields = tuple((name, secret.encode()) for name in sorted(RESPONSE_FIELDS))
+    return replace(
+        sample, **(texts | {"host": host, "target": target.encode(), "response_fields": fields})
+    )
+
+
+def _assert_not_in_any_column(secret: str, entry: AccessLogEntry) -> None:
+    for column, value in entry._asdict().items():
+        text = unquote(str(value))
+        assert secret.casefold() not in text.casefold(), (column, value)
+
+
+@hypothesis_settings(deadline=None)
+@given(token=TOKENS, request_line=st.sampled_from(_SECRET_TARGETS))
+def test_token_in_any_field_is_in_no_column(token: str, request_line: tuple[str, str]) -> None:
+    host, target = request_line
+    for each_host in (host, f"{token}.example", f"{token}@{host}"):
+        exchange = _with_secret_everywhere(token, each_host, target.replace("{}", token))
+        _assert_not_in_any_column(token, builder.build(exchange))
+
+
+@pytest.mark.parametrize("url", SECRET_URLS, ids=lambda url: url.host)
+def test_secret_url_in_any_field_is_in_no_column(url: SecretUrl) -> None:
+    exchange = _with_secret_everywhere(f"http://{url.host}{url.path} x", url.host, url.path)
+    entry = builder.build(exchange)
+    assert entry.path == url.redacted_path
+    assert entry.user_agent == f"http://{url.host}{url.redacted_path} x"
+    _assert_not_in_any_column(url.secret, entry)
+
+
+@pytest.mark.parametrize(
+    ("login", "expected"),
+    [
+        ("build-42", "build-42"),
+        ("ci@example.com", "ci@example.com"),
+        ("3f2504e0-4f89-41d3-9a0c-0305e82c3301", "3f2504e0-4f89-41d3-9a0c-0305e82c3301"),
+        ("ghp_0123456789abcdefghijABCDEFGHIJ012345", "REDACTED"),
+        ("build-42/glpat-0123456789abcdefABCD", "build-42/REDACTED"),
+    ],
+)
+def test_proxy_login_is_kept_unless_it_is_a_token(login: str, expected: str) -> None:
+    assert builder.build(make_exchange(proxy_user=login)).proxy_user == expected
+
+
+_CONDA_TOKEN = "ab-01234567-89ab-cdef-0123-456789abcdef"
+_CONDA_PURL = "pkg:conda/foo@1.0?build=0&channel=chan&subdir=linux-64&type=conda"
+
+
+@pytest.mark.parametrize(
+    ("host", "target", "purl"),
+    [
+        ("conda.anaconda.example", "/t/{}/chan/linux-64/foo-1.0-0.conda", _CONDA_PURL),
+        (
+            "nexus.corp.example",
+            "/repository/conda-proxy/t/{}/chan/linux-64/foo-1.0-0.conda",
+            _CONDA_PURL,
+        ),
+        ("conda.anaconda.example", "/t/{}/linux-64/foo-1.0-0.conda", None),  # without a channel
+        ("pypi.fury.example", "/{}/owner/simple/demo/", "pkg:pypi/demo"),
+        ("pypi.fury.example", "/{}/", None),
+        ("feeds.example", "/priv/{}/owner/repo/simple/demo/", "pkg:pypi/demo"),
+    ],
+)
+def test_folder_that_is_a_secret_does_not_hide_the_package(
+    tmp_path: Path, host: str, target: str, purl: str | None
+) -> None:
+    file = tmp_path / "remotes.yaml"
+    file.write_text(
+        "remotes:\n"
+        "  - {name: fury, host: 'pypi.fury.*', path: /owner, format: pypi}\n"
+        "  - {name: feeds, host: feeds.example, path: [/owner/repo, /], format: pypi}\n"
+    )
+    builder = EntryBuilder(Settings(node="test", remotes=RemotesSettings(file=str(file))))
+    entry = builder.build(make_exchange(host=host, target=target.format(_CONDA_TOKEN).encode()))
+    assert (entry.path, entry.purl) == (target.format("REDACTED"), purl)
+
+
+def test_redirect_relative_to_a_path_with_a_secret_keeps_the_package() -> None:
+    builder = EntryBuilder(Settings(node="test"))
+    file = make_exchange(
+        host="conda.anaconda.example",
+        target=f"/t/{_CONDA_TOKEN}/chan/linux-64/foo-1.0-0.conda".encode(),
+        status_code=302,
+        response_fields=((b"location", b"blob/1"),),
+    )
+    assert builder.build(file).purl == _CONDA_PURL
+    blob = replace(
+        file, target=f"/t/{_CONDA_TOKEN}/chan/linux-64/blob/1".encode(), response_fields=()
+    )
+    assert builder.build(blob).purl == _CONDA_PURL
