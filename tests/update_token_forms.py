@@ -126,9 +126,9 @@ def token_forms(rule: str, pattern: str) -> list[str]:
 
 def _form(rule: str, ignore_case: bool, token: str) -> str | None:
     prefix = _LITERAL.match(token)
-    assert prefix is not None  # noqa: S101 - for the type checker; the pattern matches anything
+    assert prefix is not None  # for the type checker: the pattern matches anything
     literal = prefix[0].replace("\\", "")
-    if len(literal) < 3 and rule not in _RECOGNIZABLE:  # noqa: PLR2004
+    if len(literal) < 3 and rule not in _RECOGNIZABLE:
         return None
     form = _open_ended(token)
     run = _CLASS_RUN.match(token, prefix.end())
@@ -146,7 +146,7 @@ def _form(rule: str, ignore_case: bool, token: str) -> str | None:
 def _is_distinctive(prefix: str, characters: str) -> bool:
     """Whether the prefix with a few of these characters is a token, even if its end is missing."""
     return (
-        len(prefix) > 3  # noqa: PLR2004
+        len(prefix) > 3
         and prefix[-1] in "_-.:~"
         and prefix not in _ALSO_IN_NAMES
         and "/" not in characters  # these would be the rest of a path

@@ -23,11 +23,11 @@ _PATTERN_BYTES = 1024 * 1024  # limit for the memory of one pattern, also while 
 
 # A token starts a word. In a message that quotes raw bytes, the escape of a control character may
 # stand before it.
-_TOKEN_START = r"(?:^|[^A-Za-z0-9]|\\[nrt])"
+_WORD_START = r"(?:^|[^A-Za-z0-9]|\\[nrt])"
 _HOST_START = r"(?:^|[/@.])"
 _PORT = r"(?::\d+)?"
 _SEGMENT = r"[^/?#\s]+"
-_TOKEN_SEGMENT = (
+_RANDOM_SEGMENT = (
     "(?:[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}|[A-Za-z0-9]{20,39}|[A-Za-z0-9]{41,})"
 )
 
@@ -39,9 +39,7 @@ class SecretPatterns:
     has are matched one by one.
     """
 
-    def __init__(
-        self, places: Iterable[str], forms: Iterable[str], folders: Iterable[str]
-    ) -> None:
+    def __init__(self, places: Iterable[str], forms: Iterable[str], folders: Iterable[str]) -> None:
         """Compile the patterns.
 
         Args:
@@ -53,7 +51,7 @@ class SecretPatterns:
         for pattern in places:
             self._filter.Add(f"(?i){pattern}".encode(), _options())
         for form in forms:
-            self._filter.Add(f"{_TOKEN_START}({form})".encode(), _options(longest_match=True))
+            self._filter.Add(f"{_WORD_START}({form})".encode(), _options(longest_match=True))
         self._filter.Compile()
         starts = "|".join(re.escape(folder) or "^" for folder in sorted(set(folders)))
         self._secret_folder = re.compile(f"(?:{starts})/{REDACTED}(?=/)")
@@ -108,7 +106,7 @@ def _load(name: str) -> Any:
 
 
 def _url_pattern(place: Mapping[str, str]) -> str:
-    pattern = place["re"].replace("{segment}", _SEGMENT).replace("{token}", _TOKEN_SEGMENT)
+    pattern = place["re"].replace("{segment}", _SEGMENT).replace("{token}", _RANDOM_SEGMENT)
     if "host" in place:
         host = re.escape(place["host"]).replace(r"\*", r"[^/\s]*")
         return f"{_HOST_START}{host}{_PORT}{pattern}"

@@ -227,7 +227,7 @@ def test_token_is_redacted_wherever_it_is(token: str) -> None:
         "0123456789abcdef" * 4,
         "runner-7f8b9c-project-1234-concurrent-0",
         "01ARZ3NDEKTSV4RRFFQ69G5FAV",
-        "pip/25.0 {\"ci\":true,\"cpu\":\"x86_64\",\"python\":\"3.13.0\"}",
+        'pip/25.0 {"ci":true,"cpu":"x86_64","python":"3.13.0"}',
         "npm/10.9.0 node/v22.11.0 linux x64 workspaces/false",
         "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",
         "text/html; charset=utf-8",
@@ -298,7 +298,21 @@ def test_redacting_twice_changes_nothing_more(text: str) -> None:
 
 @pytest.mark.parametrize(
     "piece",
-    ["/", "%", "%25", "%3A", "a@", "/a:", "eyJ", "/t/", "/hooks/", "ghp_", "token=", "%2F%40:", "é"],
+    [
+        "/",
+        "%",
+        "%25",
+        "%3A",
+        "a@",
+        "/a:",
+        "eyJ",
+        "/t/",
+        "/hooks/",
+        "ghp_",
+        "token=",
+        "%2F%40:",
+        "é",
+    ],
 )
 def test_time_is_linear_in_the_length_of_a_hostile_path(piece: str) -> None:
     def seconds(length: int) -> float:
