@@ -133,6 +133,8 @@ class EntryBuilder:
         )
 
     def _target(self, host: str, raw_path: bytes) -> _Target:
+        # Some clients put a login into the Host header, which RFC 9110 7.2 does not allow.
+        host = host.rpartition("@")[2]
         name = (host_text if len(host) <= MAX_TEXT else host_text.__wrapped__)(host)
         path = path_text(raw_path, name)
         if path is not None and self._path_patterns:
@@ -145,12 +147,13 @@ class EntryBuilder:
         return _Target(name, path, package_path, self._identify(name, package_path))
 
     def _identify(self, host: str, path: str, digest: str | None = None) -> Identity:
-        """What the redacted path stands for. A secret that only its decoded form shows is left out."""
+        """What the redacted path stands for. A name that has a secret once it is decoded is left out."""
         identity = self._remotes.identify(host, path, digest=digest)
-        names = "\n".join(filter(None, (identity.remote, identity.filename, identity.purl)))
-        if redact(names) == names:
-            return identity
-        return Identity(column_text(identity.remote, MAX_TEXT), identity.artifact_kind)
+        if "%" in path or "!" in path:  # the Go module proxy protocol writes "!a" for "A"
+            names = "\n".join(filter(None, (identity.remote, identity.filename, identity.purl)))
+            if redact(names) != names:
+                return Identity(column_text(identity.remote, MAX_TEXT), identity.artifact_kind)
+        return identity
 
     def _identity(self, x: Exchange, target: _Target) -> Identity:
         """What the URL identifies, plus what the response adds: a tag's digest, a redirect's target."""

@@ -102,6 +102,8 @@ def redact_path(path: str, host: str = "") -> str:
 
     The result is percent-decoded only if a secret was hidden by percent-encoding.
     """
+    if "%" not in path and ";" not in path:
+        return _redact_as_is(path, host)
 
     def redact_as_is(current: str) -> str:
         # What follows a question mark that was encoded is treated like a query.

@@ -60,11 +60,8 @@ def column_text(value: bytes | str | None, limit: int) -> str | None:
 
 @lru_cache(CACHED_VALUES)
 def host_text(host: str) -> str | None:
-    """A host in lower case; None if it is empty.
-
-    Some clients put a login into the Host header, which RFC 9110 7.2 does not allow.
-    """
-    text = column_text(host.rpartition("@")[2], MAX_TEXT)
+    """A host in lower case; None if it is empty."""
+    text = column_text(host, MAX_TEXT)
     return text and REDACTED.join(part.lower() for part in text.split(REDACTED))
 
 
