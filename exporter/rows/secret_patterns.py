@@ -26,10 +26,12 @@ _PATTERN_BYTES = 1024 * 1024  # limit for the memory of one pattern, also while 
 _WORD_START = r"(?:^|[^A-Za-z0-9]|\\[nrt])"
 _HOST_START = r"(?:^|[/@.])"
 _PORT = r"(?::\d+)?"
+# What {segment}, {token} and {end} stand for in configs/secrets.yaml
 _SEGMENT = r"[^/?#\s]+"
 _RANDOM_SEGMENT = (
     "(?:[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}|[A-Za-z0-9]{20,39}|[A-Za-z0-9]{41,})"
 )
+_END = r"""(?:[/?#&,;\s"')>\]}]|$)"""
 
 
 class SecretPatterns:
@@ -106,7 +108,8 @@ def _load(name: str) -> Any:
 
 
 def _url_pattern(place: Mapping[str, str]) -> str:
-    pattern = place["re"].replace("{segment}", _SEGMENT).replace("{token}", _RANDOM_SEGMENT)
+    pattern = place["re"].replace("{segment}", _SEGMENT)
+    pattern = pattern.replace("{token}", _RANDOM_SEGMENT).replace("{end}", _END)
     if "host" in place:
         host = re.escape(place["host"]).replace(r"\*", r"[^/\s]*")
         return f"{_HOST_START}{host}{_PORT}{pattern}"

@@ -30,7 +30,26 @@ if TYPE_CHECKING:
 CANARY = "zq" + secrets.token_hex(16)
 JWT = f"eyJhbGciOiJIUzI1NiJ9.eyJ{CANARY}.{CANARY}"
 BASIC = base64.b64encode(f"build-42:{CANARY}".encode()).decode()
-CANARY_FORMS = (CANARY, BASIC, base64.b64encode(CANARY.encode()).decode().rstrip("="))
+CANARY_FORMS = (
+    CANARY,
+    CANARY.upper(),
+    BASIC,
+    base64.b64encode(CANARY.encode()).decode().rstrip("="),
+)
+
+# Places in URLs where services expect a secret (configs/secrets.yaml).
+SECRET_PATHS = [
+    f"/t/{CANARY}/chan/linux-64",
+    f"/repository/npm/-/user/token/NpmToken.{CANARY}",
+    f"/priv/{CANARY}/owner/repo",
+    f"/services/T00000000/B00000000/{CANARY}",
+    f"/api/webhooks/123456789012345678/{CANARY}",
+    f"/hooks/{CANARY}",
+    f"/bot110201543:{CANARY}/sendMessage",
+    f"/%74%2F{CANARY}%2Fchan%2Fnoarch",
+    f"/HOOKS/{CANARY.upper()}",
+    f"/packages/demo-1.0-npm%5F{CANARY}.tar.gz",
+]
 
 # Matches our own log lines. Those of mitmproxy itself contain URLs.
 OUR_LOG_LINE = re.compile(r"(?i)access log|artifactapi|postgres")
@@ -52,6 +71,7 @@ class LeakyUpstream(SocketServer):
         fields = (
             f"Set-Cookie: session={CANARY}\r\nLocation: http://u:{CANARY}@elsewhere.invalid/?t={CANARY}\r\n"
             f"Authorization: Bearer {CANARY}\r\nX-Cache: {CANARY}\r\nETag: {CANARY}\r\n"
+            f"Content-Type: multipart/mixed; boundary=ghp_{CANARY}\r\n"
         )
         name = target.split(b"/")[3 if target.startswith(b"http") else 1].decode()
         return RESPONSES[name].format(fields=fields).encode()
@@ -100,6 +120,7 @@ def send_canary(
         f"Cookie: session={CANARY}",
         f"Referer: http://r.invalid/?{CANARY}",
         f"X-Api-Key: {CANARY}",
+        f"User-Agent: tool/1.0 glpat-{CANARY} (http://me:{CANARY}@inner.invalid/hooks/{CANARY})",
     ]
     if login:
         headers.append(f"Proxy-Authorization: Basic {BASIC}")
@@ -132,6 +153,8 @@ def test_secrets_are_never_stored_or_logged(
     with LeakyUpstream() as leaky, RawUpstream(certificate(tmp_path)) as https:
         for path in RESPONSES:
             send_canary(proxied, "127.0.0.1", leaky.address[1], f"/{path}")
+        for path in SECRET_PATHS:
+            send_canary(proxied, "127.0.0.1", leaky.address[1], f"/whole{path}")
         send_canary(proxied, "127.0.0.1", leaky.address[1], "/whole", login=False)
         send_canary(proxied, "127.0.0.1", free_port(), "/refused")
         send_canary(proxied, "nothing.invalid", 80, "/unknown")
@@ -145,25 +168,28 @@ def test_secrets_are_never_stored_or_logged(
             with proxied.client() as client:
                 client.send(head.encode())
                 client.read_all()
-        rows = proxied.wait_rows(len(RESPONSES) + 5, "true")
+        rows = proxied.wait_rows(len(RESPONSES) + len(SECRET_PATHS) + 5, "true")
     assert {row["proxy_user"] for row in rows} == {"build-42", None}
     assert sum("REDACTED" in (row["path"] or "") for row in rows) >= len(RESPONSES)
-    dump = subprocess.run(
-        [programs() / "pg_dump", "--dbname", postgres.dsn(), "--inserts"],
-        capture_output=True,
-        check=True,
-        text=True,
-    ).stdout
-    assert "build-42" in dump
-    _assert_no_canary("the database", dump)
-    proxied.proxy.terminate()
-    our_lines = [line for line in proxied.proxy.output().splitlines() if OUR_LOG_LINE.search(line)]
-    assert any("rows written, none lost" in line for line in our_lines)
-    _assert_no_canary("our log lines", "\n".join(our_lines))
-    files = [file for file in proxied.proxy.folder.rglob("*") if file.is_file()]
-    for file in files:
-        if file.name != "mitmdump.log":
-            _assert_no_canary(str(file), file.read_text("latin-1"))
+    assert "build-42" in _dump(postgres)
+    _assert_no_canary_is_kept(proxied, postgres)
+
+
+def test_token_as_proxy_login_is_never_stored_or_logged(postgres: Postgres, tmp_path: Path) -> None:
+    token = f"ghp_{CANARY}"
+    login = base64.b64encode(f"{token}:".encode()).decode()
+    with logged_proxy(
+        postgres,
+        tmp_path / "proxied",
+        *("--proxyauth", f"{token}:", "--set", "flow_detail=0"),
+        env={"ARTIFACTAPI_HOME": str(tmp_path / "proxied" / "home")},
+    ) as proxied:
+        for path in ("/", f"/simple/{token}/"):
+            _, row = proxied.send_request(
+                f"http://127.0.0.1:{free_port()}{path}", f"Proxy-Authorization: Basic {login}"
+            )
+            assert row["proxy_user"] == "REDACTED"
+        _assert_no_canary_is_kept(proxied, postgres)
 
 
 def test_password_of_unavailable_database_is_not_logged(tmp_path: Path) -> None:
@@ -173,6 +199,28 @@ def test_password_of_unavailable_database_is_not_logged(tmp_path: Path) -> None:
         eventually(lambda: "PostgreSQL unavailable" in proxy.output())
         proxy.terminate()
         _assert_no_canary("the output", proxy.output())
+
+
+def _dump(postgres: Postgres) -> str:
+    return subprocess.run(
+        [programs() / "pg_dump", "--dbname", postgres.dsn(), "--inserts"],
+        capture_output=True,
+        check=True,
+        text=True,
+    ).stdout
+
+
+def _assert_no_canary_is_kept(proxied: LoggedProxy, postgres: Postgres) -> None:
+    """Stop the proxy, and look for the canary in the database, our log lines and our files."""
+    _assert_no_canary("the database", _dump(postgres))
+    proxied.proxy.terminate()
+    our_lines = [line for line in proxied.proxy.output().splitlines() if OUR_LOG_LINE.search(line)]
+    assert any("rows written, none lost" in line for line in our_lines)
+    _assert_no_canary("our log lines", "\n".join(our_lines))
+    files = [file for file in proxied.proxy.folder.rglob("*") if file.is_file()]
+    for file in files:
+        if file.name != "mitmdump.log":
+            _assert_no_canary(str(file), file.read_text("latin-1"))
 
 
 def _assert_no_canary(where: str, text: str) -> None:

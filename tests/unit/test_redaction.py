@@ -187,6 +187,8 @@ def test_secret_is_redacted_by_its_place_in_a_url(url: SecretUrl) -> None:
     assert redact(f"tool/1.0 (see http://{url.host}{url.path} )") == (
         f"tool/1.0 (see http://{url.host}{url.redacted_path} )"
     )
+    for text in ("({})", "<{}>", '"{}"', "['{}']", "{}, {}", "to={};"):
+        assert url.secret not in redact(text.replace("{}", f"http://{url.host}{url.path}"))
 
 
 @each_secret_url
