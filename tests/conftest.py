@@ -26,7 +26,13 @@ def postgres() -> Iterator[Postgres]:
         yield server
 
 
-@pytest.fixture(scope="session", params=sorted(available(), reverse=True))
+_VERSIONS = [
+    pytest.param(version, marks=[] if version == "18" else pytest.mark.slow)
+    for version in sorted(available(), reverse=True)
+]
+
+
+@pytest.fixture(scope="session", params=_VERSIONS)
 def any_postgres(request: pytest.FixtureRequest) -> Iterator[Postgres]:
     """Each version that is installed on this machine."""
     if request.param == "18":

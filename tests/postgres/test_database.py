@@ -210,6 +210,7 @@ def test_refused_connection_is_unavailable_and_hides_the_password() -> None:
     assert "s3cret" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_failed_connection_attempt_closes_its_socket() -> None:
     gc.disable()  # the socket must be closed without garbage collection, which may run late
     try:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from tests.support.postgres import Postgres
 
+pytestmark = pytest.mark.slow
+
 MIB = 2**20
 DIGESTS = [bytes([n]) * 32 for n in range(3)]
 HOSTILE = (

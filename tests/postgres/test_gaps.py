@@ -95,6 +95,7 @@ def test_gaps_as_json(dsn: str, write_gap: Callable[[str, float, int], None]) ->
     assert second["node"] == "b"
 
 
+@pytest.mark.slow
 def test_gaps_of_a_node_and_a_time(dsn: str, write_gap: Callable[[str, float, int], None]) -> None:
     write_gap("gate-1", 30, 1)
     write_gap("gate-2", 3, 2)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from exporter import AccessLogEntry
     from tests.support.postgres import Postgres
 
+pytestmark = pytest.mark.slow
+
 Query = Callable[..., list[tuple[object, ...]]]
 
 _TRIGGER = (

@@ -57,6 +57,7 @@ def run_at_once(count: int, start: Callable[[int], None]) -> list[BaseException]
     return failures
 
 
+@pytest.mark.slow
 def test_ten_simultaneous_first_starts_create_one_schema_and_lose_no_rows(any_dsn: str) -> None:
     def first_start(number: int) -> None:
         # Ten days, so that the threads also compete for the partitions.

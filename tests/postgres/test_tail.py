@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from tests.support.postgres import Postgres
 
+pytestmark = pytest.mark.slow
+
 LONG = "/packages/" + "deep/" * 30 + "demo-1.2.3.tar.gz"
 _GXX = "deb g++-12 12.2.0-14+deb12u1"
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*m")

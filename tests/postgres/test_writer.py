@@ -49,6 +49,7 @@ def sum_of_outcomes(status: dict[str, int]) -> int:
     return sum(status[k] for k in ("written", "dropped", "rejected", "waiting", "spooled"))
 
 
+@pytest.mark.slow
 def test_single_entry_is_written_within_max_seconds(dsn: str, query: Query) -> None:
     exporter = Exporter(settings(dsn))
     eventually(lambda: query("SELECT to_regclass('access_log') IS NOT NULL") == [(True,)])
@@ -146,6 +147,7 @@ def test_entries_wait_on_disk_while_postgres_is_unavailable(
     assert list((home / "spool").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_entries_wait_in_memory_if_the_spool_is_off(
     dsn: str, postgres: Postgres, query: Query
 ) -> None:
@@ -205,6 +207,7 @@ def test_stop_without_postgres_and_spool_is_bounded_and_counts_lost_rows() -> No
     assert (status["seen"], status["dropped"], status["waiting"]) == (300, 300, 0)
 
 
+@pytest.mark.slow
 def test_stop_counts_buffered_rows_as_dropped_when_time_runs_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent_server:
         port = silent_server.getsockname()[1]
@@ -276,6 +279,7 @@ def test_retry_delays_double_up_to_the_maximum_with_jitter() -> None:
         assert limit / 2 <= delay <= limit
 
 
+@pytest.mark.slow
 def test_internal_error_is_logged_once_and_the_batch_is_retried(
     dsn: str, query: Query, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,6 +405,7 @@ def test_changed_cause_is_logged_at_once_and_recovery_clears_the_error(
     assert sum("the cause changed" in text and "nobody_at_all" in text for text in texts) == 1
 
 
+@pytest.mark.slow
 def test_spooled_rows_wait_for_their_own_database(
     dsn: str, query: Query, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,6 +6,8 @@ import json
 import time
 from itertools import count, islice
 
+import pytest
+
 from addon.cli.identify import identify_urls
 from exporter.rows.packages.identity import Identity, Remotes
 
@@ -73,6 +75,7 @@ def test_urls_are_read_lazily() -> None:
     assert len(list(islice(identify_urls(endless, REMOTES, as_json=False), 3))) == 3
 
 
+@pytest.mark.slow
 def test_100_000_urls_take_seconds() -> None:
     urls = (f"https://pypi.example/p/foo-{n}.0-py3-none-any.whl?token=x" for n in range(100_000))
     started = time.thread_time()

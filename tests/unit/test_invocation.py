@@ -45,6 +45,7 @@ def works(command: str) -> bool:
     return "--follow" in done.stdout
 
 
+@pytest.mark.slow
 def test_command_on_path_needs_no_folder(
     path: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -70,6 +71,7 @@ def test_checkout_uses_uv_run(
     assert works(command_line(["tail"]))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("path")
 def test_elsewhere_the_command_has_its_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
