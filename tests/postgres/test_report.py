@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from exporter import AccessLogEntry
     from tests.support.postgres import Postgres
 
+pytestmark = pytest.mark.slow
+
 NOW = datetime(2026, 3, 5, 12, 10, tzinfo=UTC)
 SPAN = timedelta(hours=24)
 HOSTILE_TEXT = "<script>alert(1)</script>\x1b]0;x\x07\u202e'\"&"

@@ -18,6 +18,8 @@ from tests.support.samples import make_entry
 if TYPE_CHECKING:
     from click.testing import Result
 
+pytestmark = pytest.mark.slow
+
 Query = Callable[..., list[tuple[object, ...]]]
 
 _PLAN = Plan(4000, datetime(2026, 5, 31, 12, tzinfo=UTC), days=5, seed=7)

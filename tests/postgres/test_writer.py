@@ -300,6 +300,7 @@ def test_internal_error_is_logged_once_and_the_batch_is_retried(
     assert len([r for r in caplog.records if "internal error; the log goes on" in r.message]) == 1
 
 
+@pytest.mark.slow
 def test_only_unreadable_exchanges_are_lost(dsn: str, query: Query) -> None:
     exporter = Exporter(settings(dsn))
     for number in range(3):
@@ -313,6 +314,7 @@ def test_only_unreadable_exchanges_are_lost(dsn: str, query: Query) -> None:
     assert sum_of_outcomes(exporter.status()) == exporter.status()["seen"] == 4
 
 
+@pytest.mark.slow
 def test_new_settings_apply_even_if_the_remotes_file_is_now_invalid(
     dsn: str, postgres: Postgres, query: Query, tmp_path: Path
 ) -> None:
@@ -362,6 +364,7 @@ def test_available_again_is_not_logged_before_postgres_answers(
     assert not any("available again" in text for text in texts)
 
 
+@pytest.mark.slow
 def test_disconnect_while_idle_is_not_an_outage(
     dsn: str, query: Query, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -381,6 +384,7 @@ def test_disconnect_while_idle_is_not_an_outage(
     assert not [r for r in caplog.records if r.levelname == "WARNING"]
 
 
+@pytest.mark.slow
 def test_changed_cause_is_logged_at_once_and_recovery_clears_the_error(
     dsn: str, postgres: Postgres, caplog: pytest.LogCaptureFixture
 ) -> None:

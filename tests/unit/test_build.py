@@ -113,6 +113,7 @@ def test_worker_hashes_whole_bodies(row_builder: RowBuilder, tmp_path: Path) -> 
     assert [entry.sha256 is not None for entry in entries] == [True, False, True]
 
 
+@pytest.mark.slow
 def test_killed_worker_loses_no_row(
     row_builder: RowBuilder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

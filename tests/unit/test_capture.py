@@ -111,6 +111,7 @@ times = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     ending=st.sampled_from(sorted(ENDINGS)),

@@ -204,6 +204,7 @@ def test_postgres_accepts_one_row_for_any_exchange(
         query("DELETE FROM access_log")
 
 
+@pytest.mark.slow
 def test_cache_of_request_targets_is_used_and_bounded() -> None:
     builder = EntryBuilder(Settings(node="test"))
     wheel = make_exchange(host="pypi.example", target=b"/packages/demo-1.0-py3-none-any.whl?a=1")
@@ -286,6 +287,7 @@ def _assert_not_in_any_column(secret: str, entry: AccessLogEntry) -> None:
         assert secret.casefold() not in text.casefold(), (column, value)
 
 
+@pytest.mark.slow
 @hypothesis_settings(deadline=None)
 @given(token=TOKENS, request_line=st.sampled_from(_SECRET_TARGETS))
 def test_token_in_any_field_is_in_no_column(token: str, request_line: tuple[str, str]) -> None:

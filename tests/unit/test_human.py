@@ -76,6 +76,7 @@ def test_only_exact_shares_show_as_0_and_100_percent(part: int, whole: int, text
     assert share(part, whole) == text
 
 
+@pytest.mark.slow
 def test_every_character_becomes_printable_and_json_keeps_its_meaning() -> None:
     text = "".join(map(chr, [*range(0xD800), *range(0xE000, sys.maxunicode + 1)]))
     assert printable(text).isprintable()
