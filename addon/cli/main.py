@@ -23,6 +23,7 @@ from exporter import Settings, SettingsError, check_dsn, load_remotes, load_sett
 from exporter.postgres.connection import describe, reachable
 from exporter.postgres.dsn import without_password
 from exporter.postgres.embedded import EmbeddedServer, programs
+from exporter.postgres.indexes import build_missing_indexes
 from exporter.postgres.schema import grants, schema_name
 from exporter.read.session import DATABASE_ERRORS, open_database
 from exporter.settings import ReadSettings
@@ -145,10 +146,14 @@ def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
     """Create or upgrade the schema, and print the grants for two roles.
 
     The proxy role can insert rows but cannot read or change them. The reader role can only read.
+    Indexes of a large log are built one day at a time, while proxies write.
     """
     try:
         with open_database(settings) as connection:
             schema = schema_name(connection)
+            connection.call_deadline = None
+            for day in build_missing_indexes(connection):
+                click.echo(f"Building an index of {day}", err=True)
     except DATABASE_ERRORS as e:
         raise click.ClickException(describe(e)) from None
     click.echo(

@@ -10,24 +10,32 @@ import psycopg
 from psycopg import sql
 
 if TYPE_CHECKING:
+    from typing import LiteralString
+
     from psycopg import Connection
 
 _HERE = Path(__file__).parent
 SCHEMA = _HERE / "schema.sql"
 MIGRATIONS = _HERE / "migrations"
+_MIGRATION_TABLE = _HERE / "migration_table.sql"
 _MIGRATION_NAME = re.compile(r"(\d{3})_[a-z0-9_]+\.sql")
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtext('artifactapi'), hashtext(current_schema()))"
 # We query pg_class because to_regclass uses a cache, which is not refreshed between the wait for the
 # lock and the next statement of the same transaction.
 _EXISTING_TABLES = """
-    SELECT coalesce(bool_or(relname = 'access_log_schema'), false),
-           coalesce(bool_or(relname = 'access_log'), false)
+    SELECT coalesce(array_agg(relname::text), '{}')
     FROM pg_class WHERE relnamespace = current_schema()::regnamespace
-    AND relname IN ('access_log_schema', 'access_log')
+    AND relname IN ('access_log_schema', 'access_log_migration', 'access_log')
 """
 _VERSION = "SELECT coalesce(max(version), 0) FROM access_log_schema"
+_MIGRATION = "SELECT coalesce(max(number), 0) FROM access_log_migration"
 _INSERT_VERSION = "INSERT INTO access_log_schema (version) VALUES (%s)"
+_INSERT_MIGRATION = "INSERT INTO access_log_migration (number) VALUES (%s)"
+# The first line of a migration after which earlier proxies can still write.
+_COMPATIBLE = "-- Proxies of earlier versions can still write."
+# A migration that waits for a lock makes the writers wait behind it.
+_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '1s'"
 # What a reader role can use. A test compares this with the schema.
 _VIEWS_WITH_FUNCTION = (
     "access_log_remotes",
@@ -40,6 +48,8 @@ _READER_RELATIONS = (
     "access_log",
     "access_log_gap",
     "access_log_schema",
+    "access_log_migration",
+    "access_log_partitions",
     "artifact",
     "access_log_fetches",
     "access_log_days",
@@ -66,30 +76,30 @@ def ensure_schema(connection: Connection[Any], migrations: Path | None = None) -
 
     Safe to call from many processes at once: the first one does the work under an advisory lock,
     and the others wait for it. If there is nothing to do, it only needs SELECT on
-    `access_log_schema`.
+    `access_log_schema` and `access_log_migration`.
 
     Raises:
-        SchemaError: the schema is newer than this program, or it is older and this role can't
+        SchemaError: only newer proxies can write to the schema, or it is older and this role can't
             upgrade it, or a table `access_log` exists that is not ours, or the database is not UTF-8.
         psycopg.Error: the server reported an error or the connection was lost.
     """
     _check_encoding(connection)
-    migrations_by_version = _migrations_by_version(migrations or MIGRATIONS)
-    newest = max(migrations_by_version, default=1)
-    if _installed_version(connection, newest) == newest:
+    migrations_by_number = _migrations_by_number(migrations or MIGRATIONS)
+    newest = max(migrations_by_number, default=1)
+    if _last_migration(connection, newest) >= newest:
         return
     with connection.transaction():
         connection.execute(_LOCK)
-        installed = _installed_version(connection, newest)
-        if installed is None:
-            _apply(connection, SCHEMA, 1)
-            installed = 1
+        last = _last_migration(connection, newest)
+        connection.execute(_LOCK_TIMEOUT)
         try:
-            for version in range(installed + 1, newest + 1):
-                _apply(connection, migrations_by_version[version], version)
+            for number in range(last + 1, newest + 1):
+                _apply(connection, migrations_by_number[number], number)
         except psycopg.errors.InsufficientPrivilege:
+            if last == 0:
+                raise  # PostgreSQL's message says what is missing
             raise SchemaError(
-                f"The schema is at version {installed}, but this artifactapi needs {newest}; "
+                f"The schema is at version {last}, but this artifactapi needs {newest}; "
                 "run `artifactapi init` as the owner of its tables."
             ) from None
 
@@ -144,9 +154,9 @@ def grants(schema: str, proxy_role: str, reader_role: str) -> str:
     ).as_string(None)
 
 
-def _migrations_by_version(migrations: Path) -> dict[int, Path]:
-    """Return the migrations by the version that they upgrade to, such as 2 for 002_add_x.sql."""
-    found = {}
+def _migrations_by_number(migrations: Path) -> dict[int, Path]:
+    """Return schema.sql as number 1, and the migrations, such as 2 for 002_add_x.sql."""
+    found = {1: SCHEMA}
     for path in sorted(migrations.glob("*.sql")):
         match = _MIGRATION_NAME.fullmatch(path.name)
         if match is None:
@@ -154,38 +164,50 @@ def _migrations_by_version(migrations: Path) -> dict[int, Path]:
                 f"{path.name} is not a valid migration name, expected a name such as 002_add_x.sql."
             )
         found[int(match[1])] = path
-    if sorted(found) != list(range(2, len(found) + 2)):
+    if sorted(found) != list(range(1, len(found) + 1)):
         raise SchemaError(
-            f"The migrations in {migrations.name} have a gap, expected consecutive versions from 002."
+            f"The migrations in {migrations.name} have a gap, expected consecutive numbers from 002."
         )
     return found
 
 
-def _installed_version(connection: Connection[Any], newest: int) -> int | None:
-    """Return the version of the schema, or None if there is none yet.
+def _last_migration(connection: Connection[Any], newest: int) -> int:
+    """Return the number of the last migration that was applied, or 0 if there is no schema yet.
 
     Raises:
-        SchemaError: it is newer than `newest`, or a table `access_log` exists that is not ours.
+        SchemaError: only newer versions can write, or a table `access_log` exists that is not ours.
     """
-    row = connection.execute(_EXISTING_TABLES).fetchone()
-    has_version, has_log = row or (False, False)
-    if not has_version:
-        if has_log:
+    existing: list[str] = _value(connection, _EXISTING_TABLES)
+    if "access_log_schema" not in existing:
+        if "access_log" in existing:
             raise SchemaError(
                 "A table access_log exists that artifactapi did not create; use another database "
                 "or schema in the connection string (options=-csearch_path=...)."
             )
-        return None
-    row = connection.execute(_VERSION).fetchone()
-    version = int(row[0]) if row else 0
+        return 0
+    version: int = _value(connection, _VERSION)
     if version > newest:
         raise SchemaError(
             f"The schema is at version {version}, but this artifactapi supports up to {newest}; "
             "upgrade artifactapi."
         )
-    return version
+    if "access_log_migration" not in existing:
+        return version
+    last: int = _value(connection, _MIGRATION)
+    return max(version, last)
 
 
-def _apply(connection: Connection[Any], path: Path, version: int) -> None:
-    connection.execute(path.read_text(encoding="utf-8").encode())
-    connection.execute(_INSERT_VERSION, (version,))
+def _apply(connection: Connection[Any], path: Path, number: int) -> None:
+    text = path.read_text(encoding="utf-8")
+    connection.execute(text.encode())
+    connection.execute(_MIGRATION_TABLE.read_text(encoding="utf-8").encode())
+    if number == 1:  # someone has dropped the other tables
+        connection.execute("DELETE FROM access_log_migration")
+    connection.execute(_INSERT_MIGRATION, (number,))
+    if not text.startswith(_COMPATIBLE):
+        connection.execute(_INSERT_VERSION, (number,))
+
+
+def _value(connection: Connection[Any], query: LiteralString) -> Any:
+    (row,) = connection.execute(query).fetchall()
+    return row[0]

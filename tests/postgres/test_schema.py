@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import uuid
 from collections.abc import Callable
@@ -12,7 +13,14 @@ import pytest
 
 from exporter import AccessLogEntry, Settings, insert_access_log_batch
 from exporter.postgres.connection import connect
-from exporter.postgres.schema import SCHEMA, SchemaError, ensure_schema, grants, schema_name
+from exporter.postgres.schema import (
+    MIGRATIONS,
+    SCHEMA,
+    SchemaError,
+    ensure_schema,
+    grants,
+    schema_name,
+)
 from exporter.write.database import COLUMNS, Database, DatabaseUnavailable
 from exporter.write.gaps import Gap
 from tests.support.samples import make_entry
@@ -22,6 +30,7 @@ if TYPE_CHECKING:
 
 Query = Callable[..., list[tuple[object, ...]]]
 
+NEWEST = 1 + len(list(MIGRATIONS.glob("*.sql")))
 _VERSIONS = "SELECT version FROM access_log_schema ORDER BY 1"
 
 
@@ -105,9 +114,10 @@ def test_foreign_table_access_log_is_rejected_and_unchanged(dsn: str, query: Que
 def test_newer_schema_is_rejected_and_unchanged(dsn: str, query: Query) -> None:
     with connect(dsn, Settings().database) as connection:
         ensure_schema(connection)
-    query("INSERT INTO access_log_schema (version) VALUES (7)")
+    query("INSERT INTO access_log_schema (version) VALUES (1000)")
     with pytest.raises(
-        DatabaseUnavailable, match="is at version 7, but this artifactapi supports up to 1; upgrade"
+        DatabaseUnavailable,
+        match=rf"is at version 1000, but this artifactapi supports up to {NEWEST}; upgrade",
     ):
         database(dsn).write([make_entry()])
     assert query("SELECT count(*) FROM access_log") == [(0,)]
@@ -123,6 +133,26 @@ def test_migrations_run_once_in_order(dsn: str, query: Query, tmp_path: Path) ->
     assert query("SELECT note FROM access_log") == []
 
 
+def test_proxy_that_does_not_know_a_compatible_migration_still_writes(
+    dsn: str, query: Query, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(dsn, [make_entry(1)])
+    assert query(_VERSIONS) == [(1,)]
+    assert query("SELECT max(number) FROM access_log_migration") == [(NEWEST,)]
+    monkeypatch.setattr("exporter.postgres.schema.MIGRATIONS", tmp_path)  # as in version 1
+    write(dsn, [make_entry(2)])
+    assert query("SELECT count(*) FROM access_log") == [(2,)]
+
+
+def test_schema_is_created_again_after_its_tables_were_dropped(dsn: str, query: Query) -> None:
+    write(dsn, [make_entry(1)])
+    query("DROP TABLE access_log, access_log_schema, access_log_gap, artifact CASCADE")
+    query("DROP FUNCTION access_log_ensure_partition, artifact_record")
+    write(dsn, [make_entry(2)])
+    assert query("SELECT count(*) FROM access_log") == [(1,)]
+    assert query("SELECT max(number) FROM access_log_migration") == [(NEWEST,)]
+
+
 def test_failed_migration_changes_nothing(dsn: str, query: Query, tmp_path: Path) -> None:
     with connect(dsn, Settings().database) as connection:
         ensure_schema(connection, tmp_path)
@@ -134,7 +164,7 @@ def test_failed_migration_changes_nothing(dsn: str, query: Query, tmp_path: Path
 
 @pytest.fixture
 def upgrade(any_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Create a version 1 database with rows, a user's view and grant; provide migrations to 3."""
+    """Create a database with rows, a user's view and grant; provide two more migrations."""
     with connect(any_dsn, Settings().database) as connection:
         ensure_schema(connection)
         connection.execute("CREATE VIEW mine AS SELECT purl, fetches FROM access_log_redundant")
@@ -143,8 +173,12 @@ def upgrade(any_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             fetch = make_entry(number, artifact_kind="artifact", purl="pkg:pypi/demo@1.0")
             connection.execute("SELECT access_log_ensure_partition('2023-11-14')")
             insert_access_log_batch(connection, [fetch])
-    (tmp_path / "002_note.sql").write_text("ALTER TABLE access_log ADD COLUMN note text;")
-    (tmp_path / "003_more_in_a_view.sql").write_text(
+    for migration in MIGRATIONS.glob("*.sql"):
+        shutil.copy(migration, tmp_path)
+    (tmp_path / f"{NEWEST + 1:03}_note.sql").write_text(
+        "ALTER TABLE access_log ADD COLUMN note text;"
+    )
+    (tmp_path / f"{NEWEST + 2:03}_more_in_a_view.sql").write_text(
         "CREATE OR REPLACE VIEW access_log_redundant AS"
         " SELECT counted.*, day, 'new' AS added FROM access_log_days"
         " CROSS JOIN access_log_redundant(day, day + interval '1 day') AS counted;"
@@ -157,7 +191,7 @@ def test_ten_simultaneous_starts_upgrade_a_database_with_rows(any_dsn: str) -> N
     failures = run_at_once(10, lambda number: write(any_dsn, [make_entry(1000 + number)]))
     assert not failures
     with psycopg.connect(any_dsn) as connection:
-        assert connection.execute(_VERSIONS).fetchall() == [(1,), (2,), (3,)]
+        assert connection.execute(_VERSIONS).fetchall() == [(1,), (NEWEST + 1,), (NEWEST + 2,)]
         assert connection.execute("SELECT count(*) FROM access_log").fetchone() == (12,)
         assert connection.execute("SELECT * FROM mine").fetchall() == [("pkg:pypi/demo@1.0", 2)]
         assert connection.execute("SELECT purl, added FROM access_log_redundant").fetchall() == [
@@ -178,7 +212,8 @@ def test_proxy_without_the_right_to_upgrade_says_who_has_it(any_dsn: str) -> Non
         as_proxy = any_dsn.replace("user=postgres", f"user={proxy}")
         try:
             with pytest.raises(
-                DatabaseUnavailable, match="needs 3; run `artifactapi init` as the owner"
+                DatabaseUnavailable,
+                match=f"needs {NEWEST + 2}; run `artifactapi init` as the owner",
             ):
                 write(as_proxy, [make_entry(3)])
             ensure_schema(connection)

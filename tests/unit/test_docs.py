@@ -75,9 +75,10 @@ def links(page: Path) -> list[tuple[Path, str]]:
 
 
 def in_schema(kind: str) -> set[str]:
-    """The names of all tables, views or functions in schema.sql."""
-    text = SCHEMA.read_text(encoding="utf-8")
-    return set(re.findall(rf"^CREATE (?:OR REPLACE )?{kind} (\w+)", text, re.MULTILINE))
+    """The names of all tables, views or functions of the schema."""
+    create = rf"^CREATE (?:OR REPLACE )?{kind} (?:IF NOT EXISTS )?(\w+)"
+    texts = [path.read_text(encoding="utf-8") for path in SCHEMA.parent.rglob("*.sql")]
+    return {name for text in texts for name in re.findall(create, text, re.MULTILINE)}
 
 
 def all_settings() -> dict[str, Any]:
