@@ -29,8 +29,16 @@ def identify_urls(urls: Iterable[str], remotes: Remotes, *, as_json: bool) -> It
         url = line.strip()
         if url:
             parts = _split(url)
-            identity = remotes.identify(parts.hostname or "", parts.path) if parts else UNKNOWN
+            identity = _identify(parts, remotes) if parts else UNKNOWN
             yield _json_line(parts, identity) if as_json else _text_line(identity)
+
+
+def _identify(parts: SplitResult, remotes: Remotes) -> Identity:
+    try:
+        port = parts.port
+    except ValueError:  # not a number, or too large
+        return UNKNOWN
+    return remotes.identify(parts.hostname or "", parts.path, scheme=parts.scheme, port=port)
 
 
 def _split(url: str) -> SplitResult | None:

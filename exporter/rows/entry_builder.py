@@ -44,7 +44,9 @@ _MAX_CACHED_BYTES = 1280
 _MAX_CACHED_FIELDS = 8
 
 _is_uuid = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
-_MANIFESTS = "/manifests/"  # OCI distribution spec: a tag may stand here in place of a digest
+# OCI distribution spec, "Endpoints": only the response tells whether an unknown host is a registry,
+# and which digest a tag has.
+_OCI_PATH, _MANIFESTS, _BLOBS = "/v2/", "/manifests/", "/blobs/"
 _MAX_SMALLINT = 32_767
 _MAX_PORT = 65_535
 
@@ -52,7 +54,9 @@ _MAX_PORT = 65_535
 class _Target(NamedTuple):
     """Host and path of a request as its row has them, and what they identify."""
 
+    scheme: str
     host: str | None
+    port: int
     path: str | None
     package_path: str | None  # the path without folders that are secrets
     identity: Identity
@@ -78,7 +82,9 @@ class EntryBuilder:
         raw_path, question_mark, raw_query = x.target.partition(b"?")
         if question_mark and not raw_path:
             raw_path = b"/"
-        target = (self._cached_target if cacheable else self._target)(x.host, raw_path)
+        target = (self._cached_target if cacheable else self._target)(
+            x.scheme, x.host, x.port, raw_path
+        )
         identity = self._identity(x, target)
         client_ip, client_port = _client(x.client)
         request_texts = _request_texts if cacheable else _request_texts.__wrapped__
@@ -132,23 +138,36 @@ class EntryBuilder:
             sha256=_sha256(x) if identity.artifact_kind == "artifact" else None,
         )
 
-    def _target(self, host: str, raw_path: bytes) -> _Target:
+    def _target(self, raw_scheme: bytes, host: str, port: int, raw_path: bytes) -> _Target:
         # Some clients put a login into the Host header, which RFC 9110 7.2 does not allow.
         host = host.rpartition("@")[2]
         name = (host_text if len(host) <= MAX_TEXT else host_text.__wrapped__)(host)
         path = path_text(raw_path, name)
         if path is not None and self._path_patterns:
             path = self._path_patterns.redact(name or "", path)
+        scheme = raw_scheme.decode("ascii", "replace").lower()
         if name is None:
-            return _Target(name, path, path, UNKNOWN)
+            return _Target(scheme, name, port, path, path, UNKNOWN)
         if path is None:  # no request was made, but a known host is its remote
-            return _Target(name, path, path, Identity(self._remotes.identify(name, "/").remote))
+            found = self._remotes.identify(name, "/", scheme=scheme, port=port)
+            return _Target(scheme, name, port, path, path, Identity(found.remote))
         package_path = secret_patterns().without_secret_folder(path)
-        return _Target(name, path, package_path, self._identify(name, package_path))
+        target = _Target(scheme, name, port, path, package_path, UNKNOWN)
+        return target._replace(identity=self._identify(target))
 
-    def _identify(self, host: str, path: str, digest: str | None = None) -> Identity:
+    def _identify(
+        self, target: _Target, digest: str | None = None, content_type: str | None = None
+    ) -> Identity:
         """What the redacted path stands for. A name that has a secret once it is decoded is left out."""
-        identity = self._remotes.identify(host, path, digest=digest)
+        path = target.package_path or ""
+        identity = self._remotes.identify(
+            target.host or "",
+            path,
+            scheme=target.scheme,
+            port=target.port,
+            digest=digest,
+            content_type=content_type,
+        )
         if "%" in path or "!" in path:  # the Go module proxy protocol writes "!a" for "A"
             names = "\n".join(filter(None, (identity.remote, identity.filename, identity.purl)))
             if redact(names) != names:
@@ -157,18 +176,22 @@ class EntryBuilder:
 
     def _identity(self, x: Exchange, target: _Target) -> Identity:
         """What the URL identifies, plus what the response adds: a tag's digest, a redirect's target."""
-        host, _, path, identity = target
+        host, path, identity = target.host, target.package_path, target.identity
         if host is None or path is None:
             return identity
-        if _MANIFESTS in path and (digest := _field(x.response_fields, b"docker-content-digest")):
-            identity = self._identify(host, path, column_text(digest, MAX_TEXT))
+        if _OCI_PATH in path and (_MANIFESTS in path or _BLOBS in path):
+            digest = _field(x.response_fields, b"docker-content-digest")
+            content_type = _field(x.response_fields, b"content-type")
+            if digest or (content_type and identity.remote is None):
+                identity = self._identify(
+                    target, column_text(digest, MAX_TEXT), column_text(content_type, MAX_TEXT)
+                )
         if identity.purl is None and self._redirects and not _is_page(x):
             identity = self._redirects.find(host, x.port, x.target) or identity
         if x.status_code in REDIRECTS and identity.artifact_kind is not None:
             location = _field(x.response_fields, b"location")
             if location:
-                url = f"{x.scheme.decode('ascii', 'replace')}://{host}{decoded(x.target)}"
-                self._redirects.remember(url, location, identity)
+                self._redirects.remember(_url(target.scheme, host, x), location, identity)
         return identity
 
     def _is_complete(
@@ -248,6 +271,12 @@ def _client(address: SocketAddress) -> tuple[str | None, int | None]:
 
 def _status_code(status_code: int | None) -> int | None:
     return status_code if status_code and 0 < status_code <= _MAX_SMALLINT else None
+
+
+def _url(scheme: str, host: str, x: Exchange) -> str:
+    """The URL of a request, to resolve a relative one against it."""
+    authority = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{authority}:{x.port}{decoded(x.target)}"
 
 
 def _is_page(x: Exchange) -> bool:

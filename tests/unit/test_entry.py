@@ -366,3 +366,48 @@ def test_redirect_relative_to_a_path_with_a_secret_keeps_the_package() -> None:
         file, target=f"/t/{_CONDA_TOKEN}/chan/linux-64/blob/1".encode(), response_fields=()
     )
     assert builder.build(blob).purl == _CONDA_PURL
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("http://cdn.example:8080/ünï".encode(), b"/%C3%BCn%C3%AF"),
+        ("http://cdn.example:8080/ünï".encode(), b"/%c3%bcn%c3%af"),
+        ("http://cdn.example:8080/ünï".encode(), b"/%C3%83%C2%BCn%C3%83%C2%AF"),  # Node.js
+        ("http://cdn.example:8080/ünï".encode("latin-1"), b"/%C3%BCn%C3%AF"),
+        (b"http://cdn.example:8080/cdn/a/../b", b"/cdn/a/../b"),
+        (b"http://cdn.example:8080/cdn/a/../b", b"/cdn/b"),
+        (b"http://cdn.example:8080/cdn/%2e/b?x=/../y", b"/cdn/b?x=/../y"),
+        (b"//cdn.example:8080/b", b"/b"),
+    ],
+)
+def test_redirect_keeps_the_package_however_its_location_is_written(
+    location: bytes, target: bytes
+) -> None:
+    builder = EntryBuilder(Settings(node="test"))
+    file = make_exchange(
+        scheme=b"http",
+        host="pypi.example",
+        target=b"/packages/demo-1.0-py3-none-any.whl",
+        status_code=302,
+        response_fields=((b"location", location),),
+    )
+    builder.build(file)
+    blob = replace(file, host="cdn.example", port=8080, target=target, response_fields=())
+    assert builder.build(blob).purl == "pkg:pypi/demo@1.0"
+
+
+def test_relative_redirect_stays_on_its_port() -> None:
+    builder = EntryBuilder(Settings(node="test"))
+    file = make_exchange(
+        scheme=b"http",
+        host="pypi.example",
+        port=8080,
+        target=b"/packages/demo-1.0-py3-none-any.whl",
+        status_code=302,
+        response_fields=((b"location", b"/blob"),),
+    )
+    builder.build(file)
+    blob = replace(file, target=b"/blob", response_fields=())
+    assert builder.build(blob).purl == "pkg:pypi/demo@1.0"
+    assert builder.build(replace(blob, port=8081)).purl is None

@@ -92,7 +92,8 @@ def test_mirror_gives_the_same_identity_as_the_registry(prefix: str) -> None:
 
 def test_every_purl_is_canonical() -> None:
     for purl in filter(None, (identify(url).purl for url, _, _ in URLS)):
-        assert PackageURL.from_string(purl).to_string() == purl
+        canonical = PackageURL.from_string(purl).to_string()
+        assert purl.replace("%2F", "/") == canonical  # packageurl does not encode / in a version
 
 
 def test_columns_agree_with_the_purl() -> None:
@@ -280,6 +281,180 @@ def test_redacted_folder_of_the_remote_does_not_matter() -> None:
 def test_a_path_that_leaves_its_folders_identifies_no_package(host: str, path: str) -> None:
     identity = Remotes.load().identify(host, path)
     assert (identity.purl, identity.package, identity.artifact_kind) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("host", "path", "purl"),
+    [
+        ("pypi.example", "/./simple//attrs/", "pkg:pypi/attrs"),
+        ("pypi.example", "/%2E/simple/attrs/", "pkg:pypi/attrs"),
+        ("registry.npmjs.example", "/@a//b/-/b-1.0.0.tgz", "pkg:npm/%40a/b@1.0.0"),
+        ("registry.npmjs.example", "/@a%2f%2fb/-/b-1.0.0.tgz", None),
+        ("registry.npmjs.example", "/@a%2f..%2fb/-/b-1.0.0.tgz", None),
+        ("registry.npmjs.example", "/a%252db/-/a%252db-1.0.0.tgz", None),
+    ],
+)
+def test_a_path_is_resolved_unless_it_is_ambiguous(host: str, path: str, purl: str | None) -> None:
+    assert REMOTES.identify(host, path).purl == purl
+
+
+@pytest.mark.parametrize(
+    ("path", "purl"),
+    [
+        ("/maven2/org/apache/maven/plugins/maven-metadata.xml", None),
+        ("/maven2/org/codehaus/mojo/maven-metadata.xml.sha1", None),
+        ("/maven2/org/jacoco/maven-metadata.xml", None),
+        ("/maven2/com/github/git-commit-id/maven-metadata.xml", None),
+        ("/maven2/com/google/guava/guava/maven-metadata.xml", "pkg:maven/com.google.guava/guava"),
+        ("/maven2/com/h2database/h2/maven-metadata.xml", "pkg:maven/com.h2database/h2"),
+        ("/maven2/org/slf4j/slf4j-api/maven-metadata.xml", "pkg:maven/org.slf4j/slf4j-api"),
+    ],
+)
+def test_metadata_of_a_maven_group_has_no_package(path: str, purl: str | None) -> None:
+    identity = REMOTES.identify("repo1.maven.example", path)
+
+    assert (identity.artifact_kind, identity.purl) == ("index", purl)
+
+
+@pytest.mark.parametrize(
+    ("host", "path"),
+    [
+        ("repo1.maven.example", "/MAVEN2/ORG/SLF4J/SLF4J-API/2.0.9/SLF4J-API-2.0.9.JAR"),
+        ("repo1.maven.example", "/MAVEN2/org/slf4j/slf4j-api/2.0.9/slf4j-api-2.0.9.jar"),
+        ("repo1.maven.example", "/x/maven2/org/slf4j/slf4j-api/2.0.9/slf4j-api-2.0.9.jar"),
+        ("nexus.example", "/repository/maven/maven2/org/a/a-b/1.0/a-b-1.0.jar"),
+        ("nexus.example", "/repository/zzz/mirror/public/a/a-b/1.0/a-b-1.0.jar"),
+        ("maven.google.example", "/org/guava/1.0/guava-1.0.jar"),
+    ],
+)
+def test_a_folder_before_a_maven_group_is_no_part_of_it(host: str, path: str) -> None:
+    assert REMOTES.identify(host, path).purl is None
+
+
+@pytest.fixture
+def whole_mirror(tmp_path: Path) -> Remotes:
+    """Remotes with a whole host that mirrors registries of unknown kind."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("remotes: [{name: mirror, host: mirror.example, format: any}]")
+    return Remotes.load(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/pub/central/org/slf4j/slf4j-api/2.0.9/slf4j-api-2.0.9.jar",
+        "/pub/org/slf4j/slf4j-api/1-SNAPSHOT/slf4j-api-1-20260102.030405-6.jar",
+        "/pub/org/slf4j/slf4j-api/maven-metadata.xml",
+        "/go.d/h.example/a/@v/v1.0.0.zip",
+        "/packages/lodash/4.17.21/lodash-4.17.21.tgz",
+        "/packages/tool/1.0/tool-1.0.tar.gz",
+    ],
+)
+def test_a_whole_host_of_unknown_kind_gives_no_uncertain_package(
+    whole_mirror: Remotes, path: str
+) -> None:
+    assert whole_mirror.identify("mirror.example", path) == Identity("mirror")
+
+
+def test_a_whole_host_of_unknown_kind_gives_certain_packages(whole_mirror: Remotes) -> None:
+    path = "/any/folder/attrs-23.1.0-py3-none-any.whl"
+    assert whole_mirror.identify("mirror.example", path).purl == "pkg:pypi/attrs@23.1.0"
+
+
+def test_a_slash_in_a_version_is_encoded() -> None:
+    for path in (
+        "codeload.github.example/a/b/tar.gz/refs/tags/tool/v1.0",
+        "github.example/a/b/releases/download/tool/v1.0/x.tgz",
+        "github.example/a/b/releases/download/tool%2Fv1.0/x.tgz",
+        "github.example/a/b/archive/refs/tags/tool/v1.0.tar.gz",
+    ):
+        identity = identify(f"https://{path}")
+        assert identity.purl == "pkg:github/a/b@tool%2Fv1.0"
+        assert identity.version == "tool/v1.0"
+
+
+@pytest.mark.parametrize(
+    ("path", "rest"),
+    [
+        ("main/d/x.sh", "@main#d/x.sh"),
+        ("v1.2/d/x.sh", "@v1.2#d/x.sh"),
+        (
+            "0123456789abcdef0123456789abcdef01234567/d/x.sh",
+            "@0123456789abcdef0123456789abcdef01234567#d/x.sh",
+        ),
+        ("topic/x.sh", "@topic#x.sh"),
+        ("topic/d/x.sh", ""),  # topic, or topic/d
+        ("topic%2Fd/x.sh", ""),
+        ("release/1.0/d/x.sh", ""),
+    ],
+)
+def test_a_branch_of_a_raw_file_may_contain_a_slash(path: str, rest: str) -> None:
+    url = f"https://raw.githubusercontent.example/a/b/{path}"
+    assert identify(url).purl == f"pkg:github/a/b{rest}"
+
+
+# --- ports --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ports(tmp_path: Path) -> Remotes:
+    """Remotes that differ in their ports."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        """
+        remotes:
+          - {name: verdaccio, host: 'localhost:4873', format: npm}
+          - {name: images, host: ['localhost:5000', '[::1]:5000'], format: oci}
+          - {name: wheels, host: 'localhost:443', format: pypi}
+          - {name: gems, host: 'localhost', format: gem}
+        """
+    )
+    return Remotes.load(path)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "port", "remote"),
+    [
+        ("http", 4873, "verdaccio"),
+        ("https", 4873, "verdaccio"),
+        ("http", 5000, "images"),
+        ("https", 443, "wheels"),
+        ("https", None, "wheels"),
+        ("http", None, "gems"),
+        ("", None, "gems"),
+        ("http", 48, "gems"),
+        ("http", 48730, "gems"),
+    ],
+)
+def test_registries_on_one_host_differ_by_port(
+    ports: Remotes, scheme: str, port: int | None, remote: str
+) -> None:
+    assert ports.identify("localhost", "/x", scheme=scheme, port=port).remote == remote
+
+
+def test_ports_of_an_ipv6_address(ports: Remotes) -> None:
+    found = ports.identify("::1", "/v2/a/manifests/1", scheme="http", port=5000)
+
+    assert found.purl == "pkg:oci/a?repository_url=%5B::1%5D:5000/a&tag=1"
+    assert ports.identify("::1", "/v2/a/manifests/1", scheme="http", port=5001) == UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("scheme", "port", "url"),
+    [
+        ("http", 5000, "ghcr.example:5000/a"),
+        ("https", 443, "ghcr.example/a"),
+        ("http", 80, "ghcr.example/a"),
+        ("http", 443, "ghcr.example:443/a"),
+        ("", None, "ghcr.example/a"),
+    ],
+)
+def test_repository_url_has_a_port_that_is_not_the_default(
+    scheme: str, port: int | None, url: str
+) -> None:
+    found = REMOTES.identify("ghcr.example", "/v2/a/manifests/1", scheme=scheme, port=port)
+
+    assert found.purl == f"pkg:oci/a?repository_url={url}&tag=1"
 
 
 def test_a_name_that_starts_with_a_dot_is_not_a_dot_segment() -> None:

@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from ..redaction import REDACTED
+from ..url_path import leaves_folder, resolve_path
 from .remotes import RemotesError, read_remotes
-from .rules import PatternSet, TooLargeError
+from .rules import LARGE_SET_BYTES, PatternSet, TooLargeError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .rules import Remote, RemoteMatch, Rule
 
 __all__ = ["Identity", "Remotes", "RemotesError"]
@@ -35,8 +38,15 @@ _PURL_MAX = 1024
 _MAX_CACHED_HOSTS = 1024
 
 _REDACTED = REDACTED.encode()
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_SLASHES = re.compile(r"/{2,}")
+_PERCENT_ENCODED = re.compile(r"%[0-9A-Fa-f]{2}")
 
 # OCI image spec, descriptor.md, "Registered Algorithms".
+_OCI_TYPE = re.compile(
+    r"application/vnd\.(?:oci\.(?:image|artifact)|docker\.(?:distribution|container|image))\.",
+    re.IGNORECASE,
+)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128}")
 
 
@@ -60,8 +70,10 @@ class Remotes:
     """The known remotes. Identifies URLs. Thread-safe; caches the remotes of each host."""
 
     def __init__(self, remotes: tuple[Remote, ...]) -> None:
-        self._remotes = remotes
-        self._hosts = PatternSet(remote.host for remote in remotes)
+        self._by_host = [remote for remote in remotes if remote.host is not None]
+        self._hosts = PatternSet(remote.host or "" for remote in self._by_host)
+        self._by_path = [remote for remote in remotes if remote.host is None]
+        self._paths = PatternSet((each.path_pattern for each in self._by_path), LARGE_SET_BYTES)
         self._remotes_of_host = lru_cache(maxsize=_MAX_CACHED_HOSTS)(self._find_remotes)
 
     @classmethod
@@ -82,51 +94,95 @@ class Remotes:
             ) from e
 
     def identify(
-        self, host: str, path: str, *, upstream: str | None = None, digest: str | None = None
+        self,
+        host: str,
+        path: str,
+        *,
+        scheme: str = "",
+        port: int | None = None,
+        upstream: str | None = None,
+        digest: str | None = None,
+        content_type: str | None = None,
     ) -> Identity:
         """Identify what was requested. Never raises.
 
         Args:
             host: name or address, without port.
             path: as received, percent-encoded, without query.
+            scheme: http or https; without a port it gives the port.
+            port: the port of the URL. `repository_url` has it unless it is the scheme's default.
             upstream: the host that a reverse proxy forwards to. It is used if `host` is not a
                 known remote.
             digest: `Docker-Content-Digest` of the response, which is the version of a tag.
+            content_type: of the response.
         """
         text = _decoded(path)
+        response = _Response(digest, content_type)
         for name in (host, upstream):
             if name is None or len(name) > _HOST_MAX:
                 continue
             name = name.rpartition("@")[2].rstrip(".").lower()  # noqa: PLW2901
-            for remote in self._remotes_of_host(name):
-                match = remote.match("" if text is None else text)
-                if match is not None and _leaves_folders(match.path):
-                    return Identity(match.name)
-                if match is not None:
-                    return _identify_match(name, match, digest)
+            authority = _authority(name, scheme, port)
+            for remote in self._candidates(name, port or _DEFAULT_PORTS.get(scheme, 0), text):
+                if remote.needs_oci_response and not response.is_oci:
+                    continue
+                match = remote.match(text or "", authority)
+                if match is None:
+                    continue
+                identity = _identify_match(authority, match, response)
+                if identity.artifact_kind is not None or not match.is_guess:
+                    return identity
         return UNKNOWN
 
-    def _find_remotes(self, host: str) -> tuple[Remote, ...]:
+    def _candidates(self, host: str, port: int, path: str | None) -> Iterator[Remote]:
+        """Yield the remotes to try, in order: those with this host, then those of any host."""
+        yield from self._remotes_of_host(host, port)
+        if path and host:
+            for index in self._paths.matching(path.encode()):
+                yield self._by_path[index]
+
+    def _find_remotes(self, host: str, port: int) -> tuple[Remote, ...]:
         try:
-            encoded = host.encode()
+            encoded = f"{host}:{port}".encode()
         except UnicodeEncodeError:  # a lone surrogate: not a valid host
             return ()
-        return tuple(self._remotes[index] for index in self._hosts.matching(encoded))
+        return tuple(self._by_host[index] for index in self._hosts.matching(encoded))
 
 
-def _leaves_folders(path: str) -> bool:
-    """Whether the path has a `..` segment: servers read another path (RFC 3986 5.2.4), with other names."""
-    return "/.." in path and ".." in path.split("/")
+class _Response(NamedTuple):
+    """What a response says about the artifact."""
+
+    digest: str | None
+    content_type: str | None
+
+    @property
+    def valid_digest(self) -> str | None:
+        return self.digest if self.digest and _DIGEST.fullmatch(self.digest) else None
+
+    @property
+    def is_oci(self) -> bool:
+        """Whether it comes from an OCI registry (OCI distribution spec, "Pull"; image spec, "Media types")."""
+        if self.valid_digest:
+            return True
+        return self.content_type is not None and _OCI_TYPE.match(self.content_type) is not None
 
 
-def _identify_match(host: str, match: RemoteMatch, digest: str | None) -> Identity:
+def _authority(host: str, scheme: str, port: int | None) -> str:
+    """Host and port as in a URL, without the scheme's default port (RFC 3986 6.2.3)."""
+    text = f"[{host}]" if ":" in host else host
+    defaults = {_DEFAULT_PORTS[scheme]} if scheme in _DEFAULT_PORTS else _DEFAULT_PORTS.values()
+    return text if port is None or port in defaults else f"{text}:{port}"
+
+
+def _identify_match(host: str, match: RemoteMatch, response: _Response) -> Identity:
     if match.rules is None:
         return Identity(match.name)
     context = {
         "host": host,
         "base": host + match.prefix,
+        "folder": match.prefix.rpartition("/")[2] or None,
         "vendor": match.vendor,
-        "digest": digest if digest and _DIGEST.fullmatch(digest) else None,
+        "digest": response.valid_digest,
     }
     path = match.path.encode()
     for rule in match.rules.candidates(path):
@@ -170,14 +226,23 @@ def _apply_rule(
 
 
 def _decoded(path: str) -> str | None:
-    """Percent-decode a path (RFC 3986 2.1); None if it is too long or not printable UTF-8.
+    """Resolve and percent-decode a path; None if it can't be a registry's file or is ambiguous.
 
-    Registries use only printable UTF-8 in file names, so other paths are not artifacts.
+    Registries use only printable UTF-8 in file names. Repeated slashes are one, as most servers read
+    them. What servers may read in different ways is ambiguous: a path that leaves a folder (clients
+    resolve such paths before they send them), dot segments and empty ones that only decoding shows,
+    and a doubly encoded path.
     """
-    if len(path) > PATH_MAX:
+    if len(path) > PATH_MAX or ((".." in path or "%2" in path) and leaves_folder(path)):
         return None
-    try:
-        text = unquote_to_bytes(path).decode() if "%" in path else path
-    except UnicodeError:
-        return None
+    text = _SLASHES.sub("/", resolve_path(path))
+    if "%" in text:
+        try:
+            text = unquote_to_bytes(text).decode()
+        except UnicodeError:
+            return None
+        if "//" in text or resolve_path(text) != text:  # also true if it was doubly encoded dots
+            return None
+        if _PERCENT_ENCODED.search(text):
+            return None
     return text if text.isprintable() else None

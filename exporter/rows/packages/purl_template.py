@@ -24,9 +24,32 @@ def _pep503(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _dots(group: str) -> str:
-    """Turn the folders of a Maven group into its name, such as org.apache.commons."""
-    return group.replace("/", ".")
+# Folders where a Maven repository begins, which belong to no group.
+_MAVEN_FOLDER = (
+    "(?:artifactory|content|downloads?|groups|m2|maven[12]?|mirrors?|nexus|packages|pub|public|"
+    "releases|remote|repos?|repositories|repository|snapshots)"
+)
+# First names of groups: top-level domains, and what Java itself uses. No group is just one of them.
+_MAVEN_ROOT = (
+    "(?:androidx|app|at|au|be|biz|br|ca|ch|cloud|cn|com?|cz|de|dev|dk|edu|es|eu|fi|fr|gov|gr|hu|ie|"
+    "il|in|info|io|it|jakarta|javax|jp|kr|me|net|nl|no|nz|org|pl|pro|pt|ro|ru|se|sg|sh|si|sk|tech|tv|"
+    "tw|ua|uk|us|xyz)"
+)
+_NO_MAVEN_GROUP = re.compile(
+    rf"{_MAVEN_FOLDER}\.(?:{_MAVEN_FOLDER}|{_MAVEN_ROOT})(?:\..*)?"
+    rf"|{_MAVEN_ROOT}|(?:com|io)\.git(?:hub|lab)",
+    re.IGNORECASE,
+)
+
+
+def _dots(group: str) -> str | None:
+    """Turn the folders of a Maven group into its name, such as org.apache.commons.
+
+    Reject folders that are only the beginning of a group (org), and folders that begin before the
+    group (maven2/org/apache).
+    """
+    name = group.replace("/", ".")
+    return None if _NO_MAVEN_GROUP.fullmatch(name) else name
 
 
 def _gomod(path: str) -> str | None:
@@ -150,6 +173,8 @@ class PurlTemplate:
         package = f"{quoted_namespace}/{quoted_name}" if quoted_namespace else quoted_name
         purl = f"{self._prefix}{package}"
         if version:
+            # A / in a version, such as a Git reference, is no separator (purl-spec, "Character encoding").
+            version = version.replace("/", "%2F")
             purl += f"@{version}"
         if query:
             purl += f"?{query}"

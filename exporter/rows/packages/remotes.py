@@ -8,12 +8,14 @@ one with the same name. `configs/remotes.yaml` explains each key.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 import yaml
 
 from .purl_template import PurlTemplate
 from .rules import (
+    ANY,
     CONTEXT_NAMES,
     KINDS,
     LARGE_SET_BYTES,
@@ -23,6 +25,7 @@ from .rules import (
     Remote,
     Rule,
     RuleSet,
+    RuleSets,
     Template,
     host_pattern,
     parse_folder,
@@ -32,7 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-ANY = "any"  # the format of a mirror of unknown kind: the rules of all formats that allow it
+_PLACE = re.compile(r"%\{(\w+)\}")  # in a pattern, for a named one
+_MAX_PATTERN_DEPTH = 8  # named patterns in named patterns
 
 
 class RemotesError(Exception):
@@ -46,12 +50,14 @@ def read_remotes(paths: Sequence[Path]) -> tuple[Remote, ...]:
         RemotesError: a file can't be read or is not valid. The message lists all errors.
     """
     errors: list[str] = []
+    patterns: dict[str, str] = {}
     formats: dict[str, _Format] = {}
     remotes: list[_RemoteDefinition] = []
     for path in paths:
-        root = _read_file(path, errors)
+        root = _read_file(path, patterns, errors)
         if root is not None:
-            fields = root.fields("the file", optional=("formats", "remotes"))
+            fields = root.fields("the file", optional=("formats", "remotes", "patterns"))
+            _parse_patterns(fields.get("patterns"), patterns)
             own_formats = _parse_formats(fields.get("formats"))
             # The file's own formats come first, because their rules are also tried first under `any`.
             formats = own_formats | {n: f for n, f in formats.items() if n not in own_formats}
@@ -65,9 +71,11 @@ def read_remotes(paths: Sequence[Path]) -> tuple[Remote, ...]:
             remote.name,
             remote.host,
             remote.folders,
-            rule_sets[remote.format] if remote.format else None,
+            remote.format,
             rule_sets,
             remote.vendor,
+            remote.is_guess,
+            remote.needs_oci_response,
         )
         for remote in remotes
     )
@@ -80,6 +88,7 @@ class _Node(NamedTuple):
     """
 
     path: Path
+    patterns: Mapping[str, str]  # by name, to use in others
     errors: list[str]
     yaml_node: yaml.Node
 
@@ -135,16 +144,43 @@ class _Node(NamedTuple):
         self.report(f"{label} must be a non-empty string")
         return ""
 
+    def pattern(self, label: str) -> str:
+        """Return a scalar as text, with named patterns put in place."""
+        text = self.text(label)
+        for _ in range(_MAX_PATTERN_DEPTH):
+            names = set(_PLACE.findall(text))
+            for name in sorted(names - self.patterns.keys()):
+                self.report(f"{label} uses %{{{name}}}, which is not one of patterns")
+            if not names <= self.patterns.keys():
+                return ""
+            if not names:
+                return text
+            text = _PLACE.sub(lambda match: self.patterns[match[1]], text)
+        self.report(f"{label} uses named patterns that contain themselves")
+        return ""
+
+    def flag(self, label: str) -> bool:
+        """Return a scalar that is true or false."""
+        text = self.text(label)
+        if text not in {"true", "false"}:
+            self.report(f"{label} is {text}, expected true or false")
+        return text == "true"
+
+    def each(self) -> list[_Node]:
+        """Return the items of a list, or the node itself."""
+        if isinstance(self.yaml_node, yaml.SequenceNode):
+            return [self.at(node) for node in self.yaml_node.value]
+        return [self]
+
     def texts(self, label: str) -> list[str]:
         """Return one scalar, or a list of scalars, as texts."""
-        if isinstance(self.yaml_node, yaml.SequenceNode):
-            return [node.text(label) for node in self.items(label)]
-        return [self.text(label)]
+        return [node.text(label) for node in self.each()]
 
 
 class _Format(NamedTuple):
     rules: tuple[Rule, ...]
     rules_for_any: tuple[Rule, ...]  # those that are also tried for remotes of format `any`
+    rules_at_root: tuple[Rule, ...]  # those that are also tried for a whole host of format `any`
     alias_of: str | None  # then it has no rules
     node: _Node
 
@@ -154,10 +190,12 @@ class _RemoteDefinition(NamedTuple):
 
     name: Template
     label: str  # the name as written
-    host: str
+    host: str | None  # None: any host
     folders: tuple[Folder, ...]
     format: str | None
     vendor: str | None
+    is_guess: bool
+    needs_oci_response: bool
     node: _Node
 
     @property
@@ -165,7 +203,7 @@ class _RemoteDefinition(NamedTuple):
         return self.vendor is not None or any("vendor" in _groups(f) for f in self.folders)
 
 
-def _read_file(path: Path, errors: list[str]) -> _Node | None:
+def _read_file(path: Path, patterns: Mapping[str, str], errors: list[str]) -> _Node | None:
     """Return the root node, or None if the file is empty or not valid."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
@@ -179,8 +217,17 @@ def _read_file(path: Path, errors: list[str]) -> _Node | None:
     except yaml.YAMLError as e:
         errors.append(f"{path}: is not valid YAML: {' '.join(str(e).split())}.")
     else:
-        return None if root is None else _Node(path, errors, root)
+        return None if root is None else _Node(path, patterns, errors, root)
     return None
+
+
+def _parse_patterns(node: _Node | None, patterns: dict[str, str]) -> None:
+    """Add the named patterns of a file. Their text is checked where it is used."""
+    for name, pattern_node in node.pairs("patterns") if node else ():
+        if re.fullmatch(r"\w+", name):
+            patterns[name] = pattern_node.text(f"pattern {name}")
+        else:
+            pattern_node.report(f"the pattern name {name} must have only letters, digits and _")
 
 
 def _parse_formats(node: _Node | None) -> dict[str, _Format]:
@@ -190,7 +237,7 @@ def _parse_formats(node: _Node | None) -> dict[str, _Format]:
             format_node.report(f"the format name {ANY} is reserved, expected another name")
         elif isinstance(format_node.yaml_node, yaml.ScalarNode):
             alias_of = format_node.text(f"format {name}")
-            formats[name] = _Format((), (), alias_of, format_node)
+            formats[name] = _Format((), (), (), alias_of, format_node)
         else:
             formats[name] = _parse_format(name, format_node)
     return formats
@@ -199,6 +246,7 @@ def _parse_formats(node: _Node | None) -> dict[str, _Format]:
 def _parse_format(name: str, node: _Node) -> _Format:
     rules: list[Rule] = []
     rules_for_any: list[Rule] = []
+    rules_at_root: list[Rule] = []
     if isinstance(node.yaml_node, yaml.SequenceNode) and not node.yaml_node.value:
         node.report(f"format {name} has no rules")
     for number, rule_node in enumerate(node.items(f"format {name}"), start=1):
@@ -209,9 +257,12 @@ def _parse_format(name: str, node: _Node) -> _Format:
         rule = _parse_rule(label, fields)
         if rule is not None:
             rules.append(rule)
-            if _allows_any(label, fields.get("any")):
+            allowed = _parse_any(label, fields.get("any"))
+            if allowed != "false":
                 rules_for_any.append(rule)
-    return _Format(tuple(rules), tuple(rules_for_any), None, node)
+            if allowed == "true":
+                rules_at_root.append(rule)
+    return _Format(tuple(rules), tuple(rules_for_any), tuple(rules_at_root), None, node)
 
 
 def _parse_rule(label: str, fields: Mapping[str, _Node]) -> Rule | None:
@@ -222,7 +273,7 @@ def _parse_rule(label: str, fields: Mapping[str, _Node]) -> Rule | None:
         fields["kind"].report(
             f"rule {label} has the kind {kind}, expected one of {', '.join(KINDS)}"
         )
-    source = fields["re"].text(f"re of rule {label}")
+    source = fields["re"].pattern(f"re of rule {label}")
     pattern = _parse_pattern(f"rule {label}", source, fields["re"])
     if pattern is None:
         return None
@@ -233,13 +284,13 @@ def _parse_rule(label: str, fields: Mapping[str, _Node]) -> Rule | None:
     return Rule(label, source, pattern, refinement, kind, purl, required_context)
 
 
-def _allows_any(label: str, node: _Node | None) -> bool:
+def _parse_any(label: str, node: _Node | None) -> str:
     if node is None:
-        return True
+        return "true"
     text = node.text(f"any of rule {label}")
-    if text not in {"true", "false"}:
-        node.report(f"rule {label} has any: {text}, expected true or false")
-    return text == "true"
+    if text not in {"true", "false", "folder"}:
+        node.report(f"rule {label} has any: {text}, expected true, false or folder")
+    return text
 
 
 def _parse_pattern(label: str, text: str, node: _Node) -> Pattern | None:
@@ -257,7 +308,7 @@ def _parse_refinement(rule_label: str, node: _Node, rule_pattern: Pattern) -> Re
         return None
     group = fields["group"].text(f"group in {label}")
     after = Template(fields["after"].text(f"after in {label}") if "after" in fields else "")
-    pattern = _parse_pattern(label, fields["re"].text(f"re in {label}"), fields["re"])
+    pattern = _parse_pattern(label, fields["re"].pattern(f"re in {label}"), fields["re"])
     _check_names(label, {group, *after.names}, set(rule_pattern.groups), node)
     return None if pattern is None else Refinement(group, after, pattern)
 
@@ -284,8 +335,13 @@ def _parse_remotes(node: _Node | None) -> list[_RemoteDefinition]:
     remotes: dict[str, _RemoteDefinition] = {}
     for remote_node in node.items("remotes") if node else ():
         fields = remote_node.fields(
-            "a remote", required=("name", "host"), optional=("path", "format", "vendor")
+            "a remote",
+            required=("name",),
+            optional=("host", "path", "format", "vendor", "guess", "response"),
         )
+        if "host" not in fields and "path" not in fields:
+            remote_node.report("a remote is missing host")
+            continue
         remote = _parse_remote(remote_node, fields)
         if remote is None:
             continue
@@ -297,31 +353,39 @@ def _parse_remotes(node: _Node | None) -> list[_RemoteDefinition]:
 
 
 def _parse_remote(node: _Node, fields: Mapping[str, _Node]) -> _RemoteDefinition | None:
-    if "name" not in fields or "host" not in fields:
+    if "name" not in fields:
         return None
     name = fields["name"].text("name of a remote")
     label = f"remote {name}"
     template = Template(name)
     folders = _parse_folders(label, fields["path"]) if "path" in fields else ("",)
     for folder in folders:
-        _check_names(f"name of {label}", template.names, _groups(folder), fields["name"])
-    try:
-        host = host_pattern(fields["host"].texts(f"host of {label}"))
-    except ValueError as e:
-        fields["host"].report(f"{label} {e}")
-        return None
+        _check_names(f"name of {label}", template.names - {"host"}, _groups(folder), fields["name"])
+    host = None
+    if "host" in fields:
+        try:
+            host = host_pattern(fields["host"].texts(f"host of {label}"))
+        except ValueError as e:
+            fields["host"].report(f"{label} {e}")
+            return None
     format_name = fields["format"].text(f"format of {label}") if "format" in fields else None
     vendor = fields["vendor"].text(f"vendor of {label}") if "vendor" in fields else None
-    return _RemoteDefinition(template, name, host, folders, format_name, vendor, node)
+    is_guess = fields["guess"].flag(f"guess of {label}") if "guess" in fields else host is None
+    response = fields["response"].text(f"response of {label}") if "response" in fields else "any"
+    if response not in {"any", "oci"}:
+        fields["response"].report(f"{label} has response: {response}, expected oci")
+    return _RemoteDefinition(
+        template, name, host, folders, format_name, vendor, is_guess, response == "oci", node
+    )
 
 
 def _parse_folders(label: str, node: _Node) -> tuple[Folder, ...]:
     folders: list[Folder] = []
-    for text in node.texts(f"path of {label}"):
+    for path_node in node.each():
         try:
-            folders.append(parse_folder(text))
+            folders.append(parse_folder(path_node.pattern(f"path of {label}")))
         except ValueError as e:
-            node.report(f"{label} has an invalid path ({e})")
+            path_node.report(f"{label} has an invalid path ({e})")
     return tuple(folders)
 
 
@@ -356,12 +420,16 @@ def _requires_vendor(formats: Mapping[str, _Format], name: str) -> bool:
     return target is not None and any("vendor" in rule.required_context for rule in target.rules)
 
 
-def _rule_sets(formats: Mapping[str, _Format]) -> dict[str, RuleSet]:
+def _rule_sets(formats: Mapping[str, _Format]) -> RuleSets:
     """Compile the rules of each format, of its aliases and of `any`."""
-    sets = {name: RuleSet(each.rules) for name, each in formats.items() if each.alias_of is None}
+    own = {name: each for name, each in formats.items() if each.alias_of is None}
+    by_format = {name: RuleSet(each.rules) for name, each in own.items()}
+    distinctive = {name: RuleSet(each.rules_for_any) for name, each in own.items()}
     for name, each in formats.items():
         if each.alias_of is not None:
-            sets[name] = sets[each.alias_of]
-    rules_for_any = [rule for each in formats.values() for rule in each.rules_for_any]
-    sets[ANY] = RuleSet(rules_for_any, LARGE_SET_BYTES)
-    return sets
+            by_format[name] = by_format[each.alias_of]
+            distinctive[name] = distinctive[each.alias_of]
+    in_folder = [rule for each in formats.values() for rule in each.rules_for_any]
+    at_root = [rule for each in formats.values() for rule in each.rules_at_root]
+    by_format[ANY] = distinctive[ANY] = RuleSet(in_folder, LARGE_SET_BYTES)
+    return RuleSets(by_format, RuleSet(at_root, LARGE_SET_BYTES), distinctive)

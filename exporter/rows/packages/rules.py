@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 KINDS = ("artifact", "index", "sidecar", "blob", "api")
 
 # Values that a rule's purl can use in addition to the groups of its pattern.
-CONTEXT_NAMES = frozenset({"host", "base", "vendor", "digest"})
+CONTEXT_NAMES = frozenset({"host", "base", "folder", "vendor", "digest"})
+
+ANY = "any"  # the format of a mirror of unknown kind: the rules of all formats that allow it
 
 # Limits the size of one compiled pattern, and so the time per byte of path.
 _PATTERN_BYTES = 512 * 1024
@@ -53,9 +55,15 @@ class Pattern:
             self._compiled = re2.compile(text.encode(), _options(_PATTERN_BYTES))
         except re2.error as e:
             raise ValueError(_decode(e)) from e
+        self._text = text
         groups = self._compiled.groupindex.items()
         self._group_numbers = [(_decode(name), number) for name, number in groups]
         self.groups = tuple(sorted(name for name, _ in self._group_numbers))
+
+    @property
+    def without_names(self) -> str:
+        """The pattern with all its groups unnamed, so that it can be part of another one."""
+        return re.sub(r"\(\?P<\w+>", "(?:", self._text)
 
     def search(self, text: bytes) -> dict[str, str | None] | None:
         """Find the first match anywhere in `text`."""
@@ -183,37 +191,75 @@ class RemoteMatch(NamedTuple):
     prefix: str  # the folder where the remote begins
     path: str  # the rest of the path
     vendor: str | None
+    is_guess: bool
+
+
+class RuleSets(NamedTuple):
+    """The compiled rules of all formats."""
+
+    by_format: Mapping[str, RuleSet]  # also aliases, and `any` for a remote with a folder
+    any_at_root: RuleSet  # `any` for a whole host
+    distinctive: Mapping[str, RuleSet]  # by format: the rules that no other registry's paths match
 
 
 class Remote(NamedTuple):
     """One remote."""
 
     name: Template
-    host: str  # RE2 pattern, anchored
+    host: str | None  # RE2 pattern for host:port, anchored; None: any host
     folders: tuple[Folder, ...]
-    rules: RuleSet | None
-    rules_by_format: Mapping[str, RuleSet]  # for a group `format` in the folder
+    format: str | None
+    rule_sets: RuleSets
     vendor: str | None
+    is_guess: bool  # belongs to the remote only if a rule matches
+    needs_oci_response: bool  # and only if the response is a registry's
 
-    def match(self, path: str) -> RemoteMatch | None:
-        """Match a path against the folders of this remote; the first one that matches wins."""
+    def match(self, path: str, authority: str) -> RemoteMatch | None:
+        """Match a path against the folders of this remote; the first one that matches wins.
+
+        `authority` is the host with its port, for the name of the remote.
+        """
         for folder in self.folders:
+            values: Mapping[str, str | None] = {}
             if isinstance(folder, str):
                 rest = path.removeprefix(folder)
-                if not folder or (rest != path and rest[:1] in {"", "/"}):
-                    return RemoteMatch(self.name.fill({}), self.rules, folder, rest, self.vendor)
-                continue
-            values = folder.match(path.encode())
-            if values is not None:
-                prefix = values["folder"] or ""
-                return RemoteMatch(
-                    self.name.fill(values),
-                    self.rules_by_format.get(values.get("format") or "", self.rules),
-                    prefix,
-                    path.removeprefix(prefix),
-                    values.get("vendor") or self.vendor,
-                )
+                if folder and (rest == path or rest[:1] not in {"", "/"}):
+                    continue
+                prefix = folder
+            else:
+                found = folder.match(path.encode())
+                if found is None:
+                    continue
+                values, prefix = found, found["folder"] or ""
+                rest = path.removeprefix(prefix)
+            return RemoteMatch(
+                self.name.fill({"host": authority, **values})
+                if self.name.names
+                else self.name.fill({}),
+                self._rules(values.get("format"), prefix),
+                prefix,
+                rest,
+                values.get("vendor") or self.vendor,
+                self.is_guess,
+            )
         return None
+
+    @property
+    def path_pattern(self) -> str:
+        """RE2 pattern that finds paths in the folders of this remote; it may find others."""
+        alternatives = [
+            f"{re.escape(folder)}(?:/|$)" if isinstance(folder, str) else folder.without_names
+            for folder in self.folders
+        ]
+        return f"^(?:{'|'.join(alternatives)})"
+
+    def _rules(self, format_in_path: str | None, prefix: str) -> RuleSet | None:
+        sets = self.rule_sets
+        by_format = sets.by_format if self.host else sets.distinctive
+        name = format_in_path if format_in_path in by_format else self.format
+        if name == ANY and not prefix:
+            return sets.any_at_root
+        return by_format[name] if name else None
 
 
 def parse_folder(text: str) -> Folder:
@@ -231,24 +277,36 @@ def parse_folder(text: str) -> Folder:
 
 
 def host_pattern(globs: Sequence[str]) -> str:
-    """Turn globs for host names into an RE2 pattern.
+    """Turn globs for host names into an RE2 pattern for `host:port`.
 
-    In a glob, * matches one label or part of one, and ** matches one or more labels.
+    In a glob, * matches one label or part of one, and ** matches one or more labels. It may end in
+    a port; otherwise it matches any port. A literal IPv6 address needs brackets before a port.
 
     Raises:
         ValueError: a glob is not valid. The message is the end of a sentence.
     """
     alternatives = []
     for glob in globs:
-        if not re.fullmatch(r"[a-z0-9._:*-]+", glob):
+        parts = _HOST_GLOB.fullmatch(glob)
+        if parts is None:
             raise ValueError(
-                f"has the host {glob!r}, expected a lower-case name that may contain * and **"
+                f"has the host {glob!r}, expected a lower-case name that may contain * and ** and "
+                "end in a port"
             )
-        pieces = re.split(r"(\*\*|\*)", glob)
-        alternatives.append("".join(_WILDCARDS.get(piece) or re.escape(piece) for piece in pieces))
+        port = parts["port"] or r"\d+"
+        if parts["port"] and not 0 < int(parts["port"]) <= _MAX_PORT:
+            raise ValueError(f"has the host {glob!r}, expected a port from 1 to {_MAX_PORT}")
+        pieces = re.split(r"(\*\*|\*)", parts["name"] or parts["bracketed"] or parts["ipv6"])
+        name = "".join(_WILDCARDS.get(piece) or re.escape(piece) for piece in pieces)
+        alternatives.append(f"{name}:{port}")
     return f"^(?:{'|'.join(alternatives)})$"
 
 
+_MAX_PORT = 65_535
+_IPV6 = r"[0-9a-f.]*(?::[0-9a-f.]*){2,}"
+_HOST_GLOB = re.compile(
+    rf"(?:(?P<name>[a-z0-9._*-]+)|\[(?P<bracketed>{_IPV6})\])(?::(?P<port>[0-9]{{1,5}}))?|(?P<ipv6>{_IPV6})"
+)
 _WILDCARDS = {"*": "[^.]+", "**": "[^.]+(?:[.][^.]+)*"}
 
 
