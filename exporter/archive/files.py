@@ -1,0 +1,293 @@
+"""Write a day of access_log to a verified Parquet file, and find the files of days.
+
+The layout is that of Hive, which every tool for Parquet reads: `day=2026-11-27/access_log-NAME.parquet`. A day has
+several files if rows arrived after it was archived. A file is complete and verified from the moment it has its name,
+and is never changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from psycopg import sql
+
+from .columns import (
+    KEY,
+    NO_ROWS,
+    ArchiveColumn,
+    Digest,
+    csv_columns,
+    postgres_digest,
+    table_columns,
+)
+from .parquet import (
+    ArchiveError,
+    FileRecord,
+    ParquetWriter,
+    check_file,
+    copy_lines,
+    engine,
+    files_relation,
+    load_duckdb,
+    read_records,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from psycopg import Connection
+
+_DAY_FOLDER = re.compile(r"day=(\d{4}-\d\d-\d\d)", re.ASCII)
+_LOCK_NAME = ".lock"
+_PARTIAL = ".partial"  # no reader looks at files with this suffix
+_NAME_DIGITS = 16
+
+# What COPY prints must not depend on the settings of the role or the database.
+_TRANSACTION_SETTINGS = """
+    SELECT set_config('timezone', 'UTC', true), set_config('datestyle', 'ISO', true),
+           set_config('extra_float_digits', '1', true), set_config('jit', 'off', true)
+"""
+_SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
+_OTHER_DAYS = sql.SQL("SELECT count(*) FROM {relation} WHERE started_at < %s OR started_at >= %s")
+_KEY_TABLE = """
+    CREATE TEMP TABLE archived_key (started_at timestamptz, flow_id uuid) ON COMMIT DROP
+"""
+_COPY_KEYS = "COPY pg_temp.archived_key FROM STDIN"
+_ROWS = sql.SQL("(SELECT * FROM {relation} AS entry)")
+_NEW_ROWS = sql.SQL("""(
+    SELECT * FROM {relation} AS entry WHERE NOT EXISTS (
+      SELECT FROM pg_temp.archived_key AS known
+      WHERE known.started_at = entry.started_at AND known.flow_id = entry.flow_id)
+)""")
+_COPY_ROWS = sql.SQL(
+    "COPY (SELECT {columns} FROM {rows} AS entry ORDER BY started_at, flow_id) TO STDOUT (FORMAT csv)"
+)
+
+
+class ArchiveBusyError(ArchiveError):
+    """Another process is writing to the archive. Try again later."""
+
+
+class ArchivedDay(NamedTuple):
+    """The rows of one table in the archive. All of them are in verified files."""
+
+    day: date
+    rows: int  # in the table
+    written: int  # of these, written by this call; the others were in files of the day already
+    file: Path | None  # the new file; None: there was nothing to write
+    bytes: int  # size of the new file
+
+
+class ArchivedFile(NamedTuple):
+    """A verified file of the archive."""
+
+    path: Path
+    rows: int
+    bytes: int
+
+
+def archive_day(connection: Connection[Any], relation: str, day: date, folder: Path) -> ArchivedDay:
+    """Write the rows of a table to a verified file of the archive, unless its files have them already.
+
+    After a crash at any point, call it again: a file without its final name is removed. A row is known by its key,
+    as in the table: a row whose key is in a file of the day is not written again.
+
+    The table may be attached or detached. Rows that arrive during the call are in the next one's snapshot, so detach
+    the table before you rely on `rows`.
+
+    Args:
+        connection: In autocommit mode, outside a transaction. Its role needs SELECT on the table, and TEMP on
+            the database if the day has files already. Its calls must be allowed to take as long as it takes to
+            sort the table.
+        relation: Name of the table or partition, in the search path.
+        day: The day (UTC) of all its rows.
+        folder: The archive. It is created if its parent exists.
+
+    Raises:
+        ArchiveBusyError: another process is writing to the archive.
+        ArchiveError: DuckDB is not installed, the file cannot be written or read back, its values are not those
+            of the table, a file of the day is damaged, or the table has rows of other days.
+        psycopg.Error, DeadlineExceededError: reading the table failed.
+    """
+    load_duckdb()
+    day_folder = folder / f"day={day}"
+    with _locked(folder), connection.transaction():
+        connection.execute(_SNAPSHOT)
+        connection.execute(_TRANSACTION_SETTINGS)
+        _check_days(connection, relation, day)
+        columns = table_columns(connection, relation)
+        table = sql.Identifier(relation)
+        rows: sql.Composed = _ROWS.format(relation=table)
+        digest = total = postgres_digest(connection, columns, rows)
+        paths = _files(day_folder)
+        records = [check_file(path) for path in paths]
+        if _hold_exactly(records, columns, total):
+            return ArchivedDay(day, total.rows, 0, None, 0)
+        if paths:
+            _copy_keys(connection, paths)
+            rows = _NEW_ROWS.format(relation=table)
+            digest = postgres_digest(connection, columns, rows)
+        if not digest.rows:
+            return ArchivedDay(day, total.rows, 0, None, 0)
+        query = _COPY_ROWS.format(columns=csv_columns(columns), rows=rows)
+        with _disk_errors(folder):
+            file = _write(connection, query, columns, digest, day_folder)
+            return ArchivedDay(day, total.rows, digest.rows, file, file.stat().st_size)
+
+
+def archived_days(folder: Path) -> list[date]:
+    """Return the days that have files, oldest first.
+
+    Raises:
+        ArchiveError: the folder cannot be read.
+    """
+    with _disk_errors(folder):
+        names = [entry.name for entry in folder.iterdir()]
+    days = [date.fromisoformat(found[1]) for found in map(_DAY_FOLDER.fullmatch, names) if found]
+    return sorted(day for day in days if _files(folder / f"day={day}"))
+
+
+def files_of_day(folder: Path, day: date) -> list[Path]:
+    """Return the files of a day. Raises ArchiveError if the folder cannot be read."""
+    return _files(folder / f"day={day}")
+
+
+def rows_in_archive(folder: Path, day: date) -> int:
+    """Return the number of rows of a day, from the metadata of its files.
+
+    Raises:
+        ArchiveError: DuckDB is not installed, or a file is damaged or not ours.
+    """
+    return sum(record.digest.rows for record in read_records(files_of_day(folder, day)))
+
+
+def verify_day(folder: Path, day: date) -> list[ArchivedFile]:
+    """Read every value of the day's files and compare them with what was written.
+
+    Raises:
+        ArchiveError: DuckDB is not installed, or a file is damaged or not ours.
+    """
+    paths = files_of_day(folder, day)
+    return [ArchivedFile(path, check_file(path).digest.rows, path.stat().st_size) for path in paths]
+
+
+def _files(day_folder: Path) -> list[Path]:
+    with _disk_errors(day_folder):
+        return sorted(day_folder.glob("*.parquet")) if day_folder.is_dir() else []
+
+
+def _check_days(connection: Connection[Any], relation: str, day: date) -> None:
+    start = datetime(day.year, day.month, day.day, tzinfo=UTC)
+    query = _OTHER_DAYS.format(relation=sql.Identifier(relation))
+    row = connection.execute(query, (start, start + timedelta(days=1))).fetchone()
+    if row is None or row[0]:
+        raise ArchiveError(f"The table {relation} has rows of other days than {day}.")
+
+
+def _hold_exactly(
+    records: list[FileRecord], columns: Sequence[ArchiveColumn], digest: Digest
+) -> bool:
+    """Whether the files have the rows of the table, no others, and with the same values."""
+    names = [(column.name, column.type) for column in columns]
+    if any([(c.name, c.type) for c in record.columns] != names for record in records):
+        return False
+    return sum((record.digest for record in records), NO_ROWS) == digest
+
+
+def _copy_keys(connection: Connection[Any], paths: list[Path]) -> None:
+    """Send the keys of archived rows to the server, which can compare any number of them."""
+    key = [ArchiveColumn(KEY[0], "timestamp with time zone"), ArchiveColumn(KEY[1], "uuid")]
+    connection.execute(_KEY_TABLE)
+    with (
+        engine() as reader,
+        connection.cursor() as cursor,
+        cursor.copy(_COPY_KEYS) as copy,
+    ):
+        for lines in copy_lines(reader, key, files_relation(paths), {}):
+            copy.write(lines)
+    connection.execute("ANALYZE pg_temp.archived_key")
+
+
+def _write(
+    connection: Connection[Any],
+    query: sql.Composed,
+    columns: Sequence[ArchiveColumn],
+    digest: Digest,
+    day_folder: Path,
+) -> Path:
+    """Write a new file, compare it with the table's digest, and only then give it its name."""
+    day_folder.mkdir(exist_ok=True)
+    name = f"{int(digest.sums[0]) ^ int(digest.sums[1]):x}"[-_NAME_DIGITS:].zfill(_NAME_DIGITS)
+    path = day_folder / f"access_log-{name}.parquet"
+    partial = path.with_suffix(_PARTIAL)
+    try:
+        with (
+            ParquetWriter(partial, columns, digest) as writer,
+            connection.cursor() as cursor,
+            cursor.copy(query) as copy,
+        ):
+            for text in copy:
+                writer.write(text)
+        _sync_file(partial)
+        if check_file(partial).digest != digest:
+            raise ArchiveError(f"{partial} has other rows than the table.")
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    _sync_folder(day_folder)
+    _sync_folder(day_folder.parent)
+    return path
+
+
+def _sync_file(path: Path) -> None:
+    """Make the file survive a power failure, and let the next reader read it from the disk, where that is possible."""
+    file = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(file)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(file)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time write to the archive, and remove what one that was killed left behind."""
+    with _disk_errors(folder):
+        folder.mkdir(exist_ok=True)
+        lock = os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        with _disk_errors(folder):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ArchiveBusyError(
+                    f"Another process is writing to the archive {folder}; try again later."
+                ) from None
+            for partial in folder.glob(f"day=*/*{_PARTIAL}"):
+                partial.unlink()
+        yield
+    finally:
+        os.close(lock)  # releases the lock
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise ArchiveError(f"Cannot use the archive {folder}: {e.strerror or e}.") from None

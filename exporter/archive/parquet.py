@@ -1,0 +1,284 @@
+"""Write and read Parquet files with DuckDB, in bounded memory. Knows no folder layout and no table."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+import threading
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, json
+
+from .columns import (
+    ArchiveColumn,
+    Digest,
+    as_digest,
+    duckdb_csv,
+    duckdb_digest,
+    quoted_name,
+    quoted_text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+    from types import ModuleType
+    from typing import IO, Self
+
+    from duckdb import DuckDBPyConnection
+
+# A row group is built in memory, about 1 kB per row. Larger ones compress hardly better.
+_ROW_GROUP_ROWS = 61_440
+_MEMORY_LIMIT = "256MB"
+_PIPE_BUFFER_BYTES = 256 * 1024
+_POLL_SECONDS = 0.005
+_METADATA_KEY = "artifactapi"
+# Nothing may be downloaded, and no file but those named may be written.
+_SETTINGS = {
+    "threads": 1,
+    "memory_limit": _MEMORY_LIMIT,
+    "temp_directory": "",
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+}
+_REASONS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EIO)
+
+
+class ArchiveError(Exception):
+    """The archive cannot be written or read. The message is one sentence; no row was lost."""
+
+
+class FileRecord(Struct, frozen=True):
+    """What a file says about itself in its metadata."""
+
+    columns: list[ArchiveColumn]
+    digest: Digest
+
+
+def load_duckdb() -> ModuleType:
+    """Return the module. Raises ArchiveError if it is not installed."""
+    try:
+        import duckdb  # noqa: PLC0415 - optional, and takes 0.3 s
+    except ModuleNotFoundError:
+        raise ArchiveError(
+            "The archive needs an optional package: pip install 'duckdb>=1.4,<3'."
+        ) from None
+    return duckdb
+
+
+@contextlib.contextmanager
+def engine() -> Iterator[DuckDBPyConnection]:
+    """Open DuckDB in memory: one thread, bounded memory, no temporary files, no downloads.
+
+    Raises:
+        ArchiveError: DuckDB is not installed, or it reported an error in the block.
+    """
+    duckdb = load_duckdb()
+    with contextlib.closing(duckdb.connect(config=_SETTINGS)) as connection:
+        try:
+            connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false")
+            yield connection
+        except duckdb.Error as e:
+            raise ArchiveError(_sentence(e)) from None
+
+
+class ParquetWriter:
+    """Writes one Parquet file from the CSV output of COPY, which it takes piece by piece.
+
+    DuckDB reads a named pipe in a thread of its own and does not hold the GIL. The caller decides what becomes
+    of the file: after an exception it may look complete.
+
+    Raises:
+        ArchiveError: DuckDB is not installed, or cannot write the file, or cannot read the text.
+    """
+
+    def __init__(
+        self, path: Path, columns: Sequence[ArchiveColumn], digest: Digest | None = None
+    ) -> None:
+        """Prepare to write.
+
+        Args:
+            path: The file. It is overwritten.
+            columns: The columns of the text, as in `csv_columns`.
+            digest: Of all rows, for the file's metadata.
+        """
+        self._path = path
+        self._columns = list(columns)
+        self._digest = digest
+        self._cleanup = contextlib.ExitStack()
+        self._error: Exception | None = None
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as cleanup:
+            folder = cleanup.enter_context(
+                tempfile.TemporaryDirectory(prefix="artifactapi-archive-")
+            )
+            self._pipe_path = os.path.join(folder, "pipe")  # noqa: PTH118 - text for SQL
+            os.mkfifo(self._pipe_path, 0o600)
+            self._engine = cleanup.enter_context(engine())
+            self._thread = threading.Thread(target=self._run, name="artifactapi-archive")
+            self._thread.start()
+            cleanup.callback(self._thread.join)
+            self._pipe = self._open_pipe()
+            self._cleanup = cleanup.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._cleanup:
+            if kind is not None:
+                self._engine.interrupt()
+            with contextlib.suppress(BrokenPipeError):  # DuckDB's own error says why
+                self._pipe.close()
+            self._thread.join()
+            if kind is None:
+                self._raise_error()
+
+    def write(self, text: bytes | bytearray | memoryview) -> None:
+        """Take the next piece of the text."""
+        try:
+            self._pipe.write(text)
+        except BrokenPipeError:
+            self._thread.join()
+            self._raise_error()
+            raise ArchiveError(f"DuckDB stopped reading the rows for {self._path}.") from None
+
+    def _run(self) -> None:
+        options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_ROW_GROUP_ROWS}"
+        if self._digest is not None:
+            record = json.encode(FileRecord(self._columns, self._digest)).decode()
+            options += f", KV_METADATA {{{_METADATA_KEY}: {quoted_text(record)}}}"
+        rows = duckdb_csv(self._columns, self._pipe_path)
+        try:
+            self._engine.execute(f"COPY ({rows}) TO {quoted_text(str(self._path))} ({options})")
+        except Exception as e:  # noqa: BLE001 - raised in the caller's thread
+            self._error = e.with_traceback(None)
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise ArchiveError(f"Cannot write {self._path}: {_reason(self._error)}.") from None
+
+    def _open_pipe(self) -> IO[bytes]:
+        """Open the pipe as soon as DuckDB reads it. A plain open would wait forever if DuckDB has failed."""
+        while True:
+            try:
+                pipe = os.open(self._pipe_path, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError as e:
+                if e.errno != errno.ENXIO:  # nobody reads yet
+                    raise
+            else:
+                os.set_blocking(pipe, True)
+                return os.fdopen(pipe, "wb", _PIPE_BUFFER_BYTES)
+            self._thread.join(_POLL_SECONDS)
+            if not self._thread.is_alive():
+                self._raise_error()
+                raise ArchiveError(f"DuckDB did not read the rows for {self._path}.")
+
+
+def read_records(paths: Sequence[Path]) -> list[FileRecord]:
+    """Return what the files say about themselves, without reading their rows.
+
+    Raises:
+        ArchiveError: a file is damaged, or artifactapi did not write it.
+    """
+    with engine() as connection:
+        return [_record(connection, path) for path in paths]
+
+
+def check_file(path: Path) -> FileRecord:
+    """Read all values of a file and compare them with its digest.
+
+    Raises:
+        ArchiveError: they differ, or the file is damaged, or artifactapi did not write it.
+    """
+    with engine() as connection:
+        record = _record(connection, path)
+        query = duckdb_digest(record.columns, files_relation([path]))
+        try:
+            found = as_digest(connection.execute(query).fetchone())
+        except Exception as e:  # noqa: BLE001 - DuckDB's errors have no common cause
+            raise ArchiveError(f"{path} is damaged: {_reason(e)}.") from None
+    if found != record.digest:
+        raise ArchiveError(f"{path} is damaged: its values are not those that were written.")
+    return record
+
+
+def files_relation(paths: Iterable[Path]) -> str:
+    """Return what to SELECT FROM in DuckDB. Columns that only some files have are NULL for the others."""
+    names = ", ".join(quoted_text(str(path)) for path in paths)
+    return f"read_parquet([{names}], union_by_name = true, hive_partitioning = false)"
+
+
+def copy_lines(
+    connection: DuckDBPyConnection,
+    columns: Sequence[ArchiveColumn],
+    rows: str,
+    values: dict[str, Any],
+) -> Iterator[bytes]:
+    """Run a query in DuckDB and yield its rows in COPY's text format, several thousand rows at a time.
+
+    Args:
+        connection: From `engine`.
+        columns: The columns to read, in this order.
+        rows: A FROM clause, with any WHERE, ORDER BY and LIMIT.
+        values: The values of its named parameters.
+    """
+    cells = ", ".join(_copy_cell(column) for column in columns)
+    cursor = connection.execute(f"SELECT concat_ws(chr(9), {cells}) FROM {rows}", values)  # noqa: S608
+    while lines := cursor.fetchmany(_LINES_AT_ONCE):
+        yield "\n".join([*(line for (line,) in lines), ""]).encode()
+
+
+_LINES_AT_ONCE = 5000
+
+
+def _copy_cell(column: ArchiveColumn) -> str:
+    r"""Return a cell of COPY's text format, with \N for NULL (PostgreSQL docs, COPY, "Text Format")."""
+    name = column.duckdb_name
+    text = f"{name}::VARCHAR"
+    if column.type == "bytea":
+        text = f"'\\\\x' || hex({name})"
+    elif column.kind.duckdb == "VARCHAR":
+        text = f"replace({name}, '\\', '\\\\')"
+        for character, letter in ((9, "t"), (10, "n"), (13, "r")):
+            text = f"replace({text}, chr({character}), '\\{letter}')"
+    return f"coalesce({text}, '\\N')"
+
+
+def _record(connection: DuckDBPyConnection, path: Path) -> FileRecord:
+    query = "SELECT value FROM parquet_kv_metadata($path) WHERE key = $key"
+    values = {"path": str(path), "key": _METADATA_KEY.encode()}
+    try:
+        row = connection.execute(query, values).fetchone()
+        if row is not None:
+            return json.decode(row[0], type=FileRecord)
+    except Exception as e:  # noqa: BLE001 - DuckDB's errors have no common cause
+        raise ArchiveError(f"{path} is damaged: {_reason(e)}.") from None
+    raise ArchiveError(f"{path} is not from an archive of artifactapi; move it to another folder.")
+
+
+def _reason(error: Exception) -> str:
+    """Return the cause of an error of DuckDB as a short text without values of rows."""
+    text = str(error)
+    for number in _REASONS:
+        if os.strerror(number) in text:
+            return os.strerror(number)
+    return " ".join(text.split("\n", 1)[0].split()).rstrip(".")[:200]
+
+
+def _sentence(error: Exception) -> str:
+    return f"DuckDB reported an error: {_reason(error)}."
+
+
+__all__ = [
+    "ArchiveError",
+    "FileRecord",
+    "ParquetWriter",
+    "check_file",
+    "copy_lines",
+    "engine",
+    "files_relation",
+    "quoted_name",
+    "read_records",
+]
