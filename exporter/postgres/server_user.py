@@ -188,7 +188,7 @@ def check_reachable(folder: Path, user: ServerUser) -> None:
 def runnable_programs(programs: Path, user: ServerUser | None, folder: Path) -> Path:
     """Return a folder of PostgreSQL's programs that `user` can run: `programs`, or a copy.
 
-    The copy takes about 25 MB in `folder`. A copy that was interrupted is never used. Not thread-safe.
+    The copy takes about 22 MB in `folder`. A copy that was interrupted is never used. Not thread-safe.
 
     Raises:
         OSError: the programs cannot be copied, or the copy cannot be run.
@@ -232,8 +232,9 @@ def _program_files(programs: Path) -> Iterator[Path]:
     """Yield the files that the server needs: programs, libraries and shared data."""
     installation, package = programs.parents[0], programs.parents[1]
     yield from (programs / name for name in _PROGRAMS)
-    # auditwheel moves shared libraries into the folder ".libs" beside the package.
-    for folder in (installation / "lib", installation / "share", package.with_suffix(".libs")):
+    # A wheel has its shared libraries in ".libs" beside the package on Linux, in ".dylibs" on macOS.
+    libraries = (installation / "lib", package.with_suffix(".libs"), package / ".dylibs")
+    for folder in (*libraries, installation / "share"):
         yield from (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".a")
 
 

@@ -65,7 +65,7 @@ def closed_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """PostgreSQL's programs, installed where only their owner can reach them."""
     package = programs().parents[1]
     site_packages = tmp_path / "site-packages"
-    for found in (package / "pginstall18", package.with_suffix(".libs")):
+    for found in (package / "pginstall", package.with_suffix(".libs")):
         if found.exists():
             shutil.copytree(found, site_packages / found.relative_to(package.parent))
     tmp_path.chmod(0o700)
