@@ -7,13 +7,13 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.support.environment import clean_environment, temporary_home
+from tests.support.wait import eventually
 
 START_SECONDS = 60
 UV = os.environ.get("UV", "uv")  # `uv run` sets it; uv may not be on PATH
@@ -81,6 +81,11 @@ def _check_rows(script: Path, folder: Path, elsewhere: Path, env: dict[str, str]
         opener = build_opener(ProxyHandler({"http": f"http://127.0.0.1:{port}"}))
         with opener.open("http://mitm.it/", timeout=START_SECONDS) as response:
             assert response.status == 200
+        # The first start of the server can take longer than a stopping proxy waits for it.
+        eventually(
+            lambda: "http://mitm.it/" in _run("artifactapi", "tail", env=env, cwd=elsewhere),
+            START_SECONDS,
+        )
     finally:
         proxy.terminate()
         proxy.wait(START_SECONDS)
@@ -95,11 +100,12 @@ def _check_rows(script: Path, folder: Path, elsewhere: Path, env: dict[str, str]
 
 
 def _port(proxy: subprocess.Popen[bytes], output: Path) -> int:
-    deadline = time.monotonic() + START_SECONDS
-    while not (found := _LISTENING.search(output.read_text())):
-        assert proxy.poll() is None, output.read_text()
-        assert time.monotonic() < deadline, output.read_text()
-    return int(found[1])
+    def ports() -> list[str]:
+        text = output.read_text()
+        assert proxy.poll() is None, text
+        return _LISTENING.findall(text)
+
+    return int(eventually(ports, START_SECONDS)[0])
 
 
 def _run(*command: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
