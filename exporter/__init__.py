@@ -11,6 +11,7 @@ from .exchange import RESPONSE_FIELDS, Exchange
 from .postgres.dsn import check_dsn, has_password, public_name
 from .rows.entry import AccessLogEntry
 from .rows.entry_builder import load_remotes
+from .run import Run
 from .settings import Settings, SettingsError, data_folder, load_settings, resolve_dsn
 from .write import spool
 from .write.buffer import Buffer
@@ -54,7 +55,7 @@ class Exporter:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._buffer = Buffer(settings.buffer, settings.batch.max_entries)
-        self._writer = Writer(settings, self._buffer)
+        self._writer = Writer(settings, self._buffer, Run.start(settings.node_name))
 
     def log_access(self, exchange: Exchange) -> bool:
         """Queue one exchange; False if it was dropped because the buffer is full. Never blocks."""
@@ -101,18 +102,14 @@ class Exporter:
         At any time, seen = written + dropped + rejected + waiting + spooled.
         """
         progress = self._writer.progress
-        # Read the parts before the total: all of them only grow, so `waiting` is never negative.
-        written, rejected = progress.written, progress.rejected
-        dropped = self._buffer.dropped + progress.dropped
-        spooled = self._writer.spool.entries
-        seen = self._buffer.seen
+        counts = self._writer.counts()
         return {
-            "seen": seen,
-            "written": written,
-            "dropped": dropped,
-            "rejected": rejected,
-            "waiting": seen - written - dropped - rejected - spooled,
-            "spooled": spooled,
+            "seen": counts.seen,
+            "written": counts.written,
+            "dropped": counts.dropped,
+            "rejected": counts.rejected,
+            "waiting": counts.waiting,
+            "spooled": counts.spooled,
             "recovered": progress.recovered,
             "retries": progress.retries + self._writer.reconnects,
             "failures": progress.failures + self._writer.builder.failures,

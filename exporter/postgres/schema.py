@@ -50,6 +50,9 @@ _READER_RELATIONS = (
     "access_log_schema",
     "access_log_migration",
     "access_log_partitions",
+    "access_log_run",
+    "access_log_run_day",
+    "access_log_nodes",
     "artifact",
     "access_log_fetches",
     "access_log_days",
@@ -64,6 +67,7 @@ _READER_FUNCTIONS = (
     "access_log_refused",
     "access_log_from_cache",
     "access_log_caller",
+    "access_log_run_state",
 )
 
 
@@ -137,7 +141,8 @@ def grants(schema: str, proxy_role: str, reader_role: str) -> str:
         "GRANT USAGE ON SCHEMA {schema} TO {proxy}, {reader};\n"
         "GRANT SELECT ON {schema}.access_log_schema TO {proxy};\n"
         "GRANT INSERT ON {schema}.access_log, {schema}.access_log_gap TO {proxy};\n"
-        "GRANT EXECUTE ON FUNCTION {schema}.access_log_ensure_partition, {schema}.artifact_record TO {proxy};\n"
+        "GRANT EXECUTE ON FUNCTION {schema}.access_log_ensure_partition, {schema}.artifact_record,"
+        " {schema}.access_log_run_record TO {proxy};\n"
         "GRANT SELECT ON {relations} TO {reader};\n"
         "GRANT EXECUTE ON FUNCTION {functions} TO {reader};\n"
     )

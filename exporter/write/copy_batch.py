@@ -12,6 +12,7 @@ import msgspec
 from ..rows.entry import AccessLogEntry
 from .artifacts import fetches, record
 from .gil import yielding_gil
+from .ledger import RowCounts, row_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,10 +26,10 @@ class CopyBatch(Sequence[AccessLogEntry]):
     """A sequence of entries together with what is sent to PostgreSQL. Immutable; can be pickled."""
 
     def __init__(
-        self, size: int, days: frozenset[str], text: bytes, statement: bytes, encoded: bytes
+        self, size: int, row_counts: RowCounts, text: bytes, statement: bytes, encoded: bytes
     ) -> None:
         self._size = size
-        self.days = days  # see `days_of`
+        self.row_counts = row_counts  # by node and day, for the ledger of runs
         self.text = text  # for COPY; see `copy_text`
         self.statement = statement  # counts the fetched artifacts; empty if there are none
         self.encoded = encoded  # see `encode_rows`
@@ -40,7 +41,12 @@ class CopyBatch(Sequence[AccessLogEntry]):
         text = "".join([copy_text(part) for part in parts]).encode()
         fetched = fetches(entries)
         statement = record(fetched).as_bytes() if fetched else b""
-        return cls(len(entries), days_of(entries), text, statement, encode_rows(entries))
+        return cls(len(entries), row_counts(entries), text, statement, encode_rows(entries))
+
+    @property
+    def days(self) -> frozenset[str]:
+        """See `days_of`."""
+        return frozenset([day for _, day in self.row_counts])
 
     @cached_property
     def _entries(self) -> list[AccessLogEntry]:

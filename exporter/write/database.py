@@ -6,8 +6,9 @@ Knows nothing about threads, retries or the buffer. postgres/faults.py decides w
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import sql
@@ -30,13 +31,16 @@ from .insert import (
     forbidden_columns,
     insert_access_log_batch,
 )
+from .ledger import end_statement, row_counts
 from .rejections import AcceptedRows, NoRowAcceptedError, Rejection, RejectionFinder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
+    from typing import LiteralString
 
     from ..rows.entry import AccessLogEntry
     from ..settings import DatabaseSettings
+    from .ledger import EndReason, RunEnd, RunLedger
 
 __all__ = ["COLUMNS", "Database", "DatabaseUnavailable", "Rejection", "insert_access_log_batch"]
 
@@ -46,6 +50,16 @@ _INSERT_GAP = sql.SQL("INSERT INTO access_log_gap ({}) VALUES ({}) ON CONFLICT D
 )
 _ENSURE_PARTITION = "SELECT access_log_ensure_partition(%s)"
 _KNOWN_DAYS = 1024  # partitions known to exist
+# Whether a trigger may discard rows: pg_trigger.tgtype is 1 for FOR EACH ROW, 2 for BEFORE, 4 for INSERT.
+_HAS_TRIGGER = """
+    SELECT EXISTS (SELECT 1 FROM pg_trigger WHERE NOT tgisinternal AND tgtype & 7 = 7 AND (
+      tgrelid = 'access_log'::regclass
+      OR tgrelid IN (SELECT inhrelid FROM pg_inherits WHERE inhparent = 'access_log'::regclass)))
+"""
+# A report need not survive a crash of the server: the next one says more.
+_ASYNCHRONOUS = b"SET LOCAL synchronous_commit = off; "
+
+logger = logging.getLogger(__name__)
 
 
 class DatabaseUnavailable(Exception):  # noqa: N818 - a state, not an error
@@ -72,8 +86,12 @@ class Database:
         settings: DatabaseSettings,
         deadline: Deadline | None = None,
         waiting: Callable[[], Sequence[AccessLogEntry]] = tuple,
+        ledger: RunLedger | None = None,
     ) -> None:
-        """`waiting` returns some of the entries that wait to be written, at random."""
+        """`waiting` returns some of the entries that wait to be written, at random.
+
+        `ledger` counts what this run writes; None: nobody counts it.
+        """
         self._settings = settings
         self._waiting = waiting
         self._accepted = AcceptedRows()
@@ -84,12 +102,17 @@ class Database:
         # A trigger discards rows without an error. Then nothing is committed before we have counted,
         # so that no artifact is counted twice.
         self._discards_rows = False
+        self._ledger = ledger
+        self._keeps_ledger = False  # on this connection
+        self._has_warned = False
         self.reconnects = 0  # calls that found the connection closed while it was idle
 
     def reconfigure(self, settings: DatabaseSettings) -> None:
         """Use other settings; closes the connection if they differ."""
         if settings != self._settings:
             self.close()
+            if settings.dsn != self._settings.dsn:
+                self._has_warned = False
             self._settings = settings
 
     def open(self) -> None:
@@ -103,8 +126,13 @@ class Database:
         except (psycopg.Error, DeadlineExceededError) as e:
             raise self._unavailable(e, classify(e)) from None
 
-    def write(self, entries: Sequence[AccessLogEntry]) -> list[Rejection]:
+    def write(
+        self, entries: Sequence[AccessLogEntry], origin: str | None = None, *, spooled: int = 0
+    ) -> list[Rejection]:
         """Write the entries. Returns the rejected ones; all others are in the table.
+
+        `origin` is the id of the run that saw the requests, if it is not this one. `spooled` is how
+        many of the entries this run still counts as spooled.
 
         Idempotent: an entry that is already in the table is not inserted again. An entry is only
         rejected if the server accepts a similar one. If it accepts none, the cause may be a
@@ -117,7 +145,7 @@ class Database:
         was_idle = self._connection is not None
         while entries:
             try:
-                return self._write(entries, repaired)
+                return self._write(entries, repaired, origin, spooled)
             except NoRowAcceptedError as e:
                 raise DatabaseUnavailable(f"it accepts no row: {e}", refused=True) from None
             except (psycopg.Error, DeadlineExceededError) as e:
@@ -133,7 +161,11 @@ class Database:
         return []
 
     def _write(
-        self, entries: Sequence[AccessLogEntry], repaired: Collection[Fault]
+        self,
+        entries: Sequence[AccessLogEntry],
+        repaired: Collection[Fault],
+        origin: str | None,
+        spooled: int,
     ) -> list[Rejection]:
         connection = self._ready(
             entries.days if isinstance(entries, CopyBatch) else days_of(entries), repaired
@@ -141,17 +173,43 @@ class Database:
         try:
             with connection.transaction() if self._discards_rows else contextlib.nullcontext():
                 insert_access_log_batch(
-                    connection, entries, synchronous_commit=self._settings.synchronous_commit
+                    connection,
+                    entries,
+                    synchronous_commit=self._settings.synchronous_commit,
+                    ledger_statement=self._count_rows(
+                        entries, origin, settled=True, spooled=spooled
+                    ),
                 )
         except (psycopg.Error, UnicodeError) as e:
             if classify(e, repaired) not in {Fault.ROW, Fault.DUPLICATE}:
                 raise
             self._discards_rows |= isinstance(e, RowsDiscardedError)
             connection.call_deadline = None  # each of the following calls has a deadline
-            finder = RejectionFinder(connection, self._accepted, self._waiting, repaired)
+            finder = RejectionFinder(
+                connection,
+                self._accepted,
+                self._waiting,
+                repaired,
+                lambda rows: self._count_rows(rows, origin),
+            )
             return finder.write(entries)
         self._accepted.add(entries)
+        if self._ledger is not None:
+            self._ledger.reported()
         return []
+
+    def _count_rows(
+        self,
+        rows: Sequence[AccessLogEntry],
+        origin: str | None,
+        *,
+        settled: bool = False,
+        spooled: int = 0,
+    ) -> bytes:
+        if self._ledger is None or not self._keeps_ledger:
+            return b""
+        counts = rows.row_counts if isinstance(rows, CopyBatch) else row_counts(rows)
+        return self._ledger.record_rows(counts, origin, settled=settled, spooled=spooled)
 
     def write_gaps(self, gaps: Sequence[Gap]) -> None:
         """Write the gaps. Idempotent.
@@ -161,10 +219,48 @@ class Database:
         """
         try:
             connection = self._ready()
-            with connection.transaction(), connection.cursor() as cursor:
-                cursor.executemany(_INSERT_GAP, gaps)
+            with connection.transaction():
+                with connection.pipeline():
+                    inserts = [connection.execute(_INSERT_GAP, gap) for gap in gaps]
+                pairs = zip(gaps, inserts, strict=True)
+                inserted = [gap for gap, insert in pairs if insert.rowcount > 0]
+                if inserted and self._ledger is not None and self._keeps_ledger:
+                    connection.execute(self._ledger.record_gaps(inserted))
         except (psycopg.Error, DeadlineExceededError) as e:
             raise self._unavailable(e, classify(e)) from None
+
+    def report_run(self, reason: EndReason | None = None) -> None:
+        """Report that this run is alive, if it has not reported for some time, or that it ends now.
+
+        Raises:
+            DatabaseUnavailable: it may not have been reported.
+        """
+        if self._ledger is not None and (reason is not None or self._ledger.is_due):
+            self._report(lambda ledger: ledger.report(reason))
+            self._ledger.reported()
+
+    def report_end(self, end: RunEnd) -> None:
+        """Report the end of an earlier run. Idempotent.
+
+        Raises:
+            DatabaseUnavailable: report the same end again.
+        """
+        self._report(lambda _: end_statement(end))
+
+    def _report(self, statement: Callable[[RunLedger], bytes]) -> None:
+        was_idle = self._connection is not None
+        while True:
+            try:
+                connection = self._ready()
+                if self._ledger is not None and self._keeps_ledger:
+                    connection.execute(_ASYNCHRONOUS + statement(self._ledger))
+            except (psycopg.Error, DeadlineExceededError) as e:
+                if was_idle and self._is_disconnected(e):
+                    was_idle = False
+                    self._reconnect()
+                    continue
+                raise self._unavailable(e, classify(e)) from None
+            return
 
     def close(self) -> None:
         """Close the connection and release the embedded server. Idempotent."""
@@ -200,12 +296,37 @@ class Database:
                 dsn = self._embedded.start(self.deadline.give_up_at)
             self._connection = connect(dsn, self._settings, self.deadline)
             ensure_schema(self._connection)
+            if self._ledger is not None:
+                self._begin_ledger(self._connection, self._ledger)
         except SchemaError as e:
             self.disconnect()
             raise DatabaseUnavailable(str(e), configuration=True) from None
         except OSError as e:
             raise DatabaseUnavailable(f"the embedded server did not start: {e}") from None
         return self._connection
+
+    def _begin_ledger(self, connection: DeadlineConnection, ledger: RunLedger) -> None:
+        """Report this run. Without a ledger, the log goes on, but nobody can prove that it is complete."""
+        try:
+            if not _value(connection, ledger.report()):
+                ledger.renew()  # the role is another one
+                _value(connection, ledger.report())
+            self._keeps_ledger = True
+            ledger.reported()
+        except (
+            psycopg.errors.InsufficientPrivilege,
+            psycopg.errors.UndefinedFunction,
+            psycopg.errors.UndefinedTable,
+        ) as e:
+            self._keeps_ledger = False
+            if not self._has_warned:
+                self._has_warned = True
+                logger.warning(
+                    "artifactapi: this run is not recorded in access_log_run, so artifactapi audit cannot "
+                    "prove that its rows are complete: %s; artifactapi init prints the grants",
+                    describe(e),
+                )
+        self._discards_rows = bool(_value(connection, _HAS_TRIGGER))
 
     def disconnect(self) -> None:
         """Close the connection; the next call opens another. Idempotent."""
@@ -257,3 +378,8 @@ class Database:
             with contextlib.suppress(psycopg.Error, DeadlineExceededError):
                 columns = forbidden_columns(self._connection)
         return f"; it lacks INSERT on {columns}" if columns else ""
+
+
+def _value(connection: DeadlineConnection, statement: bytes | LiteralString) -> Any:
+    row = connection.execute(statement).fetchone()
+    return row[0] if row else None

@@ -20,23 +20,32 @@ class Gap(NamedTuple):
     to_at: str
     reason: str
     entries: int
+    run_id: str | None = None  # that saw the requests; None: a version that recorded no runs
 
 
 class UnwrittenGaps:
     """Collects losses until they are in the database. Only the writer thread uses it."""
 
     def __init__(self) -> None:
-        self._growing: dict[tuple[str, str], Gap] = {}
+        self._growing: dict[tuple[str, str, str | None], Gap] = {}
         # Already sent once: these may be in the database, so they must not change any more.
         self._sent: dict[str, Gap] = {}
         self.changed = False  # since the caller last cleared the flag
 
-    def add(self, node: str, reason: Reason, started_at: str, entries: int = 1) -> None:
-        """Record a loss. It extends the gap with the same node and reason that is not yet sent."""
-        gap = self._growing.get((node, reason))
+    def add(
+        self,
+        node: str,
+        reason: Reason,
+        started_at: str,
+        entries: int = 1,
+        run_id: str | None = None,
+    ) -> None:
+        """Record a loss. It extends the gap of the same node, reason and run that is not yet sent."""
+        key = (node, reason, run_id)
+        gap = self._growing.get(key)
         if gap is None:
-            gap = Gap(str(uuid.uuid4()), node, started_at, started_at, reason, 0)
-        self._growing[node, reason] = gap._replace(
+            gap = Gap(str(uuid.uuid4()), node, started_at, started_at, reason, 0, run_id)
+        self._growing[key] = gap._replace(
             from_at=min(gap.from_at, started_at),
             to_at=max(gap.to_at, started_at),
             entries=gap.entries + entries,

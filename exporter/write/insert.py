@@ -14,7 +14,7 @@ from .artifacts import fetches, record
 from .copy_batch import CopyBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 COLUMNS = AccessLogEntry._fields
 _COLUMN_LIST = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
@@ -41,8 +41,9 @@ def insert_access_log_batch(
     entries: Sequence[AccessLogEntry],
     *,
     synchronous_commit: bool = True,
+    ledger_statement: bytes = b"",
 ) -> None:
-    """COPY the entries into access_log and count their artifacts, in one transaction.
+    """COPY the entries into access_log and count them and their artifacts, in one transaction.
 
     Text format, because psycopg's binary format silently stores 40000 in a smallint as -25536.
     Everything is one simple query and therefore one transaction (PostgreSQL docs, "Multiple Statements
@@ -53,13 +54,15 @@ def insert_access_log_batch(
             than those below it must be closed.
         entries: The rows; a CopyBatch is ready to send.
         synchronous_commit: Whether to wait until the server has the rows on disk.
+        ledger_statement: From `RunLedger.record_rows`; empty if no ledger counts the rows.
 
     Raises:
         RowsDiscardedError: The server stored only some of the rows.
         psycopg.Error, UnicodeError: It stored none; see `classify`.
     """
     batch = entries if isinstance(entries, CopyBatch) else CopyBatch.of(entries)
-    statements = (b"" if synchronous_commit else _ASYNCHRONOUS, batch.statement, _COPY)
+    commit = b"" if synchronous_commit else _ASYNCHRONOUS
+    statements = (commit, batch.statement, ledger_statement, _COPY)
     if not connection.autocommit:
         # Makes psycopg begin the transaction, which the caller ends.
         connection.execute("SELECT")
@@ -72,11 +75,14 @@ def insert_access_log_batch(
 
 
 def insert_missing(
-    connection: psycopg.Connection[Any], entries: Sequence[AccessLogEntry]
+    connection: psycopg.Connection[Any],
+    entries: Sequence[AccessLogEntry],
+    ledger_statement: Callable[[Sequence[AccessLogEntry]], bytes],
 ) -> list[bool]:
     """Insert the entries that are not in the table yet. Needs only the INSERT privilege.
 
     Returns whether each one was inserted. The others are in the table, or a trigger discarded them.
+    `ledger_statement` returns the statement that counts the inserted ones; empty: it does not.
     """
     with connection.transaction():
         with connection.pipeline():
@@ -85,6 +91,8 @@ def insert_missing(
         inserted = [entry for entry, flag in zip(entries, flags, strict=True) if flag]
         if fetched := fetches(inserted):
             connection.execute(record(fetched))
+        if inserted and (statement := ledger_statement(inserted)):
+            connection.execute(statement)
     return flags
 
 
@@ -103,7 +111,7 @@ def would_accept(
     """
     batch = CopyBatch.of([entry._replace(flow_id=str(uuid.uuid4())) for entry in entries])
     if not count_artifacts:
-        batch = CopyBatch(len(batch), batch.days, batch.text, b"", batch.encoded)
+        batch = CopyBatch(len(batch), batch.row_counts, batch.text, b"", batch.encoded)
     try:
         with connection.transaction(force_rollback=True):
             insert_access_log_batch(connection, batch)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ..rows.entry import AccessLogEntry
     from .buffer import Buffer
     from .database import Rejection
+    from .gaps import Reason
+    from .ledger import RunLedger
     from .worker import BuildFailure
 
 logger = logging.getLogger(__name__)
@@ -25,8 +27,9 @@ logger = logging.getLogger(__name__)
 class Progress:
     """Counters never go down. Only the writer thread calls methods; any thread may read counters."""
 
-    def __init__(self, node: str) -> None:
-        self.node = node  # written into gaps
+    def __init__(self, ledger: RunLedger) -> None:
+        """`ledger` knows the node and the run, which are written into gaps."""
+        self._ledger = ledger
         self.written = 0
         self.rejected = 0
         self.dropped = 0  # neither PostgreSQL nor the disk took them in time
@@ -47,17 +50,22 @@ class Progress:
         return self.written + self.recovered
 
     def count_written(
-        self, entries: Sequence[AccessLogEntry], rejections: Sequence[Rejection], *, recovered: bool
+        self,
+        entries: Sequence[AccessLogEntry],
+        rejections: Sequence[Rejection],
+        origin: str | None = None,
     ) -> None:
-        """PostgreSQL has these entries, except the rejected ones. `recovered`: of an earlier run."""
-        if recovered:
+        """PostgreSQL has these entries, except the rejected ones. `origin`: the earlier run that saw them."""
+        if origin is not None:
             self.recovered += len(entries) - len(rejections)
         else:
             self.written += len(entries) - len(rejections)
             self.rejected += len(rejections)
         self.last_written_at = _now()
         for rejection in rejections:
-            self.gaps.add(rejection.entry.node, "rejected", rejection.entry.started_at)
+            self._add_gap(
+                "rejected", rejection.entry.started_at, node=rejection.entry.node, run=origin
+            )
             self._report_rejection(rejection)
 
     def count_unreadable(self, failures: Iterable[BuildFailure]) -> None:
@@ -65,16 +73,16 @@ class Progress:
         for failure in failures:
             self.count_failure(failure)
             self.rejected += 1
-            self.gaps.add(self.node, "unreadable", timestamp(time.time()))
+            self._add_gap("unreadable", timestamp(time.time()))
 
     def count_drops(self, buffer: Buffer) -> None:
         """Turn the drops that the buffer counted since the last call into gaps."""
         for reason, started_at in buffer.take_drops():
-            self.gaps.add(self.node, reason, timestamp(started_at))
+            self._add_gap(reason, timestamp(started_at))
         unplaced = buffer.unplaced_drops - self._unplaced_drops_seen
         if unplaced:
             self._unplaced_drops_seen += unplaced
-            self.gaps.add(self.node, "buffer_full", timestamp(time.time()), unplaced)
+            self._add_gap("buffer_full", timestamp(time.time()), unplaced)
 
     def count_spool_losses(self, lost: int) -> None:
         """`lost`: entries of this run in damaged spool files, in total."""
@@ -82,13 +90,25 @@ class Progress:
         if new:
             self._spool_losses_seen += new
             self.dropped += new
-            self.gaps.add(self.node, "spool_damaged", timestamp(time.time()), new)
+            self._add_gap("spool_damaged", timestamp(time.time()), new)
 
     def count_lost_at_stop(self, starts: Iterable[str]) -> None:
         """`starts`: started_at of the entries that the stop had no time and no space for."""
         for started_at in starts:
-            self.gaps.add(self.node, "shutdown", started_at)
+            self._add_gap("shutdown", started_at)
             self.dropped += 1
+
+    def _add_gap(
+        self,
+        reason: Reason,
+        started_at: str,
+        entries: int = 1,
+        *,
+        node: str | None = None,
+        run: str | None = None,
+    ) -> None:
+        this_run = self._ledger.run
+        self.gaps.add(node or this_run.node, reason, started_at, entries, run or this_run.run_id)
 
     def set_error(self, error: str | None) -> None:
         """Set or clear the error that the status shows."""

@@ -74,12 +74,17 @@ class RejectionFinder:
         accepted: AcceptedRows,
         waiting: Callable[[], Sequence[AccessLogEntry]],
         repaired: Collection[Fault],
+        ledger_statement: Callable[[Sequence[AccessLogEntry]], bytes],
     ) -> None:
-        """`waiting` returns some of the rows that wait to be written."""
+        """`waiting` returns some of the rows that wait to be written.
+
+        `ledger_statement` returns the statement that counts inserted rows in the ledger; it may be empty.
+        """
         self._connection = connection
         self._accepted = accepted
         self._waiting = waiting
         self._repaired = repaired
+        self._ledger_statement = ledger_statement
         self._batch: Sequence[AccessLogEntry] = ()
         self._rejections: list[Rejection] = []
         self._accepted_kinds: set[_Kind] = set()
@@ -128,7 +133,7 @@ class RejectionFinder:
                 raise
         else:
             return []
-        inserted = insert_missing(self._connection, rows)
+        inserted = insert_missing(self._connection, rows, self._ledger_statement)
         self._accept([row for row, flag in zip(rows, inserted, strict=True) if flag])
         others = [row for row, flag in zip(rows, inserted, strict=True) if not flag]
         # They are in the table, or a trigger discards them, or they violate another unique key.
@@ -140,7 +145,9 @@ class RejectionFinder:
     def _copy(self, rows: list[AccessLogEntry]) -> None:
         # In a transaction, so that nothing is stored if a trigger discards one of the rows.
         with self._connection.transaction():
-            insert_access_log_batch(self._connection, rows)
+            insert_access_log_batch(
+                self._connection, rows, ledger_statement=self._ledger_statement(rows)
+            )
         self._accept(rows)
 
     def _accept(self, rows: list[AccessLogEntry]) -> None:

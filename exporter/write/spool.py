@@ -22,6 +22,7 @@ import msgspec
 from ..rows.entry import AccessLogEntry
 from .copy_batch import decode_rows, encode_rows
 from .gaps import Gap
+from .ledger import UNKNOWN_RUN, RunEnd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -42,10 +43,14 @@ _TABLES = """
     );
     CREATE TABLE target (database TEXT NOT NULL);
     CREATE TABLE gap (
-      gap_id TEXT PRIMARY KEY, node TEXT, from_at TEXT, to_at TEXT, reason TEXT, entries INTEGER
+      gap_id TEXT PRIMARY KEY, node TEXT, from_at TEXT, to_at TEXT, reason TEXT, entries INTEGER, run_id TEXT
     );
+    CREATE TABLE run (run_id TEXT, ended BLOB);
 """
 _IS_EMPTY = "SELECT NOT EXISTS (SELECT 1 FROM batch) AND NOT EXISTS (SELECT 1 FROM gap)"
+_HAS_NO_END = " AND NOT EXISTS (SELECT 1 FROM run WHERE ended IS NOT NULL)"
+# The first version of the format had no table run.
+_NAMES_RUN = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'run')"
 
 
 class DamagedError(Exception):
@@ -73,6 +78,8 @@ class SpoolFile:
         """
         self.path = path
         self.database = database  # that the rows wait for; of an existing file, what it says
+        self.run_id: str | None = None  # of the run that saw the requests; None: not recorded
+        self._names_run = True
         self._max_bytes = max_bytes
         self._done = 0  # batches up to this id are in PostgreSQL, even if deleting them failed
         is_new = not path.exists()
@@ -148,24 +155,46 @@ class SpoolFile:
 
     def gaps(self) -> list[Gap]:
         """The stored gaps. Raises DamagedError if they cannot be read."""
-        sql = "SELECT gap_id, node, from_at, to_at, reason, entries FROM gap"
+        run_id = "run_id" if self._names_run else "NULL"
+        sql = f"SELECT gap_id, node, from_at, to_at, reason, entries, {run_id} FROM gap"  # noqa: S608 - a constant
         try:
             return [Gap(*row) for row in self._sqlite.execute(sql)]
         except sqlite3.DatabaseError as e:
             raise DamagedError(str(e)) from None
+
+    def end(self) -> RunEnd | None:
+        """The end of the run, if it could not be reported. Raises DamagedError if it cannot be read."""
+        if not self._names_run:
+            return None
+        try:
+            row = self._sqlite.execute("SELECT ended FROM run").fetchone()
+            if row is None or row[0] is None:
+                return None
+            return msgspec.msgpack.decode(row[0], type=RunEnd)
+        except (sqlite3.DatabaseError, msgspec.MsgspecError) as e:
+            raise DamagedError(str(e)) from None
+
+    def set_run(self, run_id: str, end: RunEnd | None = None) -> None:
+        """Say which run saw the requests, and how it ended."""
+        encoded = None if end is None else msgspec.msgpack.encode(end)
+        self._sqlite.execute("UPDATE run SET run_id = ?, ended = ?", (run_id, encoded))
+        self.run_id = run_id
 
     def replace_gaps(self, gaps: Iterable[Gap]) -> None:
         """Store these gaps in place of the stored ones."""
         with self._sqlite:  # one transaction
             self._sqlite.execute("BEGIN")
             self._sqlite.execute("DELETE FROM gap")
-            self._sqlite.executemany("INSERT OR REPLACE INTO gap VALUES (?, ?, ?, ?, ?, ?)", gaps)
+            self._sqlite.executemany(
+                "INSERT OR REPLACE INTO gap VALUES (?, ?, ?, ?, ?, ?, ?)", gaps
+            )
 
     def close(self) -> None:
         """Close the file; delete it if it is empty."""
         empty = False
         with suppress(sqlite3.Error):
-            empty = self._sqlite.execute(_IS_EMPTY).fetchone()[0]
+            has_no_end = _HAS_NO_END if self._names_run else ""
+            empty = self._sqlite.execute(_IS_EMPTY + has_no_end).fetchone()[0]
         self._sqlite.close()
         if empty:
             self._unlink()
@@ -176,8 +205,10 @@ class SpoolFile:
         self._unlink()
 
     def set_database(self, database: str) -> None:
-        """Let the rows wait for another database."""
+        """Let the rows wait for another database. It need not know what the run did in the old one."""
         self._sqlite.execute("UPDATE target SET database = ?", (database,))
+        if self._names_run:
+            self._sqlite.execute("UPDATE run SET ended = NULL")
         self.database = database
 
     def set_max_bytes(self, max_bytes: int) -> None:
@@ -201,6 +232,7 @@ class SpoolFile:
             for statement in _TABLES.split(";"):
                 sqlite.execute(statement)
             sqlite.execute("INSERT INTO target VALUES (?)", (self.database,))
+            sqlite.execute("INSERT INTO run VALUES (NULL, NULL)")
             sqlite.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             sqlite.execute(f"PRAGMA user_version = {_FORMAT}")
         sqlite.execute("COMMIT")
@@ -210,6 +242,9 @@ class SpoolFile:
                 f"application id and version are {found}, expected {(_APPLICATION_ID, _FORMAT)}"
             )
         (self.database,) = sqlite.execute("SELECT database FROM target").fetchone()
+        self._names_run = bool(sqlite.execute(_NAMES_RUN).fetchone()[0])
+        if self._names_run:
+            (self.run_id,) = sqlite.execute("SELECT run_id FROM run").fetchone()
         self.set_max_bytes(self._max_bytes)
 
     def _used_bytes(self) -> int:
@@ -236,8 +271,9 @@ def waiting_rows(folder: Path) -> list[WaitingRows]:
     for path in sorted(folder.glob(f"*{_SUFFIX}")):
         with suppress(BlockingIOError, DamagedError, *_DISK_ERRORS):
             file = SpoolFile(path, "", 0)
+            has_rows = not file.is_done() or bool(file.gaps())
             file.close()
-            if path.exists():
+            if has_rows:
                 sizes.setdefault(file.database, []).append(path.stat().st_size)
     return [WaitingRows(name, len(found), sum(found)) for name, found in sorted(sizes.items())]
 
@@ -272,9 +308,12 @@ def _digest(database: str) -> str:
 class Spool:
     """This proxy's file and the files of earlier runs. Only the writer thread uses it."""
 
-    def __init__(self, folder: Path, database: str, max_bytes: int) -> None:
+    def __init__(
+        self, folder: Path, database: str, max_bytes: int, run_id: str = UNKNOWN_RUN
+    ) -> None:
         """Creates nothing on disk until there is something to keep. `max_bytes` 0 turns the spool off."""
         self._folder = folder
+        self.run_id = run_id  # of this run
         self._database = database
         self.entries = 0  # of this run, stored here
         self.lost = 0  # of this run, in a damaged file
@@ -329,6 +368,10 @@ class Spool:
                 found += file.sample(batches)
         return [random.choice(batch.entries) for batch in found]  # noqa: S311 - not a secret
 
+    def origin(self, batch: SpooledBatch) -> str | None:
+        """The run that saw these requests; None: this one."""
+        return None if batch.file is self._own else batch.file.run_id or UNKNOWN_RUN
+
     def remove(self, batch: SpooledBatch) -> bool:
         """Delete a batch that is in PostgreSQL. True if it is of this run."""
         batch.file.remove(batch)
@@ -346,6 +389,21 @@ class Spool:
             except DamagedError as e:
                 self._set_aside(file, e)
         return found
+
+    def inherited_ends(self) -> list[RunEnd]:
+        """The ends of earlier runs that could not report them."""
+        found = []
+        for file in list(self._inherit()):
+            try:
+                found.append(file.end())
+            except DamagedError as e:
+                self._set_aside(file, e)
+        return [end for end in found if end is not None]
+
+    def keep_end(self, end: RunEnd) -> None:
+        """Store how this run ended; the next run reports it."""
+        if self._max_bytes:
+            self._try(lambda: self._file().set_run(end.run.run_id, end))
 
     def keep_gaps(self, gaps: Sequence[Gap]) -> None:
         """Store these gaps of this run until `settle`."""
@@ -400,6 +458,8 @@ class Spool:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             path = self._folder / _file_name(self._database)
             self._own = SpoolFile(path, self._database, self._max_bytes)
+        if self._own.run_id != self.run_id:
+            self._own.set_run(self.run_id)
         return self._own
 
     def _inherit(self) -> list[SpoolFile]:

@@ -6,6 +6,7 @@ docs/architecture.md draws its states.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import threading
@@ -18,6 +19,7 @@ from ..settings import data_folder
 from .build import RowBuilder
 from .database import Database, DatabaseUnavailable
 from .intake import Intake, State
+from .ledger import RunCounts, RunEnd, RunLedger
 from .progress import Progress
 from .retry import Retry, retry_delays
 from .spool import Spool
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..rows.entry import AccessLogEntry
+    from ..run import Run
     from ..settings import Settings
     from .buffer import Buffer
 
@@ -51,10 +54,11 @@ def spool_database(settings: Settings) -> str:
 class Writer:
     """Owns one thread, which runs from the start, and that thread's one connection."""
 
-    def __init__(self, settings: Settings, buffer: Buffer) -> None:
-        self.progress = Progress(settings.node_name)
+    def __init__(self, settings: Settings, buffer: Buffer, run: Run) -> None:
+        self._ledger = RunLedger(run, self.counts)
+        self.progress = Progress(self._ledger)
         self.spool = Spool(
-            data_folder() / "spool", spool_database(settings), settings.spool.max_bytes
+            data_folder() / "spool", spool_database(settings), settings.spool.max_bytes, run.run_id
         )
         self._buffer = buffer
         self._settings = settings
@@ -63,9 +67,13 @@ class Writer:
         self.builder = RowBuilder(settings, self._deadline)
         self._intake = Intake(buffer, self.builder, self.spool, self.progress, settings.batch)
         self._deadline.on_wait = self._intake.during_call
-        self._database = Database(settings.database, self._deadline, self._sample_waiting)
+        self._database = Database(
+            settings.database, self._deadline, self._sample_waiting, self._ledger
+        )
         self._retry = Retry(settings.database)
         self._batch: Sequence[AccessLogEntry] = ()  # neither in PostgreSQL nor on disk yet
+        self._unreported_ends: list[RunEnd] = []  # of earlier runs
+        self._has_reported_end = False
         self._is_replaying = False  # the spool holds more than one round of replay
         self._is_stopping = False
         self._stop_by = float("inf")  # monotonic seconds; after that, entries in memory are lost
@@ -77,6 +85,16 @@ class Writer:
     def is_unavailable(self) -> bool:
         """Whether the last attempt to reach PostgreSQL failed."""
         return self._retry.is_unavailable
+
+    def counts(self) -> RunCounts:
+        """What became of the requests. Any thread may call it."""
+        progress, buffer = self.progress, self._buffer
+        # Read the parts before the total: all of them only grow, so `waiting` is never negative.
+        written, rejected = progress.written, progress.rejected
+        dropped = buffer.dropped + progress.dropped
+        spooled = self.spool.entries
+        waiting = buffer.seen - written - dropped - rejected - spooled
+        return RunCounts(written, dropped, rejected, waiting, spooled)
 
     @property
     def reconnects(self) -> int:
@@ -126,6 +144,8 @@ class Writer:
                 self.progress.count_failure(BuildFailure.of(e))
                 self._database.disconnect()  # its transaction may be half done
                 self._pause(next(delays))
+        if not self._has_reported_end:
+            self.spool.keep_end(self._ledger.end("stopped"))
         self.builder.close()
         self._database.close()
         self.spool.close()
@@ -149,7 +169,7 @@ class Writer:
         """Connect before there is anything to write, so that a wrong setup shows at startup."""
         self.builder.start_worker()
         self._intake.call_started()
-        self.progress.gaps.inherit(self.spool.inherited_gaps())
+        self._inherit()
         for waiting in self.spool.waiting_for_others():
             logger.warning(
                 "artifactapi: rows of an earlier run wait on disk for another database, %s (%d %s); to "
@@ -163,16 +183,33 @@ class Writer:
         except DatabaseUnavailable as e:
             self._count_failed_attempt(e)
 
+    def _inherit(self) -> None:
+        """Take over what earlier runs could not tell this database."""
+        self.progress.gaps.inherit(self.spool.inherited_gaps())
+        self._unreported_ends = self.spool.inherited_ends()
+
     def _apply_settings(self) -> None:
         settings = self._settings
         if settings is not self._applied_settings:
+            is_other_database = settings.database.dsn != self._applied_settings.database.dsn
+            if is_other_database:
+                self._leave_database()
             self._applied_settings = settings
-            self.progress.node = settings.node_name
+            self._ledger.rename(settings.node_name)
             self._intake.batch = settings.batch
             self._database.reconfigure(settings.database)
             self.spool.reconfigure(spool_database(settings), settings.spool.max_bytes)
+            if is_other_database:
+                self._inherit()
             self._retry.reconfigure(settings.database)
             self.builder.reconfigure(settings)  # last: it fails if the remotes file is wrong by now
+
+    def _leave_database(self) -> None:
+        """This run ends for the old database, if that is available. What waits goes to the new one."""
+        if not self._retry.is_unavailable:
+            with contextlib.suppress(DatabaseUnavailable):  # then it shows this run as silent
+                self._database.report_run("stopped")
+        self._ledger.renew()
 
     def _take_batch(self) -> None:
         """Take a batch if there is none; wait until one is complete, old enough, or a retry is due."""
@@ -204,10 +241,12 @@ class Writer:
                 self._write_batch()
                 self._write_gaps()
                 self._replay(max_batches=None)
+                self._report_end()
             else:
                 self._replay(max_batches=_REPLAY_BATCHES)
                 self._write_batch()
                 self._write_gaps()
+                self._database.report_run()
         except DatabaseUnavailable as e:
             self._count_failed_attempt(e)
         else:
@@ -220,13 +259,23 @@ class Writer:
         if self._batch:
             rejections = self._database.write(self._batch)
             batch, self._batch = self._batch, ()
-            self.progress.count_written(batch, rejections, recovered=False)
+            self.progress.count_written(batch, rejections)
 
     def _write_gaps(self) -> None:
         if self.progress.gaps:
             gaps = self.progress.gaps.to_send()
             self._database.write_gaps(gaps)
             self.progress.gaps.written(gaps)
+        while self._unreported_ends:
+            self._database.report_end(self._unreported_ends[-1])
+            self._unreported_ends.pop()
+
+    def _report_end(self) -> None:
+        """Report the end of this run if nothing is left but what is on disk."""
+        is_done = not self._batch and not len(self._buffer) and self._intake.state is State.EMPTY
+        if is_done and not self.progress.gaps:
+            self._database.report_run("stopped")
+            self._has_reported_end = True
 
     def _replay(self, max_batches: int | None) -> None:
         """Write batches from the spool, oldest first; None: all of them, while there is time."""
@@ -235,9 +284,11 @@ class Writer:
             if batch is None or self._is_out_of_time():
                 break
             self._intake.call_started()
-            rejections = self._database.write(batch.entries)
-            is_own = self.spool.remove(batch)
-            self.progress.count_written(batch.entries, rejections, recovered=not is_own)
+            origin = self.spool.origin(batch)
+            spooled = len(batch.entries) if origin is None else 0
+            rejections = self._database.write(batch.entries, origin, spooled=spooled)
+            self.spool.remove(batch)
+            self.progress.count_written(batch.entries, rejections, origin)
 
     def _sample_waiting(self) -> list[AccessLogEntry]:
         """Some of the entries that wait, at random, to find one that the server accepts."""
@@ -254,6 +305,7 @@ class Writer:
 
     def _save(self) -> None:
         """Save the batch and the gaps to disk. If the disk is full, keep the batch and wait."""
+        self.spool.run_id = self._ledger.run.run_id
         gaps = self.progress.gaps
         if gaps.changed:
             self.spool.keep_gaps(gaps.snapshot())

@@ -203,7 +203,7 @@ def test_gaps_grow_until_they_are_sent() -> None:
     gaps.add("n", "buffer_full", "2026-01-02")
     gaps.add("n", "buffer_full", "2026-01-01", 4)
     (sent,) = gaps.to_send()
-    assert sent[1:] == ("n", "2026-01-01", "2026-01-02", "buffer_full", 5)
+    assert sent[1:] == ("n", "2026-01-01", "2026-01-02", "buffer_full", 5, None)
     gaps.add("n", "buffer_full", "2026-01-03")
     assert sent in gaps.to_send()  # unchanged: it may be in the database already
     assert len(gaps.snapshot()) == 2

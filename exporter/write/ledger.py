@@ -1,0 +1,228 @@
+"""What this run tells the database about itself: how many requests it saw, and the rows it writes. Runs nothing.
+
+The statements belong into the transaction that writes the rows, so that the counts are exact: a batch
+that is sent again after a lost answer is refused by its primary key, together with its counts.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+from psycopg import sql
+
+from ..run import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ..rows.entry import AccessLogEntry
+    from .gaps import Gap
+
+type EndReason = Literal["stopped", "killed", "unknown"]
+type RowCounts = Mapping[tuple[str, str], int]  # by node and day (UTC, YYYY-MM-DD)
+type _Key = tuple[str, str, str]  # the run that saw the requests, node and day
+
+UNKNOWN_RUN = str(uuid.UUID(int=0))  # of rows from a spool file that names no run
+
+_NOTHING: Mapping[_Key, int] = MappingProxyType({})
+_IDLE_SECONDS = 10.0  # between two reports without a batch
+_RATE_SECONDS = 10.0  # the rate is a mean over at least this time
+
+
+class RunCounts(msgspec.Struct, frozen=True):
+    """What became of the requests that a run has seen. They never decrease, except `waiting` and `spooled`."""
+
+    written: int
+    dropped: int
+    rejected: int
+    waiting: int
+    spooled: int
+
+    @property
+    def seen(self) -> int:
+        """All requests."""
+        return self.written + self.dropped + self.rejected + self.waiting + self.spooled
+
+
+class RunEnd(msgspec.Struct, frozen=True):
+    """The end of a run that the database has not heard of yet. Can be stored as MessagePack."""
+
+    run: Run
+    counts: RunCounts
+    reason: EndReason
+    ended_at: float  # epoch seconds, by the clock that `run.started_at` is from
+
+
+class RunLedger:
+    """Makes the statements that record one run. Only the writer thread uses it."""
+
+    def __init__(self, run: Run, counts: Callable[[], RunCounts]) -> None:
+        """`counts` returns the counters of this process."""
+        self.run = run
+        self._counts = counts
+        self._elsewhere = RunCounts(0, 0, 0, 0, 0)  # settled in other databases
+        self._started_at = time.monotonic() - max(0.0, time.time() - run.started_at)
+        self._reported_at = -_IDLE_SECONDS  # monotonic seconds
+        self._rate: float | None = None
+        self._rate_since = (time.monotonic(), 0)  # and rows written until then
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the database has not heard from this run for some time."""
+        return time.monotonic() - self._reported_at >= _IDLE_SECONDS
+
+    def reported(self) -> None:
+        """The database has a statement of ours."""
+        self._reported_at = time.monotonic()
+
+    def rename(self, node: str) -> None:
+        """Use another name for this proxy, and report it soon."""
+        if node != self.run.node:
+            self.run = msgspec.structs.replace(self.run, node=node)
+            self._reported_at = -_IDLE_SECONDS
+
+    def renew(self) -> None:
+        """Continue as another run, because the rows go to another database or come from another role.
+
+        What is settled belongs to the old run. What waits belongs to the new one.
+        """
+        self._elsewhere = self._counts()
+        self.run = Run.start(self.run.node)
+        self._started_at = time.monotonic()
+        self._reported_at = -_IDLE_SECONDS
+        self._rate, self._rate_since = None, (time.monotonic(), self._elsewhere.written)
+
+    def counts(self) -> RunCounts:
+        """What became of the requests of this run."""
+        now, before = self._counts(), self._elsewhere
+        return RunCounts(
+            now.written - before.written,
+            now.dropped - before.dropped,
+            now.rejected - before.rejected,
+            now.waiting,
+            now.spooled,
+        )
+
+    def end(self, reason: EndReason) -> RunEnd:
+        """The end of this run, now."""
+        return RunEnd(self.run, self.counts(), reason, time.time())
+
+    def report(self, reason: EndReason | None = None) -> bytes:
+        """The statement that says what the run has seen, and whether it ends now."""
+        return self._statement(self.counts(), reason=reason)
+
+    def record_rows(
+        self, rows: RowCounts, origin: str | None = None, *, settled: bool = False, spooled: int = 0
+    ) -> bytes:
+        """The statement that counts rows. It belongs into the transaction that inserts them.
+
+        Args:
+            rows: How many rows this transaction inserts.
+            origin: The run that saw the requests; None: this one.
+            settled: Whether the counters do not include these rows yet.
+            spooled: How many of the rows are still counted as spooled.
+        """
+        counts = self.counts()
+        if settled and origin in {None, self.run.run_id}:
+            added = sum(rows.values())
+            waited = min(added - spooled, counts.waiting)
+            counts = msgspec.structs.replace(
+                counts,
+                written=counts.written + added,
+                waiting=counts.waiting - waited,
+                spooled=counts.spooled - spooled,
+            )
+        origin = origin or self.run.run_id
+        return self._statement(counts, rows={(origin, *key): n for key, n in rows.items()})
+
+    def record_gaps(self, gaps: Iterable[Gap]) -> bytes:
+        """The statement that counts gaps. It belongs into the transaction that inserts them."""
+        lost: Counter[_Key] = Counter()
+        for gap in gaps:
+            lost[gap.run_id or UNKNOWN_RUN, gap.node, gap.from_at[:10]] += gap.entries
+        return self._statement(self.counts(), lost=lost)
+
+    def _statement(
+        self,
+        counts: RunCounts,
+        *,
+        reason: EndReason | None = None,
+        rows: Mapping[_Key, int] = _NOTHING,
+        lost: Mapping[_Key, int] = _NOTHING,
+    ) -> bytes:
+        self._update_rate(counts.written)
+        return _statement(
+            self.run,
+            counts,
+            age_s=time.monotonic() - self._started_at,
+            reason=reason,
+            rate=self._rate,
+            rows=rows,
+            lost=lost,
+        )
+
+    def _update_rate(self, written: int) -> None:
+        now = time.monotonic()
+        since, written_before = self._rate_since
+        total = written + self._elsewhere.written
+        if now - since >= _RATE_SECONDS:
+            self._rate = (total - written_before) / (now - since)
+            self._rate_since = now, total
+
+
+def end_statement(end: RunEnd) -> bytes:
+    """The statement that records the end of an earlier run."""
+    ago_s = max(0.0, time.time() - end.ended_at)
+    age_s = max(0.0, end.ended_at - end.run.started_at)
+    return _statement(end.run, end.counts, age_s=age_s, ago_s=ago_s, reason=end.reason)
+
+
+def row_counts(entries: Iterable[AccessLogEntry]) -> RowCounts:
+    """Count the entries by node and day."""
+    return Counter([(entry.node or "", entry.started_at[:10]) for entry in entries])
+
+
+def _statement(
+    run: Run,
+    counts: RunCounts,
+    *,
+    age_s: float,
+    reason: EndReason | None,
+    ago_s: float = 0.0,
+    rate: float | None = None,
+    rows: Mapping[_Key, int] = _NOTHING,
+    lost: Mapping[_Key, int] = _NOTHING,
+) -> bytes:
+    keys = list(dict.fromkeys((*rows, *lost)))
+    origins, nodes, days = zip(*keys, strict=True) if keys else ((), (), ())
+    numbers = (counts.seen, counts.written, counts.dropped, counts.rejected, counts.spooled)
+    arguments = (
+        _text(run.run_id),
+        _text(run.node),
+        _text(run.version),
+        f"{age_s:.3f}",
+        f"{ago_s:.3f}",
+        _text(reason),
+        *map(str, numbers),
+        "NULL" if rate is None else f"{rate:.3f}",
+        _array(map(_text, origins), "uuid"),
+        _array(map(_text, nodes), "text"),
+        _array(map(_text, days), "date"),
+        _array((str(rows.get(key, 0)) for key in keys), "bigint"),
+        _array((str(lost.get(key, 0)) for key in keys), "bigint"),
+    )
+    return f"SELECT access_log_run_record({', '.join(arguments)})".encode()
+
+
+def _array(elements: Iterable[str], element_type: str) -> str:
+    return f"ARRAY[{','.join(elements)}]::{element_type}[]"
+
+
+def _text(value: str | None) -> str:
+    return "NULL" if value is None else sql.Literal(value).as_string(None)
