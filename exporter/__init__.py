@@ -9,6 +9,7 @@ from typing import Any
 
 from .exchange import RESPONSE_FIELDS, Exchange
 from .postgres.dsn import check_dsn, has_password, public_name
+from .retention.housekeeping import Housekeeping
 from .rows.entry import AccessLogEntry
 from .rows.entry_builder import load_remotes
 from .run import Run
@@ -56,6 +57,7 @@ class Exporter:
         self._settings = settings
         self._buffer = Buffer(settings.buffer, settings.batch.max_entries)
         self._writer = Writer(settings, self._buffer, Run.start(settings.node_name))
+        self._housekeeping = Housekeeping(settings)
 
     def log_access(self, exchange: Exchange) -> bool:
         """Queue one exchange; False if it was dropped because the buffer is full. Never blocks."""
@@ -88,12 +90,14 @@ class Exporter:
         self._settings = settings
         self._buffer.reconfigure(settings.buffer, settings.batch.max_entries)
         self._writer.reconfigure(settings)
+        self._housekeeping.reconfigure(settings)
 
     def stop(self) -> bool:
         """Write what is left, for at most `shutdown.drain_seconds` and one more; True if nothing was lost.
 
         Idempotent.
         """
+        self._housekeeping.stop()
         return self._writer.stop(self._settings.shutdown.drain_seconds)
 
     def status(self) -> dict[str, Any]:

@@ -89,6 +89,14 @@ class RedactSettings(_Section, frozen=True):
     paths: tuple[str, ...] = ()
 
 
+class RetentionSettings(_Section, frozen=True):
+    """How long rows stay in the table. Totals of each day stay forever."""
+
+    days: Annotated[int, Meta(ge=0, le=36_500)] = 0  # whole UTC days before today; 0: keep all rows
+    # folder for a Parquet file of each day that leaves the table; empty: its rows are deleted
+    archive: str = ""
+
+
 class ReadSettings(_Section, frozen=True):
     """How the page and the commands that read the log reach the database."""
 
@@ -113,6 +121,7 @@ class Settings(_Section, frozen=True):
     redact: RedactSettings = RedactSettings()
     remotes: RemotesSettings = RemotesSettings()
     artifact: ArtifactSettings = ArtifactSettings()
+    retention: RetentionSettings = RetentionSettings()
     read: ReadSettings = ReadSettings()
     page: PageSettings = PageSettings()
 

@@ -17,6 +17,7 @@ import psycopg
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from addon.cli.identify import identify_urls
+from addon.cli.prune import prune
 from addon.cli.queries import GapsUnknownError, export, gaps, report, tail
 from addon.cli.spool import spool
 from exporter import Settings, SettingsError, check_dsn, load_remotes, load_settings, resolve_dsn
@@ -50,8 +51,8 @@ def main(context: click.Context, dsn: str, config: Path | None) -> None:
     """Access log of mitmproxy in PostgreSQL.
 
     The database is the first one set of --dsn, read.dsn in the settings file, ARTIFACTAPI_DSN and
-    database.dsn in the settings file. The commands init, run and spool do not use read.dsn. If none is
-    set, it is the embedded server, which runs while a command needs it.
+    database.dsn in the settings file. The commands init, prune, run and spool do not use
+    read.dsn. If none is set, it is the embedded server, which runs while a command needs it.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _exit_on_signal)
@@ -163,7 +164,7 @@ def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
     click.echo(grants(schema, proxy_role, reader_role), nl=False)
 
 
-for query_command in (tail, report, export, gaps, spool):
+for query_command in (tail, report, export, gaps, spool, prune):
     main.add_command(query_command)
 
 

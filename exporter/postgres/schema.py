@@ -53,6 +53,14 @@ _READER_RELATIONS = (
     "access_log_run",
     "access_log_run_day",
     "access_log_nodes",
+    "access_log_rollup",
+    "access_log_rollup_total",
+    "access_log_rollup_duration",
+    "access_log_rollup_host",
+    "access_log_rollup_artifact",
+    "access_log_daily",
+    "access_log_daily_fetches",
+    "access_log_pruned",
     "artifact",
     "access_log_fetches",
     "access_log_days",
@@ -68,6 +76,7 @@ _READER_FUNCTIONS = (
     "access_log_from_cache",
     "access_log_caller",
     "access_log_run_state",
+    "access_log_duration_bucket",
 )
 
 

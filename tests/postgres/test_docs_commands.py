@@ -257,13 +257,6 @@ def test_query_runs(dsn: str, query: str) -> None:
         connection.execute(query.encode())
 
 
-def test_partition_of_an_old_day_can_be_dropped(postgres: Postgres) -> None:
-    with temporary_schema(postgres) as dsn, psycopg.connect(dsn) as connection:
-        ensure_schema(connection)
-        connection.execute("SELECT access_log_ensure_partition('2026-10-31')")
-        connection.execute(statement("docs/operations.md", "DROP TABLE access_log_2").encode())
-
-
 def test_uninstalling_leaves_nothing_in_the_schema(postgres: Postgres) -> None:
     with temporary_schema(postgres) as dsn, psycopg.connect(dsn) as connection:
         ensure_schema(connection)

@@ -1,0 +1,99 @@
+"""The command `artifactapi prune`: remove days that need not be kept any longer."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from exporter.archive.parquet import ArchiveError
+from exporter.postgres.connection import describe
+from exporter.read.human import plural, size
+from exporter.read.selection import SelectionError, parse_duration
+from exporter.read.session import DATABASE_ERRORS, open_database
+from exporter.retention.days import LogInUseError, owns_log
+from exporter.retention.prune import oldest_kept, prunable
+from exporter.retention.prune import prune as prune_days
+from exporter.retention.rollups import roll_up_days
+
+if TYPE_CHECKING:
+    from exporter import Settings
+    from exporter.retention.prune import PrunedPartition
+
+_DAY = timedelta(days=1)
+
+
+@click.command()
+@click.option(
+    "--keep",
+    metavar="DURATION",
+    help="How long to keep rows, in whole days, such as 90d. Default: the setting retention.days.",
+)
+@click.option(
+    "--archive",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to archive the days in. Default: the setting retention.archive.",
+)
+@click.option("--dry-run", is_flag=True, help="List the days that would be removed.")
+@click.pass_obj
+def prune(settings: Settings, keep: str | None, archive: Path | None, *, dry_run: bool) -> None:
+    """Remove the days that are older than they need to be kept.
+
+    Proxies do this by themselves if retention.days is set and their role owns the tables. Otherwise,
+    run this as the owner, for example once a day. The totals of each day stay. If interrupted, run it
+    again.
+    """
+    if archive is None and settings.retention.archive:
+        archive = Path(settings.retention.archive)
+    before = oldest_kept(_days_to_keep(settings, keep))
+    total = 0
+    try:
+        with open_database(settings) as connection:
+            connection.call_deadline = None
+            connection.call_seconds = float("inf")
+            if not owns_log(connection):
+                raise click.ClickException(
+                    "This role does not own the table access_log; use --dsn with the role that does."
+                )
+            if not dry_run:
+                for _ in roll_up_days(connection):
+                    pass
+            done = (
+                prunable(connection, before) if dry_run else prune_days(connection, before, archive)
+            )
+            for partition in done:
+                total += partition.rows
+                click.echo(_line(partition))
+    except ArchiveError as e:
+        raise click.ClickException(str(e)) from None
+    except LogInUseError as e:
+        raise click.ClickException(f"Try again later: {e}.") from None
+    except DATABASE_ERRORS as e:
+        raise click.ClickException(describe(e)) from None
+    verb = "would leave" if dry_run else "left"
+    click.echo(f"{plural(total, 'row')} from before {before:%Y-%m-%d} {verb} the table.")
+
+
+def _days_to_keep(settings: Settings, keep: str | None) -> int:
+    if keep is None:
+        if settings.retention.days:
+            return settings.retention.days
+        raise click.UsageError(
+            "Nothing says how long to keep rows; use --keep, such as --keep 90d."
+        )
+    try:
+        kept = parse_duration(keep, "--keep")
+    except SelectionError as e:
+        raise click.UsageError(str(e)) from None
+    if not kept or kept % _DAY:
+        raise click.UsageError(f"--keep {keep!r} is not valid; expected whole days, such as 90d.")
+    return kept // _DAY
+
+
+def _line(partition: PrunedPartition) -> str:
+    first = f"{partition.from_at:%Y-%m-%d}"
+    if partition.until_at - partition.from_at > _DAY:
+        first += f" to {partition.until_at - _DAY:%Y-%m-%d}"
+    return f"{first}  {plural(partition.rows, 'row'):>18}  {size(partition.bytes):>10}"

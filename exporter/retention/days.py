@@ -1,0 +1,151 @@
+"""The days of access_log, as partitions: list the old ones, detach and drop them. Decides nothing."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from psycopg import sql
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+DAYS_AHEAD = 3  # partitions that exist before their day begins
+
+# A partition that was detached tells by its comment that it was ours to prune, and its bounds.
+_COMMENT = "Pruned from access_log by artifactapi: {} until {}"
+_COMMENT_PATTERN = "^Pruned from access_log by artifactapi: (\\S+) until (\\S+)$"
+_OLD = """
+    SELECT nspname, relname, from_at, until_at, pg_total_relation_size(partition_oid), 'attached'
+    FROM access_log_partitions
+    JOIN pg_class ON pg_class.oid = partition_oid JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE until_at <= %s AND from_at > '-infinity'
+    ORDER BY from_at
+"""
+# Left by a run that was interrupted: detached, or not quite (PostgreSQL docs, ALTER TABLE, "FINALIZE").
+_LEFT = """
+    SELECT nspname, relname, bounds[1]::timestamptz, bounds[2]::timestamptz,
+           pg_total_relation_size(pg_class.oid),
+           CASE WHEN inhdetachpending THEN 'detaching' ELSE 'detached' END
+    FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    CROSS JOIN regexp_match(obj_description(pg_class.oid, 'pg_class'), %s) AS bounds
+    LEFT JOIN pg_inherits ON inhrelid = pg_class.oid AND inhparent = 'access_log'::regclass
+    WHERE bounds IS NOT NULL AND (inhrelid IS NULL OR inhdetachpending)
+    ORDER BY 3
+"""
+# Transactions that use the log. A process id alone would also find the next transaction of a writer.
+_USERS = """
+    SELECT DISTINCT pid, virtualtransaction FROM pg_locks
+    WHERE locktype = 'relation' AND relation = 'access_log'::regclass AND granted AND pid <> pg_backend_pid()
+"""
+_SHORT_SECONDS = 1.0  # a batch takes less
+_OWNS = "SELECT pg_has_role(relowner, 'MEMBER') FROM pg_class WHERE oid = 'access_log'::regclass"
+_ROLL_UP = "SELECT access_log_roll_up(%s::regclass, %s, %s)"
+_MARK_PRUNED = "UPDATE access_log_rollup SET pruned_at = now() WHERE rollup_id = %s"
+
+
+class LogInUseError(Exception):
+    """A long transaction uses the log, so that no partition can be detached just now."""
+
+
+class Partition(NamedTuple):
+    """A table that holds, or held, the rows of access_log from `from_at` until `until_at` (exclusive)."""
+
+    schema: str
+    name: str
+    from_at: datetime
+    until_at: datetime
+    bytes: int  # with its indexes
+    state: Literal["attached", "detaching", "detached"]
+
+    @property
+    def table(self) -> sql.Identifier:
+        """The qualified name, for SQL."""
+        return sql.Identifier(self.schema, self.name)
+
+    @property
+    def days(self) -> list[date]:
+        """The days (UTC) that it can hold."""
+        first = self.from_at.astimezone(UTC).date()
+        last = (self.until_at.astimezone(UTC) - timedelta(microseconds=1)).date()
+        return [first + timedelta(days=n) for n in range((last - first).days + 1)]
+
+    def count_rows(self, connection: Connection[Any]) -> int:
+        """The exact number of its rows."""
+        (row,) = connection.execute(
+            sql.SQL("SELECT count(*) FROM {}").format(self.table)
+        ).fetchall()
+        return int(row[0])
+
+
+def owns_log(connection: Connection[Any]) -> bool:
+    """Whether this role may detach and drop partitions."""
+    (row,) = connection.execute(_OWNS).fetchall()
+    return bool(row[0])
+
+
+def create_days_ahead(connection: Connection[Any]) -> None:
+    """Create the partitions of the next days, so that no batch at midnight has to. Idempotent."""
+    today = datetime.now(UTC).date()
+    for n in range(DAYS_AHEAD + 1):
+        connection.execute("SELECT access_log_ensure_partition(%s)", (today + timedelta(days=n),))
+
+
+def old_partitions(connection: Connection[Any], before: datetime) -> list[Partition]:
+    """The partitions that hold only rows from before this time, the oldest first."""
+    return [Partition(*row) for row in connection.execute(_OLD, (before,)).fetchall()]
+
+
+def left_partitions(connection: Connection[Any]) -> list[Partition]:
+    """The partitions that an interrupted run has detached but not dropped, the oldest first."""
+    return [Partition(*row) for row in connection.execute(_LEFT, (_COMMENT_PATTERN,)).fetchall()]
+
+
+def detach(connection: Connection[Any], partition: Partition) -> None:
+    """Detach the partition while others read and write the log. Not in a transaction.
+
+    Between the two steps of DETACH CONCURRENTLY, the day has no partition, so late rows for it wait.
+    Therefore this does not begin while there is a transaction that it would have to wait for.
+
+    Raises:
+        LogInUseError: There is such a transaction; nothing was done.
+        psycopg.Error: A transaction came in between; `left_partitions` has the partition now.
+    """
+    _check_short_use(connection)
+    if partition.state == "attached":
+        comment = _COMMENT.format(partition.from_at.isoformat(), partition.until_at.isoformat())
+        connection.execute(
+            sql.SQL("COMMENT ON TABLE {} IS {}").format(partition.table, sql.Literal(comment))
+        )
+    how = sql.SQL("CONCURRENTLY" if partition.state == "attached" else "FINALIZE")
+    connection.execute(
+        sql.SQL("ALTER TABLE access_log DETACH PARTITION {} {}").format(partition.table, how)
+    )
+
+
+def _check_short_use(connection: Connection[Any]) -> None:
+    before = set(connection.execute(_USERS).fetchall())
+    if before:
+        connection.execute("SELECT pg_sleep(%s)", (_SHORT_SECONDS,))
+        if still := before & set(connection.execute(_USERS).fetchall()):
+            pids = ", ".join(str(pid) for pid, _ in sorted(still))
+            raise LogInUseError(
+                f"a long transaction uses access_log (process {pids} of PostgreSQL, perhaps a pg_dump)"
+            )
+
+
+def drop(connection: Connection[Any], partition: Partition) -> int:
+    """Roll up and drop a detached partition in one transaction; return the number of its rows."""
+    with connection.transaction():
+        connection.execute(sql.SQL("LOCK TABLE {}").format(partition.table))
+        rows = partition.count_rows(connection)
+        if rows:
+            name = partition.table.as_string(connection)
+            for day in partition.days:
+                at = datetime(day.year, day.month, day.day, tzinfo=UTC)
+                ((rollup,),) = connection.execute(
+                    _ROLL_UP, (name, at, at + timedelta(days=1))
+                ).fetchall()
+                connection.execute(_MARK_PRUNED, (rollup,))
+        connection.execute(sql.SQL("DROP TABLE {}").format(partition.table))
+    return rows

@@ -1,0 +1,139 @@
+"""The thread of a proxy that keeps the table in order: days ahead, rollups, indexes, pruning.
+
+It has a connection of its own, so the writer never waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from ..archive.parquet import ArchiveError
+from ..postgres.connection import Deadline, DeadlineExceededError, connect, describe, reachable
+from ..postgres.faults import Fault, classify
+from ..postgres.indexes import build_missing_indexes
+from ..postgres.schema import SchemaError, ensure_schema
+from .days import LogInUseError, create_days_ahead, owns_log
+from .prune import oldest_kept, prune
+from .rollups import roll_up_days
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+    from ..settings import Settings
+
+logger = logging.getLogger(__name__)
+
+THREAD_NAME = "artifactapi-housekeeping"
+_FIRST_SECONDS = (
+    60.0  # after the start; up to twice as long, so that a fleet does not start at once
+)
+_EVERY_SECONDS = 3600.0  # a run without work takes milliseconds
+_CALL_SECONDS = 1800.0  # limit for one statement
+_JOIN_SECONDS = 1.0
+# One proxy of a fleet at a time.
+_TRY_LOCK = (
+    "SELECT pg_try_advisory_lock(hashtext('artifactapi housekeeping'), hashtext(current_schema()))"
+)
+_UNLOCK = (
+    "SELECT pg_advisory_unlock(hashtext('artifactapi housekeeping'), hashtext(current_schema()))"
+)
+
+
+class Housekeeping:
+    """Owns one thread from the construction until `stop`. Thread-safe."""
+
+    def __init__(self, settings: Settings, first_seconds: float | None = None) -> None:
+        """`first_seconds`: when the first run starts; default: a minute or two."""
+        self._settings = settings
+        self._first_seconds = (
+            _FIRST_SECONDS * (1 + random.random())  # noqa: S311 - not a secret
+            if first_seconds is None
+            else first_seconds
+        )
+        self._deadline = Deadline()
+        self._stopping = threading.Event()
+        self._last_problem = ""
+        self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
+        self._thread.start()
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Use other settings from the next run on."""
+        self._settings = settings
+
+    def stop(self) -> None:
+        """End the thread; a statement that runs is canceled. What was begun continues next time."""
+        self._stopping.set()
+        self._deadline.give_up_at = 0.0
+        self._thread.join(_JOIN_SECONDS)
+
+    def _run(self) -> None:
+        pause = self._first_seconds
+        while not self._stopping.wait(pause):
+            pause = _EVERY_SECONDS
+            try:
+                self._keep_in_order()
+                self._last_problem = ""
+            except (SchemaError, LogInUseError, ArchiveError) as e:
+                self._report(str(e))
+            except (psycopg.Error, DeadlineExceededError, OSError) as e:
+                if isinstance(e, psycopg.Error) and classify(e) is not Fault.UNAVAILABLE:
+                    self._report(describe(e))  # else the writer reports it
+            except Exception as e:  # noqa: BLE001 - the proxy goes on whatever our bug is
+                self._report(f"{type(e).__name__} in the housekeeping of the table")
+
+    def _keep_in_order(self) -> None:
+        settings = self._settings
+        with (
+            reachable(settings.database) as dsn,
+            connect(dsn, settings.database, self._deadline) as connection,
+        ):
+            connection.call_seconds = _CALL_SECONDS
+            ensure_schema(connection)
+            create_days_ahead(connection)
+            if not owns_log(connection):
+                if settings.retention.days:
+                    self._report(
+                        "retention.days is set, but the role of this proxy does not own access_log; "
+                        "run `artifactapi prune` as its owner"
+                    )
+                return
+            if _value(connection, _TRY_LOCK):
+                try:
+                    self._work(connection, settings)
+                finally:
+                    if not connection.closed:
+                        connection.execute(_UNLOCK)
+
+    def _work(self, connection: Connection[Any], settings: Settings) -> None:
+        for _ in build_missing_indexes(connection):
+            pass
+        for _ in roll_up_days(connection):
+            pass
+        archive = Path(settings.retention.archive) if settings.retention.archive else None
+        if settings.retention.days:
+            for pruned in prune(connection, oldest_kept(settings.retention.days), archive):
+                logger.info(
+                    "artifactapi: pruned %s: %d %s",
+                    pruned.name,
+                    pruned.rows,
+                    "row" if pruned.rows == 1 else "rows",
+                )
+
+    def _report(self, problem: str) -> None:
+        """Log a problem, but not again while it lasts."""
+        if problem != self._last_problem and not self._stopping.is_set():
+            self._last_problem = problem
+            logger.warning(
+                "artifactapi: housekeeping stopped and will try again in an hour: %s", problem
+            )
+
+
+def _value(connection: Connection[Any], query: str) -> Any:
+    ((value,),) = connection.execute(query.encode()).fetchall()
+    return value

@@ -1,0 +1,90 @@
+"""Prune the log: archive, detach and drop the days that are older than they need to be kept."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..archive.files import archive_day
+from .days import detach, drop, left_partitions, old_partitions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from psycopg import Connection
+
+    from .days import Partition
+
+# A session that waits for a lock makes the writers wait behind it.
+_LOCK_TIMEOUT = "SET lock_timeout = '1s'"
+
+
+class PrunedPartition(NamedTuple):
+    """What left the log."""
+
+    name: str
+    from_at: datetime
+    until_at: datetime
+    rows: int
+    bytes: int  # with its indexes
+
+
+def oldest_kept(days: int, now: datetime | None = None) -> datetime:
+    """The start of the oldest day (UTC) to keep: today and `days` whole days before it."""
+    now = (now or datetime.now(UTC)).astimezone(UTC)
+    return now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=days)
+
+
+def prunable(connection: Connection[Any], before: datetime) -> Iterator[PrunedPartition]:
+    """Tell what `prune` would remove. Changes nothing; counts the rows of each day when asked for it."""
+    for partition in _candidates(connection, before):
+        rows = partition.count_rows(connection)
+        yield PrunedPartition(
+            partition.name, partition.from_at, partition.until_at, rows, partition.bytes
+        )
+
+
+def prune(
+    connection: Connection[Any], before: datetime, archive: Path | None
+) -> Iterator[PrunedPartition]:
+    """Remove each partition that holds only rows from before this time; yield it afterwards.
+
+    Proxies and readers go on meanwhile. If interrupted at any point, the next call continues: a row is
+    in access_log, in a partition that was detached for this, or in the archive. The totals of each day
+    stay in its rollup.
+
+    Args:
+        connection: In autocommit mode; its role must own the tables.
+        before: A start of a day (UTC).
+        archive: Folder for the rows; None deletes them.
+
+    Raises:
+        LogInUseError: A long transaction uses the log.
+        ArchiveError: A day could not be archived; it is still in the table, or detached.
+        psycopg.Error: A lock was not available within a second, or the server reported another error.
+    """
+    connection.execute(_LOCK_TIMEOUT)
+    try:
+        for partition in _candidates(connection, before):
+            if archive is not None:
+                _archive(connection, partition, archive)
+            if partition.state != "detached":
+                detach(connection, partition)
+                if archive is not None:  # rows that arrived in between
+                    _archive(connection, partition, archive)
+            rows = drop(connection, partition)
+            yield PrunedPartition(
+                partition.name, partition.from_at, partition.until_at, rows, partition.bytes
+            )
+    finally:
+        connection.execute("RESET lock_timeout")
+
+
+def _candidates(connection: Connection[Any], before: datetime) -> list[Partition]:
+    return [*left_partitions(connection), *old_partitions(connection, before)]
+
+
+def _archive(connection: Connection[Any], partition: Partition, folder: Path) -> None:
+    for day in partition.days:
+        archive_day(connection, partition.name, day, folder)

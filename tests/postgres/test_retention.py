@@ -1,0 +1,385 @@
+"""Rollups and pruning of old days: nothing is lost, nothing is counted twice, nobody waits."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from exporter import Settings
+from exporter.archive.files import archived_days, rows_in_archive, verify_day
+from exporter.archive.parquet import ArchiveError
+from exporter.postgres.connection import connect
+from exporter.postgres.schema import ensure_schema, grants, schema_name
+from exporter.retention.days import (
+    LogInUseError,
+    Partition,
+    create_days_ahead,
+    detach,
+    old_partitions,
+    owns_log,
+)
+from exporter.retention.housekeeping import Housekeeping
+from exporter.retention.prune import oldest_kept, prunable, prune
+from exporter.retention.rollups import roll_up_days
+from exporter.settings import RetentionSettings
+from exporter.write.database import Database
+from tests.support.command import call
+from tests.support.samples import make_entry
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from exporter import AccessLogEntry
+
+pytestmark = pytest.mark.slow
+
+Query = Callable[..., list[tuple[object, ...]]]
+
+DAY_MS = 86_400_000
+FIRST_DAY = datetime(2023, 11, 14, tzinfo=UTC)
+_DAYS = "SELECT DISTINCT (started_at AT TIME ZONE 'UTC')::date::text FROM access_log ORDER BY 1"
+# What `access_log_daily` must say, from the rows.
+_DAILY_FROM_ROWS = """
+    SELECT (started_at AT TIME ZONE 'UTC')::date AS day, node, coalesce(remote, host) AS remote,
+           status_code / 100 AS status_class, cache_status, count(*),
+           coalesce(sum(response_bytes), 0)::bigint, count(*) FILTER (WHERE access_log_failed(status_code))
+    FROM access_log GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5
+"""
+_DAILY = "SELECT * FROM access_log_daily ORDER BY 1, 2, 3, 4, 5"
+_FETCHES_FROM_ROWS = """
+    SELECT DISTINCT (started_at AT TIME ZONE 'UTC')::date AS day, proxy_user, purl
+    FROM access_log_fetches ORDER BY 1, 2, 3
+"""
+_FETCHES = "SELECT day, proxy_user, purl FROM access_log_daily_fetches ORDER BY 1, 2, 3"
+
+
+def write(dsn: str, *entries: AccessLogEntry) -> None:
+    database = Database(Settings().with_dsn(dsn).database)
+    try:
+        assert database.write(entries) == []
+    finally:
+        database.close()
+
+
+def fetch(number: int, purl: str = "pkg:pypi/demo@1.0", **changes: object) -> AccessLogEntry:
+    return make_entry(
+        number, **{"artifact_kind": "artifact", "purl": purl, "remote": "pypi", **changes}
+    )
+
+
+@pytest.fixture
+def owner(any_dsn: str) -> Iterator[psycopg.Connection]:
+    """A connection of the owner to a log of three old days with ten rows each."""
+    write(
+        any_dsn,
+        *(
+            fetch(
+                day * DAY_MS + n,
+                f"pkg:pypi/demo@{n % 3}.0",
+                proxy_user=None if n == 9 else f"build-{n % 2}",
+                status_code=404 if n == 8 else 200,
+                remote="pypi" if n % 2 else None,
+                cache_status="HIT" if n % 4 == 0 else None,
+            )
+            for day in range(3)
+            for n in range(10)
+        ),
+    )
+    with connect(any_dsn, Settings().database) as connection:
+        yield connection
+
+
+def rows(connection: psycopg.Connection, query: str) -> list[tuple[object, ...]]:
+    return connection.execute(query.encode()).fetchall()
+
+
+def prune_all(connection: psycopg.Connection, before: datetime) -> list[tuple[str, int]]:
+    return [(f"{it.from_at:%d}", it.rows) for it in prune(connection, before, None)]
+
+
+def test_rollups_equal_the_rows(owner: psycopg.Connection) -> None:
+    assert len(list(roll_up_days(owner))) == 3
+    assert rows(owner, _DAILY) == rows(owner, _DAILY_FROM_ROWS)
+    assert rows(owner, _FETCHES) == rows(owner, _FETCHES_FROM_ROWS)
+    (quarters,) = owner.execute(
+        "SELECT quarter_requests FROM access_log_rollup ORDER BY from_at LIMIT 1"
+    ).fetchone() or ((),)
+    assert len(quarters) == 96
+    assert quarters[22 * 4 + 13 // 15] == 10  # 22:13:20 UTC
+    assert sum(quarters) == 10
+
+
+def test_late_rows_are_rolled_up_and_unchanged_days_are_not(
+    owner: psycopg.Connection, any_dsn: str
+) -> None:
+    list(roll_up_days(owner))
+    owner.execute("UPDATE access_log SET logged_at = started_at")
+    owner.execute("UPDATE access_log_rollup SET rolled_up_at = rolled_up_at - interval '2 days'")
+    assert list(roll_up_days(owner)) == []
+    write(any_dsn, fetch(50 + DAY_MS))
+
+    assert list(roll_up_days(owner)) == [FIRST_DAY + timedelta(days=1)]
+    assert rows(owner, _DAILY) == rows(owner, _DAILY_FROM_ROWS)
+    assert rows(owner, "SELECT count(*) FROM access_log_rollup") == [(3,)]
+
+
+def test_day_that_is_not_over_is_not_rolled_up(dsn: str) -> None:
+    now = datetime.now(UTC)
+    write(dsn, make_entry(1)._replace(started_at=now.isoformat()))
+    with connect(dsn, Settings().database) as connection:
+        assert list(roll_up_days(connection)) == []
+
+
+def test_old_days_leave_and_their_totals_stay(owner: psycopg.Connection) -> None:
+    daily, fetches = rows(owner, _DAILY_FROM_ROWS), rows(owner, _FETCHES_FROM_ROWS)
+    before = FIRST_DAY + timedelta(days=2)
+    assert [(it.rows, it.from_at) for it in prunable(owner, before)] == [
+        (10, FIRST_DAY),
+        (10, FIRST_DAY + timedelta(days=1)),
+    ]
+    assert rows(owner, _DAYS) == [("2023-11-14",), ("2023-11-15",), ("2023-11-16",)]
+
+    assert prune_all(owner, before) == [("14", 10), ("15", 10)]
+
+    assert rows(owner, _DAYS) == [("2023-11-16",)]
+    assert rows(owner, "SELECT name FROM access_log_partitions") == [("access_log_20231116",)]
+    assert len(list(roll_up_days(owner))) == 1
+    assert rows(owner, _DAILY) == daily
+    assert rows(owner, _FETCHES) == fetches
+    assert rows(owner, "SELECT day::text, node, requests FROM access_log_pruned ORDER BY 1") == [
+        ("2023-11-14", "test", 10),
+        ("2023-11-15", "test", 10),
+    ]
+    assert prune_all(owner, before) == []
+
+
+def test_rows_that_arrive_after_their_day_left_add_up(
+    owner: psycopg.Connection, any_dsn: str
+) -> None:
+    before = FIRST_DAY + timedelta(days=1)
+    assert prune_all(owner, before) == [("14", 10)]
+    write(any_dsn, fetch(77))
+    assert len(list(roll_up_days(owner))) == 3
+    assert rows(owner, "SELECT sum(requests) FROM access_log_daily WHERE day = '2023-11-14'") == [
+        (11,)
+    ]
+
+    assert prune_all(owner, before) == [("14", 1)]
+    assert rows(owner, "SELECT sum(requests) FROM access_log_pruned") == [(11,)]
+    assert rows(owner, "SELECT sum(requests) FROM access_log_daily WHERE day = '2023-11-14'") == [
+        (11,)
+    ]
+
+
+def test_interrupted_run_continues(owner: psycopg.Connection) -> None:
+    before = FIRST_DAY + timedelta(days=2)
+    first, second = old_partitions(owner, before)
+    detach(owner, first)  # killed before the drop
+    assert rows(owner, _DAYS) == [("2023-11-15",), ("2023-11-16",)]
+
+    assert prune_all(owner, before) == [("14", 10), ("15", 10)]
+    assert rows(owner, "SELECT sum(requests) FROM access_log_pruned") == [(20,)]
+    assert second.state == "attached"
+
+
+def test_nothing_is_detached_while_a_long_transaction_uses_the_log(
+    owner: psycopg.Connection, any_dsn: str
+) -> None:
+    before = FIRST_DAY + timedelta(days=1)
+    with psycopg.connect(any_dsn) as dump:
+        dump.execute("SELECT count(*) FROM access_log")  # holds its locks until the end
+        with pytest.raises(LogInUseError, match="perhaps a pg_dump"):
+            prune_all(owner, before)
+        write(any_dsn, make_entry(500), make_entry(500 + DAY_MS))  # neither old nor new days wait
+        assert dump.execute("SELECT count(*) FROM access_log_20231114").fetchone() == (11,)
+
+    assert prune_all(owner, before) == [("14", 11)]
+    assert rows(owner, "SELECT count(*) FROM access_log") == [(21,)]
+
+
+def test_proxies_write_and_reports_read_while_days_leave(
+    owner: psycopg.Connection, any_dsn: str
+) -> None:
+    before = FIRST_DAY + timedelta(days=3)
+    stop = threading.Event()
+    written = itertools.count(1000)
+
+    def write_and_read() -> None:
+        while not stop.is_set():
+            write(any_dsn, make_entry(next(written) + 10 * DAY_MS))
+            with psycopg.connect(any_dsn) as reader:
+                reader.execute("SELECT count(*) FROM access_log")
+
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(write_and_read)
+        try:
+            assert len(prune_all(owner, before)) == 3
+        finally:
+            stop.set()
+        work.result(30)
+    assert rows(owner, "SELECT count(*) FROM access_log") == [(next(written) - 1000,)]
+
+
+def test_a_partition_of_many_days_leaves_with_its_last_day(owner: psycopg.Connection) -> None:
+    owner.execute("ALTER TABLE access_log DETACH PARTITION access_log_20231114")
+    owner.execute("ALTER TABLE access_log DETACH PARTITION access_log_20231115")
+    owner.execute(
+        "CREATE TABLE spring PARTITION OF access_log FOR VALUES FROM ('2023-11-01Z') TO ('2023-11-16Z')"
+    )
+    owner.execute("INSERT INTO access_log SELECT * FROM access_log_20231114")
+    owner.execute("INSERT INTO access_log SELECT * FROM access_log_20231115")
+    assert prune_all(owner, FIRST_DAY + timedelta(days=1)) == []
+    assert prune_all(owner, FIRST_DAY + timedelta(days=2)) == [("01", 20)]
+    assert rows(owner, "SELECT day::text, requests FROM access_log_pruned ORDER BY 1") == [
+        ("2023-11-14", 10),
+        ("2023-11-15", 10),
+    ]
+
+
+def test_tables_of_others_are_never_dropped(owner: psycopg.Connection) -> None:
+    owner.execute("ALTER TABLE access_log DETACH PARTITION access_log_20231114")
+    owner.execute("COMMENT ON TABLE access_log_20231114 IS 'Kept for the court'")
+
+    assert prune_all(owner, FIRST_DAY + timedelta(days=1)) == []
+    assert rows(owner, "SELECT count(*) FROM access_log_20231114") == [(10,)]
+
+
+def test_days_ahead_exist_before_they_begin(dsn: str, query: Query) -> None:
+    with connect(dsn, Settings().database) as connection:
+        ensure_schema(connection)
+        create_days_ahead(connection)
+        create_days_ahead(connection)
+    assert query(
+        "SELECT (max(until_at) - now()) > interval '3 days' FROM access_log_partitions"
+    ) == [(True,)]
+    assert query("SELECT count(*) FROM access_log_partitions") == [(4,)]
+
+
+def test_today_and_whole_days_before_it_are_kept() -> None:
+    now = datetime(2026, 11, 27, 23, 59, tzinfo=UTC)
+    assert oldest_kept(1, now) == datetime(2026, 11, 26, tzinfo=UTC)
+    assert oldest_kept(90, now) == datetime(2026, 8, 29, tzinfo=UTC)
+
+
+def test_days_of_a_partition_follow_its_bounds() -> None:
+    zone = datetime.fromisoformat("2026-01-01T05:30:00+05:30")
+    partition = Partition("s", "p", zone, zone + timedelta(days=2), 0, "attached")
+    assert [str(day) for day in partition.days] == ["2026-01-01", "2026-01-02"]
+
+
+@contextlib.contextmanager
+def housekeeping(settings: Settings) -> Iterator[Housekeeping]:
+    running = Housekeeping(settings, first_seconds=0)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.mark.usefixtures("owner")
+def test_proxy_keeps_its_table_in_order(any_dsn: str, caplog: pytest.LogCaptureFixture) -> None:
+    settings = Settings(retention=RetentionSettings(days=30)).with_dsn(any_dsn)
+    with (
+        caplog.at_level("INFO"),
+        housekeeping(settings),
+        psycopg.connect(any_dsn, autocommit=True) as other,
+    ):
+        eventually(lambda: rows(other, "SELECT count(*) FROM access_log") == [(0,)])
+        eventually(lambda: rows(other, "SELECT sum(requests) FROM access_log_daily") == [(30,)])
+        eventually(lambda: rows(other, "SELECT count(*) FROM access_log_partitions") == [(4,)])
+        eventually(lambda: "pruned access_log_20231116: 10 rows" in caplog.text)
+
+
+@pytest.mark.usefixtures("owner")
+def test_one_proxy_of_a_fleet_does_it(any_dsn: str) -> None:
+    settings = Settings(retention=RetentionSettings(days=30)).with_dsn(any_dsn)
+    with contextlib.ExitStack() as fleet, psycopg.connect(any_dsn, autocommit=True) as other:
+        for _ in range(5):
+            fleet.enter_context(housekeeping(settings))
+        eventually(lambda: rows(other, "SELECT count(*) FROM access_log") == [(0,)])
+        eventually(lambda: rows(other, "SELECT sum(requests) FROM access_log_pruned") == [(30,)])
+        assert rows(other, "SELECT count(*) FROM access_log_rollup") == [(3,)]
+
+
+def test_role_that_may_only_write_says_what_to_do(
+    dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(dsn, make_entry(1))
+    with connect(dsn, Settings().database) as connection:
+        schema = schema_name(connection)
+        proxy = f"{schema}_proxy"
+        connection.execute(f"CREATE ROLE {proxy} LOGIN".encode())
+        connection.execute(grants(schema, proxy, proxy).encode())
+        as_proxy = dsn.replace("user=postgres", f"user={proxy}")
+        try:
+            with connect(as_proxy, Settings().database) as session:
+                assert not owns_log(session)
+            with housekeeping(Settings(retention=RetentionSettings(days=1)).with_dsn(as_proxy)):
+                eventually(lambda: "run `artifactapi prune` as its owner" in caplog.text)
+            done = call("--dsn", as_proxy, "prune", "--keep", "30d")
+            assert done.returncode == 1
+            assert "does not own the table access_log" in done.stderr
+        finally:
+            connection.execute(f"DROP OWNED BY {proxy}; DROP ROLE {proxy}".encode())
+        assert connection.execute("SELECT count(*) FROM access_log").fetchone() == (1,)
+
+
+def test_command_lists_then_prunes(dsn: str, query: Query) -> None:
+    write(dsn, make_entry(1), make_entry(1 + DAY_MS))
+    done = call("--dsn", dsn, "prune", "--keep", "90d", "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[:3] for line in done.stdout.splitlines()[:2]] == [
+        ["2023-11-14", "1", "row"],
+        ["2023-11-15", "1", "row"],
+    ]
+    assert "2 rows from before" in done.stdout
+    assert query("SELECT count(*) FROM access_log") == [(2,)]
+
+    done = call("--dsn", dsn, "prune", "--keep", "90d")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert query("SELECT count(*) FROM access_log") == [(0,)]
+    assert query("SELECT sum(requests) FROM access_log_daily") == [(2,)]
+
+
+@pytest.mark.parametrize("keep", ["0d", "36h", "soon", "-1d"])
+def test_command_rejects_other_spans(dsn: str, keep: str) -> None:
+    done = call("--dsn", dsn, "prune", f"--keep={keep}")
+    assert done.returncode == 2
+    assert "--keep" in done.stderr
+
+
+def test_command_needs_to_know_how_long(dsn: str) -> None:
+    done = call("--dsn", dsn, "prune")
+    assert done.returncode == 2
+    assert "Nothing says how long to keep rows" in done.stderr
+
+
+def test_archived_days_leave_and_every_row_is_in_a_file(
+    owner: psycopg.Connection, any_dsn: str, tmp_path: Path
+) -> None:
+    before = FIRST_DAY + timedelta(days=2)
+    archive = tmp_path / "archive"
+    assert [it.rows for it in prune(owner, before, archive)] == [10, 10]
+    write(any_dsn, fetch(5), fetch(77))  # one of them is in the archive already
+    assert [it.rows for it in prune(owner, before, archive)] == [2]
+
+    assert archived_days(archive) == [FIRST_DAY.date(), FIRST_DAY.date() + timedelta(days=1)]
+    assert rows_in_archive(archive, FIRST_DAY.date()) == 11
+    assert len(verify_day(archive, FIRST_DAY.date())) == 2
+
+
+def test_day_stays_if_it_cannot_be_archived(owner: psycopg.Connection, tmp_path: Path) -> None:
+    (tmp_path / "archive").write_text("a file")
+    with pytest.raises(ArchiveError):
+        list(prune(owner, FIRST_DAY + timedelta(days=2), tmp_path / "archive"))
+    assert rows(owner, "SELECT count(*) FROM access_log") == [(30,)]
