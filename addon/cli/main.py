@@ -20,6 +20,7 @@ from addon.cli.identify import identify_urls
 from addon.cli.prune import prune
 from addon.cli.queries import GapsUnknownError, export, gaps, report, tail
 from addon.cli.spool import spool
+from addon.cli.verify import NotVerifiedError, verify
 from exporter import Settings, SettingsError, check_dsn, load_remotes, load_settings, resolve_dsn
 from exporter.postgres.connection import describe, reachable
 from exporter.postgres.dsn import without_password
@@ -30,6 +31,8 @@ from exporter.read.session import DATABASE_ERRORS, open_database
 from exporter.settings import ReadSettings
 
 SCRIPT = Path(__file__).resolve().parents[1] / "artifactapi.py"
+# Commands whose exit code tells an error from a result.
+_ERRORS = {gaps.name: GapsUnknownError, verify.name: NotVerifiedError}
 _SIGNAL_EXIT_BASE = 128  # the exit code that shells report for a signal is 128 plus its number
 
 
@@ -64,8 +67,8 @@ def main(context: click.Context, dsn: str, config: Path | None) -> None:
         check_dsn(settings.database.dsn)
         check_dsn(settings.read.dsn, "read.dsn")
     except SettingsError as e:
-        is_gaps = context.invoked_subcommand == gaps.name
-        raise (GapsUnknownError if is_gaps else click.ClickException)(str(e)) from None
+        error = _ERRORS.get(context.invoked_subcommand or "", click.ClickException)
+        raise error(str(e)) from None
     context.obj = settings
 
 
@@ -164,7 +167,7 @@ def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
     click.echo(grants(schema, proxy_role, reader_role), nl=False)
 
 
-for query_command in (tail, report, export, gaps, spool, prune):
+for query_command in (tail, report, export, gaps, verify, spool, prune):
     main.add_command(query_command)
 
 

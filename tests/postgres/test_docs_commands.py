@@ -11,12 +11,14 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import psycopg
 import pytest
+import yaml
 from psycopg.conninfo import conninfo_to_dict
 
 from exporter import Settings, insert_access_log_batch
@@ -38,6 +40,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LOCK_FILES = ROOT / "tests" / "data" / "docs"  # of the builds in the docs
 _FOLDER = "/etc/artifactapi"  # of the example files in the docs
 _WHEEL = "demo-parser/demo_parser-2.4.1-py3-none-any.whl"
 _TINY_WHEEL = "tiny-http/tiny_http-0.9.0-py3-none-any.whl"
@@ -160,6 +163,8 @@ def folder(dsn: str, tmp_path: Path) -> Path:
     shutil.copy(ROOT / "configs" / "artifactapi.yaml", tmp_path)
     parameters = "\n".join(f"{name}={value}" for name, value in conninfo_to_dict(dsn).items())
     (tmp_path / "services").write_text(f"[logs]\n{parameters}\n", encoding="utf-8")
+    for lock_file in LOCK_FILES.iterdir():
+        shutil.copy(lock_file, tmp_path)
     (tmp_path / "etc").mkdir()
     for page in PAGES:
         for block in code_blocks(page):
@@ -249,6 +254,46 @@ def test_command_runs_and_prints_what_the_docs_show(
     if example.output is not None:
         (printed,) = groups(done.stdout.splitlines()) or [[]]
         assert is_in_order(groups(example.output), printed), done.stdout
+
+
+def recipe_scripts() -> dict[str, str]:
+    """The shell scripts of the recipes for CI systems, by the name of the step."""
+    blocks = re.findall(
+        r"^```(\w+)\n(.*?)^```", (ROOT / "docs/ci.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    github, gitlab = (yaml.safe_load(text) for language, text in blocks if language == "yaml")
+    (jenkins,) = (text for language, text in blocks if language == "groovy")
+    scripts = {
+        f"github {s['name']}": s["run"] for s in github["jobs"]["build"]["steps"] if "run" in s
+    }
+    scripts["gitlab"] = "\n".join(gitlab["build"]["script"])
+    shells = re.findall(r"sh (?:'''(.*?)'''|'([^']*)')", jenkins, re.DOTALL)
+    scripts |= {f"jenkins {n}": textwrap.dedent(a or b) for n, (a, b) in enumerate(shells)}
+    return scripts
+
+
+def test_recipes_verify_every_build() -> None:
+    scripts = recipe_scripts()
+    assert set(scripts) == {"github Install", "github Verify", "gitlab", "jenkins 0", "jenkins 1"}
+    assert sum("artifactapi verify" in script for script in scripts.values()) == 3
+
+
+@pytest.mark.parametrize("name", recipe_scripts())
+def test_recipe_runs(dsn: str, folder: Path, name: str) -> None:
+    """With clients that only print which proxy they would use."""
+    client = '#!/bin/sh\necho "$(basename "$0") $HTTPS_PROXY $SSL_CERT_FILE"\n'
+    for program in ("uv", "npm"):
+        (folder / program).write_text(client)
+        (folder / program).chmod(0o755)
+    script = f"export BUILD=build-42 PATH={folder}:$PATH\n{recipe_scripts()[name]}"
+    done = run(Example("ci.md", f"set -eu\n{script}", None), dsn, folder)
+    assert done.returncode == 0, done.stderr
+    clients = [line for line in done.stdout.splitlines() if line.startswith(("uv ", "npm "))]
+    proxy = "http://build-42:x@proxy.example:8080 /etc/ssl/mitmproxy-ca-cert.pem"
+    assert clients == (
+        [] if "erify" in name or name == "jenkins 1" else [f"uv {proxy}", f"npm {proxy}"]
+    )
+    assert ("As locked: 3 artifacts." in done.stdout) == ("artifactapi verify" in script)
 
 
 @pytest.mark.parametrize("query", statements())

@@ -19,12 +19,12 @@ from urllib.parse import unquote_to_bytes
 from ..redaction import REDACTED
 from ..url_path import leaves_folder, resolve_path
 from .remotes import RemotesError, read_remotes
-from .rules import LARGE_SET_BYTES, PatternSet, TooLargeError
+from .rules import ANY, LARGE_SET_BYTES, PatternSet, RemoteMatch, TooLargeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .rules import Remote, RemoteMatch, Rule
+    from .rules import Remote, Rule
 
 __all__ = ["Identity", "Remotes", "RemotesError"]
 
@@ -133,6 +133,18 @@ class Remotes:
                 if identity.artifact_kind is not None or not match.is_guess:
                     return identity
         return UNKNOWN
+
+    def identify_elsewhere(self, host: str, path: str) -> Identity:
+        """Identify what a path would name if the host were a mirror of unknown kind. Never raises.
+
+        For hosts that no remote describes. The arguments are those of `identify`.
+        """
+        text = _decoded(path)
+        if text is None or len(host) > _HOST_MAX or not self._by_host:
+            return UNKNOWN
+        rules = self._by_host[0].rule_sets.by_format[ANY]
+        match = RemoteMatch("", rules, "", text, None, is_guess=True)
+        return _identify_match(host, match, _Response(None, None))
 
     def _candidates(self, host: str, port: int, path: str | None) -> Iterator[Remote]:
         """Yield the remotes to try, in order: those with this host, then those of any host."""

@@ -1,0 +1,234 @@
+"""Check whether builds fetched what their lock files say, from one snapshot of the log. Formats nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from psycopg import sql
+
+from ..lockfiles import Unchecked  # noqa: TC001 - msgspec reads the annotations
+from .gaps import RecordedGap, find_gaps
+from .lock_comparison import Comparison, Fetch, Sighting, compare
+from .selection import Selection
+from .session import read_only
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from ..lockfiles import LockFile
+    from ..postgres.connection import DeadlineConnection
+    from ..rows.packages.identity import Remotes
+    from .lock_comparison import Allowed
+
+_STATEMENT_SECONDS = 120.0
+MAX_GROUPS = 500_000  # of equal requests; a large build has 5,000
+_POLL_SECONDS = 0.25
+_MAX_WAIT_SECONDS = 60.0
+# Around the requests of a build whose time is not given: a gap here may have hidden more of them.
+_MARGIN = timedelta(minutes=10)
+
+_SPAN = sql.SQL("SELECT count(*), min(started_at), max(started_at) FROM access_log WHERE {where}")
+_AGE = sql.SQL("""
+    SELECT extract(epoch FROM clock_timestamp() - max(logged_at))::float8 FROM access_log
+    WHERE {where}
+""")
+# Without a purl it is a file that a rule recognizes without telling the package.
+_FETCHES = sql.SQL("""
+    SELECT purl, filename, host, encode(sha256, 'hex'), count(*), min(started_at), max(started_at)
+    FROM access_log_fetches WHERE {where}
+    GROUP BY 1, 2, 3, 4 ORDER BY min(started_at), purl, filename, host, 4 LIMIT %(limit)s
+""")
+_SIGHTINGS = sql.SQL("""
+    SELECT purl, host, coalesce(bool_or(NOT artifact_complete), false),
+           bool_or(artifact_kind = 'artifact' AND method = 'GET'
+                   AND (status_code IS NULL OR status_code >= 400)),
+           count(*) FILTER (WHERE artifact_kind = 'artifact' AND method = 'GET'
+                            AND status_code IN (301, 302, 303, 307, 308))
+    FROM access_log WHERE {where} AND purl IS NOT NULL AND artifact_complete IS NOT TRUE
+    GROUP BY 1, 2 LIMIT %(limit)s
+""")
+_ELSEWHERE = sql.SQL("""
+    SELECT host, path, count(*), min(started_at), max(started_at)
+    FROM access_log
+    WHERE {where} AND remote IS NULL AND method = 'GET'
+      AND status_code IN (200, 206, 301, 302, 303, 304, 307, 308)
+    GROUP BY 1, 2 ORDER BY min(started_at), host, path LIMIT %(limit)s
+""")
+
+
+class TooManyError(Exception):
+    """The selection is too large to compare. The message says what to do."""
+
+
+class LockFileSummary(Struct, frozen=True):
+    """What one lock file has."""
+
+    path: str
+    format: str
+    packages: int
+    unchecked: list[Unchecked]  # dependencies that come from no registry
+
+
+class Verification(Struct, frozen=True):
+    """Whether a build fetched what its lock files say."""
+
+    status: str  # "as locked", "findings" or "uncertain"
+    reasons: list[str]  # why it is uncertain
+    since: datetime | None
+    until: datetime | None
+    filters: dict[str, str]
+    requests: int
+    lock_files: list[LockFileSummary]
+    comparison: Comparison
+    unidentified: dict[str, int]  # downloads of artifacts without a package, by host
+    unknown_hosts: dict[str, int]  # downloads from hosts that no remote describes, by host
+    gaps: list[RecordedGap]
+
+
+def wait_for_rows(
+    connection: DeadlineConnection, selection: Selection, quiet_seconds: float
+) -> None:
+    """Wait until no selected row has arrived for a while, at most a minute.
+
+    A proxy writes a row up to two seconds after its request. Returns at once if the selected time
+    has been over for longer.
+
+    Raises:
+        psycopg.Error, DeadlineExceededError: a query failed or lost its connection.
+    """
+    started_at, pause = time.monotonic(), threading.Event()
+    where, values = selection.where()
+    quiet = timedelta(seconds=quiet_seconds)
+    if selection.until is not None and selection.until + quiet < datetime.now(UTC):
+        return
+    while (waited := time.monotonic() - started_at) < _MAX_WAIT_SECONDS:
+        with read_only(connection, _STATEMENT_SECONDS):
+            row = connection.execute(_AGE.format(where=where), values).fetchone()
+        age = row[0] if row and row[0] is not None else waited
+        if age >= quiet_seconds:
+            return
+        pause.wait(max(_POLL_SECONDS, quiet_seconds - age))
+
+
+def verify(
+    connection: DeadlineConnection,
+    selection: Selection,
+    lock_files: Sequence[LockFile],
+    allowed: Allowed,
+    remotes: Remotes,
+) -> Verification:
+    """Compare the selected requests with lock files.
+
+    Args:
+        connection: In autocommit mode.
+        selection: The requests of the build.
+        lock_files: All lock files of the build.
+        allowed: What is expected besides.
+        remotes: Identify files from hosts that no remote describes.
+
+    Raises:
+        TooManyError: the selection has too many different requests.
+        psycopg.Error, DeadlineExceededError: a query failed, took too long, or lost its connection.
+    """
+    where, values = selection.where()
+    values = {**values, "limit": MAX_GROUPS + 1}
+    with read_only(connection, _STATEMENT_SECONDS):
+        span = connection.execute(_SPAN.format(where=where), values).fetchone()
+        rows = _rows(connection, _FETCHES, where, values)
+        sightings = _rows(connection, _SIGHTINGS, where, values)
+        elsewhere = _rows(connection, _ELSEWHERE, where, values)
+    requests, first_at, last_at = span or (0, None, None)
+    fetches = [Fetch(*row) for row in rows if row[0] is not None]
+    unidentified = _counts((row[2], row[4]) for row in rows if row[0] is None)
+    locked_types = {name for lock_file in lock_files for name in lock_file.ecosystems}
+    found, unknown_hosts = _elsewhere(elsewhere, remotes, locked_types)
+    fetches += found
+    comparison = compare(fetches, [Sighting(*row) for row in sightings], lock_files, allowed)
+    gaps = find_gaps(connection, _gap_selection(selection, first_at, last_at))
+    reasons = _reasons(requests, gaps)
+    return Verification(
+        "findings" if comparison.findings else "uncertain" if reasons else "as locked",
+        reasons,
+        selection.since or first_at,
+        selection.until or last_at,
+        selection.filters(),
+        requests,
+        [_summary(lock_file) for lock_file in lock_files],
+        comparison,
+        unidentified,
+        unknown_hosts,
+        gaps,
+    )
+
+
+def _rows(
+    connection: DeadlineConnection,
+    query: sql.SQL,
+    where: sql.Composed,
+    values: dict[str, Any],
+) -> list[tuple[Any, ...]]:
+    rows = connection.execute(query.format(where=where), values).fetchall()
+    if len(rows) > MAX_GROUPS:
+        raise TooManyError(
+            f"There are more than {MAX_GROUPS:,} different requests; select one build with --user,"
+            " or less time with --since and --until."
+        )
+    return rows
+
+
+def _elsewhere(
+    rows: Sequence[tuple[Any, ...]], remotes: Remotes, locked_types: Collection[str]
+) -> tuple[list[Fetch], dict[str, int]]:
+    """Return the packages that came from hosts that no remote describes, and count the rest by host."""
+    fetches, others = [], []
+    for host, path, count, first_at, last_at in rows:
+        identity = remotes.identify_elsewhere(host or "", path or "")
+        is_locked_type = identity.ecosystem in locked_types
+        if identity.purl is not None and identity.artifact_kind == "artifact" and is_locked_type:
+            fetch = Fetch(identity.purl, identity.filename, host, None, count, first_at, last_at)
+            fetches.append(fetch)
+        else:
+            others.append((host, count))
+    return fetches, _counts(others)
+
+
+def _counts(pairs: Iterable[tuple[str | None, int]]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for name, count in pairs:
+        counts[name or "-"] += count
+    return dict(counts)
+
+
+def _gap_selection(
+    selection: Selection, first_at: datetime | None, last_at: datetime | None
+) -> Selection:
+    """Select the gaps that may have hidden requests of this build."""
+    since, until = selection.since, selection.until
+    if since is None and first_at is not None:
+        since = first_at - _MARGIN
+    if until is None and last_at is not None:
+        until = last_at + _MARGIN
+    return Selection(since=since, until=until, node=selection.node)
+
+
+def _reasons(requests: int, gaps: Sequence[RecordedGap]) -> list[str]:
+    reasons = []
+    if not requests:
+        reasons.append("The log has no request of this build.")
+    if gaps:
+        lost = sum(gap.entries for gap in gaps)
+        reasons.append(
+            f"The log lost {lost:,} {'request' if lost == 1 else 'requests'} around this time."
+        )
+    return reasons
+
+
+def _summary(lock_file: LockFile) -> LockFileSummary:
+    return LockFileSummary(
+        lock_file.path, lock_file.format_name, len(lock_file.packages), lock_file.unchecked
+    )

@@ -1,0 +1,123 @@
+"""Render a verification for a terminal. Compares nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from .human import package_text, plural, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from rich.console import RenderableType
+
+    from .verify import Verification
+
+MAX_FINDINGS = 200  # --json has all
+_MAX_NAMES = 5
+
+
+def verification_text(result: Verification) -> RenderableType:
+    """Return the result for a terminal. Text from clients and lock files is printable."""
+    parts: list[RenderableType] = [_head(result)]
+    if result.comparison.findings:
+        parts.append(_findings(result))
+    parts += [Text(f"Note: {note}", style="dim") for note in _notes(result)]
+    parts.append(_verdict(result))
+    return Group(*parts)
+
+
+def _head(result: Verification) -> Text:
+    filters = "".join(f", {name} {printable(value)}" for name, value in result.filters.items())
+    times = [at.astimezone() for at in (result.since, result.until) if at is not None]
+    span = " to ".join(f"{at:%Y-%m-%d %H:%M}" for at in times) or "no time"
+    text = Text(f"{span}{filters}\n", style="bold")
+    for lock_file in result.lock_files:
+        packages = plural(lock_file.packages, "package")
+        text.append(
+            f"{printable(lock_file.path)}: {packages} ({lock_file.format})\n", style="not bold"
+        )
+    return text
+
+
+def _findings(result: Verification) -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    for name in ("finding", "package"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("detail", overflow="fold")
+    table.add_column("times", justify="right")
+    findings = result.comparison.findings
+    for finding in findings[:MAX_FINDINGS]:
+        table.add_row(
+            Text(finding.kind, style="red"),
+            Text(package_text(finding.purl)),
+            Text(printable(finding.detail)),
+            Text(f"{finding.fetches:,}"),
+        )
+    more = len(findings) - MAX_FINDINGS
+    return (
+        Group(table, Text(f"... and {plural(more, 'more finding')}; --json has all"))
+        if more > 0
+        else table
+    )
+
+
+def _notes(result: Verification) -> Iterator[str]:
+    comparison = result.comparison
+    by_reason: dict[str, list[str]] = {}
+    for package in comparison.not_fetched:
+        by_reason.setdefault(package.reason, []).append(package_text(package.purl))
+    for reason, names in by_reason.items():
+        yield f"{len(names):,} locked but not fetched ({printable(reason)}): {_names(names)}"
+    unchecked = [
+        f"{each.name} ({each.reason})" for file in result.lock_files for each in file.unchecked
+    ]
+    if unchecked:
+        yield f"{len(unchecked):,} not from a registry, not checked: {_names(map(printable, unchecked))}"
+    digests = comparison.digests
+    if digests.not_recorded:
+        count = plural(digests.not_recorded, "artifact")
+        yield f"{count} without a recorded digest; see the setting artifact.sha256"
+    for algorithms, number in digests.not_comparable.items():
+        count = plural(number, "artifact")
+        yield f"{count} locked by {printable(algorithms)}, which cannot be compared with SHA-256"
+    if comparison.hosts_not_in_lock_file:
+        count = plural(comparison.hosts_not_in_lock_file, "artifact")
+        yield f"{count} whose lock file names no host; name the expected ones with --allow-host"
+    if comparison.allowed:
+        yield f"allowed although not locked: {_names(map(package_text, comparison.allowed))}"
+    for text, counts in (
+        ("artifacts of ecosystems that no lock file covers", comparison.other_ecosystems),
+        ("downloads of artifacts whose package is unknown", result.unidentified),
+        ("downloads from hosts that no remote describes", result.unknown_hosts),
+    ):
+        if counts:
+            yield f"{text}, not checked: {_counts(counts)}"
+
+
+def _verdict(result: Verification) -> Text:
+    comparison = result.comparison
+    good = plural(comparison.as_locked, "artifact")
+    if comparison.findings:
+        return Text(
+            f"{plural(len(comparison.findings), 'finding')}; {good} as locked.", style="red"
+        )
+    if result.reasons:
+        return Text(f"Uncertain: {' '.join(result.reasons)} {good} as locked.", style="yellow")
+    return Text(f"As locked: {good}.", style="green")
+
+
+def _names(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = len(listed) - _MAX_NAMES
+    return ", ".join(listed[:_MAX_NAMES]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    largest = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return _names(f"{printable(name)} {count:,}" for name, count in largest)
