@@ -16,6 +16,7 @@ import psycopg
 # An installed package has `addon` and `exporter` in a folder that is not on sys.path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from addon.cli.affected import NoAnswerError, affected
 from addon.cli.identify import identify_urls
 from addon.cli.prune import prune
 from addon.cli.queries import GapsUnknownError, export, gaps, report, tail
@@ -32,7 +33,11 @@ from exporter.settings import ReadSettings
 
 SCRIPT = Path(__file__).resolve().parents[1] / "artifactapi.py"
 # Commands whose exit code tells an error from a result.
-_ERRORS = {gaps.name: GapsUnknownError, verify.name: NotVerifiedError}
+_ERRORS = {
+    gaps.name: GapsUnknownError,
+    verify.name: NotVerifiedError,
+    affected.name: NoAnswerError,
+}
 _SIGNAL_EXIT_BASE = 128  # the exit code that shells report for a signal is 128 plus its number
 
 
@@ -167,7 +172,7 @@ def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
     click.echo(grants(schema, proxy_role, reader_role), nl=False)
 
 
-for query_command in (tail, report, export, gaps, verify, spool, prune):
+for query_command in (tail, report, export, gaps, verify, affected, spool, prune):
     main.add_command(query_command)
 
 

@@ -1,0 +1,186 @@
+"""The command `artifactapi affected`. Queries and formats are in exporter.read."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from addon.cli.queries import errors_in_one_sentence, filters
+from exporter.advisories.limits import SourceError
+from exporter.advisories.names import purl_type
+from exporter.read.human import printable, printable_json
+from exporter.read.selection import FILTER_NAMES
+from exporter.read.session import open_database
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from exporter import Settings
+    from exporter.advisories.sources import SourceReader
+    from exporter.read.affected import Affected
+    from exporter.read.selection import Selection
+
+_HIT_EXIT, _UNCERTAIN_EXIT = 1, 2
+_MEGABYTE = 1_000_000
+_PROGRESS_COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+)
+
+
+class NoAnswerError(click.ClickException):
+    """The command could not find out. The exit status tells that from every answer."""
+
+    exit_code = 3
+
+
+class _InvalidUseError(click.UsageError):
+    """An option or argument is not valid."""
+
+    exit_code = NoAnswerError.exit_code
+
+
+class AnswerCommand(click.Command):
+    """A command whose exit statuses 0 to 2 are answers, so that every error needs another."""
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        with _no_answer():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _no_answer():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _no_answer() -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as e:
+        raise _InvalidUseError(e.format_message(), e.ctx) from None
+    except click.ClickException as e:
+        raise NoAnswerError(e.message) from None
+
+
+@click.command(cls=AnswerCommand)
+@click.argument("sources", nargs=-1, required=True)
+@click.option(
+    "--type",
+    "default_type",
+    help="Ecosystem of the names in lists that are not Package URLs, such as npm or PyPI.",
+)
+@click.option("--withdrawn", is_flag=True, help="Also use advisories that were withdrawn.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, a line per advisory and package.")
+@filters(*FILTER_NAMES)
+@click.pass_context
+def affected(
+    context: click.Context,
+    sources: tuple[str, ...],
+    *,
+    default_type: str | None,
+    withdrawn: bool,
+    as_json: bool,
+    as_csv: bool,
+    selection: Selection,
+) -> None:
+    """Report which fetched packages SOURCES name, and who fetched them.
+
+    SOURCES are files, folders, zip files or - (standard input) with OSV advisories (JSON, JSON lines or
+    YAML), or lists: a Package URL or name@version per line, or CSV with a header. Nothing is sent to
+    or fetched from the network.
+
+    The exit status is 0 if no affected package was fetched, 1 if one was, 2 if it is uncertain (a version
+    cannot be compared, or the log has gaps in this time), and 3 if there is no answer.
+    """
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv exclude each other.")
+    if default_type is not None and purl_type(default_type) is None:
+        raise click.UsageError(
+            f"--type {printable(default_type)!r} is not an ecosystem such as npm."
+        )
+    settings: Settings = context.obj
+    console = Console(stderr=True)
+    columns = _PROGRESS_COLUMNS
+    with Progress(
+        *columns, console=console, disable=not console.is_terminal, transient=True
+    ) as progress:
+        reader = _read(sources, default_type, progress, withdrawn=withdrawn)
+        with errors_in_one_sentence():
+            found = _find(settings, reader, selection, progress)
+    with errors_in_one_sentence():
+        _print(found, as_json=as_json, as_csv=as_csv)
+    if found.is_hit:
+        context.exit(_HIT_EXIT)
+    if found.is_uncertain:
+        context.exit(_UNCERTAIN_EXIT)
+
+
+def _read(
+    sources: tuple[str, ...], default_type: str | None, progress: Progress, *, withdrawn: bool
+) -> SourceReader:
+    # Not at the top: the libraries that compare versions take a tenth of a second.
+    from exporter.advisories.sources import SourceReader, total_bytes  # noqa: PLC0415
+
+    try:
+        total = total_bytes(sources)
+        task = progress.add_task("read, MB", total=None if total is None else total / _MEGABYTE)
+        reader = SourceReader(
+            default_type=None if default_type is None else purl_type(default_type),
+            include_withdrawn=withdrawn,
+            on_progress=lambda done: progress.update(task, completed=done // _MEGABYTE),
+        )
+        for source in sources:
+            reader.read(source, sys.stdin.buffer)
+    except SourceError as e:
+        raise NoAnswerError(printable(str(e))) from None
+    progress.update(
+        task,
+        total=max(1, reader.bytes_read // _MEGABYTE),
+        completed=max(1, reader.bytes_read // _MEGABYTE),
+    )
+    return reader
+
+
+def _find(
+    settings: Settings, reader: SourceReader, selection: Selection, progress: Progress
+) -> Affected:
+    from exporter.read.affected import find_affected  # noqa: PLC0415 - as above
+
+    task = progress.add_task("compared", total=None)
+    with open_database(settings.for_reading()) as connection:
+        found = find_affected(
+            connection,
+            reader.advisories,
+            reader.summary,
+            selection,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    progress.update(task, total=max(1, found.checked), completed=max(1, found.checked))
+    return found
+
+
+def _print(found: Affected, *, as_json: bool, as_csv: bool) -> None:
+    from exporter.read.affected_text import affected_csv, affected_text  # noqa: PLC0415 - as above
+
+    if as_json:
+        click.echo(printable_json(msgspec.json.encode(found).decode()))
+    elif as_csv:
+        for line in affected_csv(found):
+            click.echo(line)
+    else:
+        Console(highlight=False).print(affected_text(found))

@@ -1,0 +1,1 @@
+"""Parse advisories and compare versions. Knows no database and no mitmproxy."""

@@ -1,0 +1,242 @@
+"""Find out which fetched packages advisories are about, and who fetched them. Formats nothing."""
+
+from __future__ import annotations
+
+from datetime import datetime  # noqa: TC003 - msgspec reads the annotations
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from ..advisories.model import Verdict
+from ..advisories.names import parse_purl
+from .fetched import (
+    EverFetched,
+    Fetches,
+    Looks,
+    count_fetched,
+    ever_fetched,
+    fetched_purls,
+    fetches_of,
+    log_start,
+    looks_at,
+    seen_purls,
+)
+from .gaps import GapSummary, gap_summary
+from .session import read_only
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from ..advisories.matching import Advisories, Match
+    from ..advisories.sources import SourceSummary
+    from ..postgres.connection import DeadlineConnection
+    from .selection import Selection
+
+_STATEMENT_SECONDS = 600.0
+_MAX_NAMED = 500  # with more packages in advisories, reading all names at once is faster
+_TOP_GAPS = 10
+_REPORT_EVERY = 20_000  # packages
+
+
+class AboutAdvisory(Struct, frozen=True):
+    """The advisory of a finding."""
+
+    id: str
+    source: str
+    summary: str
+    severity: str
+    aliases: str
+    withdrawn: str
+
+
+class Hit(Struct, frozen=True, kw_only=True):
+    """A fetched package that an advisory is about, or may be."""
+
+    advisory: AboutAdvisory
+    verdict: Verdict
+    purl: str
+    package: str
+    version: str | None
+    fetches: Fetches | None  # None: only the table artifact remembers them
+    ever: EverFetched | None  # all fetches, also those whose rows were removed
+
+    @property
+    def has_missing_rows(self) -> bool:
+        """Whether fetches are known whose rows were removed, so that nobody knows who made them."""
+        return self.ever is not None and (
+            self.fetches is None or self.ever.fetches > self.fetches.requests
+        )
+
+
+class LookedAt(Struct, frozen=True, kw_only=True):
+    """Requests for a package that an advisory is about, which did not fetch it."""
+
+    advisory: AboutAdvisory
+    verdict: Verdict
+    package: str
+    version: str | None
+    looks: Looks
+
+
+class Affected(Struct, frozen=True, kw_only=True):
+    """The answer: hits first by verdict, then by advisory."""
+
+    since: datetime | None
+    until: datetime | None
+    filters: dict[str, str]
+    log_start: (
+        datetime | None
+    )  # the oldest row; earlier fetches are known only without who made them
+    files: int
+    advisories: int
+    packages: int
+    skipped: dict[str, int]
+    checked: int  # fetched packages that were compared
+    unattributed: int  # affected packages with removed rows, which the filters might have selected
+    hits: list[Hit]
+    looked_at: list[LookedAt]
+    gaps: GapSummary
+
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether "no" would be too much to say."""
+        return bool(
+            self.gaps.gaps
+            or self.unattributed
+            or any(hit.verdict == Verdict.POSSIBLE for hit in self.hits)
+        )
+
+    @property
+    def is_hit(self) -> bool:
+        """Whether an affected version was fetched."""
+        return any(hit.verdict == Verdict.AFFECTED for hit in self.hits)
+
+
+def find_affected(
+    connection: DeadlineConnection,
+    advisories: Advisories,
+    summary: SourceSummary,
+    selection: Selection,
+    on_progress: Callable[[int, int | None], None] | None = None,
+) -> Affected:
+    """Compare every fetched package with the advisories, in one snapshot of the database.
+
+    Args:
+        connection: To the database.
+        advisories: What to look for.
+        summary: What was read from the sources.
+        selection: Which requests count.
+        on_progress: Called with the numbers of fetched packages compared so far and in total, if known.
+
+    Raises:
+        psycopg.Error, DeadlineExceededError: a query failed, took too long, or lost its connection.
+    """
+    keys = advisories.search_keys() if len(advisories) <= _MAX_NAMED else None
+    with read_only(connection, _STATEMENT_SECONDS):
+        start = log_start(connection)
+        matches: dict[str, list[Match]] = {}
+        total = count_fetched(connection) if keys is None else None
+        checked = 0
+        for checked, purl in enumerate(fetched_purls(connection, keys), 1):
+            if found := advisories.match(purl):
+                matches[purl] = found
+            if on_progress is not None and checked % _REPORT_EVERY == 0:
+                on_progress(checked, total)
+        removed = {
+            purl: ever
+            for purl, ever in ever_fetched(connection, matches).items()
+            if _has_removed_rows(ever, selection, start)
+        }
+        can_attribute = not selection.filters()
+        hits = list(_hits(connection, selection, matches, removed if can_attribute else {}))
+        looks = list(_looks(connection, selection, advisories))
+        gaps = gap_summary(connection, selection, _TOP_GAPS)
+    return Affected(
+        since=selection.since,
+        until=selection.until,
+        filters=selection.filters(),
+        log_start=start,
+        files=summary.files,
+        advisories=summary.advisories,
+        packages=summary.packages,
+        skipped=summary.skipped,
+        checked=checked,
+        unattributed=0 if can_attribute else len(removed),
+        hits=sorted(hits, key=lambda hit: (hit.verdict, hit.advisory.id, hit.purl)),
+        looked_at=sorted(
+            looks, key=lambda look: (look.advisory.id, look.looks.purl, look.looks.how)
+        ),
+        gaps=gaps,
+    )
+
+
+def _hits(
+    connection: DeadlineConnection,
+    selection: Selection,
+    matches: dict[str, list[Match]],
+    removed: dict[str, EverFetched],
+) -> Iterator[Hit]:
+    fetches = fetches_of(connection, selection, matches)
+    for purl in fetches.keys() | removed.keys():
+        package, version = _named(purl)
+        for match in matches[purl]:
+            yield Hit(
+                advisory=_about(match),
+                verdict=match.verdict,
+                purl=purl,
+                package=package,
+                version=version,
+                fetches=fetches.get(purl),
+                ever=removed.get(purl),
+            )
+
+
+def _has_removed_rows(ever: EverFetched, selection: Selection, start: datetime | None) -> bool:
+    """Return whether some of the fetches can be in the selected time, but are not in the log any more.
+
+    `start` is the oldest row of the log.
+    """
+    if start is not None and (
+        ever.first_at >= start or (selection.since is not None and selection.since >= start)
+    ):
+        return False
+    if selection.since is not None and ever.last_at < selection.since:
+        return False
+    return selection.until is None or ever.first_at < selection.until
+
+
+def _looks(
+    connection: DeadlineConnection, selection: Selection, advisories: Advisories
+) -> Iterator[LookedAt]:
+    packages = advisories.columns() if len(advisories) <= _MAX_NAMED else None
+    matches: dict[str, list[Match]] = {}
+    for purl in seen_purls(connection, selection, packages):
+        if found := advisories.match(purl):
+            matches[purl] = found
+    for looks in looks_at(connection, selection, matches):
+        package, version = _named(looks.purl)
+        for match in matches[looks.purl]:
+            yield LookedAt(
+                advisory=_about(match),
+                verdict=match.verdict,
+                package=package,
+                version=version,
+                looks=looks,
+            )
+
+
+def _about(match: Match) -> AboutAdvisory:
+    advisory = match.advisory
+    return AboutAdvisory(
+        advisory.id,
+        advisory.source,
+        advisory.summary,
+        advisory.severity,
+        advisory.aliases,
+        advisory.withdrawn,
+    )
+
+
+def _named(purl: str) -> tuple[str, str | None]:
+    found = parse_purl(purl)
+    return (purl, None) if found is None else found

@@ -1,0 +1,284 @@
+"""Render what `affected` found for a terminal, or as CSV. Runs no queries."""
+
+from __future__ import annotations
+
+import csv
+import io
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from ..advisories.model import Verdict
+from .human import package_text, plural, printable, size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from datetime import datetime
+
+    from rich.console import RenderableType
+
+    from .affected import AboutAdvisory, Affected, Hit, LookedAt
+    from .fetched import Callers
+
+_MAX_NAMES = 5  # users or clients that a line of the table shows
+_FORMULA_STARTS = tuple("=+@\t\r\n-\uff1d\uff0b\uff20\uff0d")  # OWASP, "CSV Injection"
+_CSV_COLUMNS = (
+    *("verdict", "advisory", "severity", "summary", "aliases", "source", "purl", "package"),
+    *("version", "how", "requests", "bytes", "first_at", "last_at", "users", "clients", "remotes"),
+    *("from_cache", "sha256", "rows_removed"),
+)
+_FETCHED = "fetched"
+
+
+def affected_text(affected: Affected) -> RenderableType:
+    """Return the answer for a terminal. Text from advisories and clients is printable."""
+    parts: list[RenderableType] = [_head(affected)]
+    for advisory, hits in groupby(affected.hits, key=lambda hit: (hit.verdict, hit.advisory)):
+        parts += [_advisory_line(advisory[1], advisory[0]), _hit_table(list(hits))]
+    with_version = [each for each in affected.looked_at if each.version is not None]
+    if with_version:
+        parts.append(_look_table(with_version))
+    parts += [Text(note, style="dim") for note in notes(affected)]
+    return Group(*parts)
+
+
+def headline(affected: Affected) -> str:
+    """Return the answer in one sentence."""
+    sure = [hit for hit in affected.hits if hit.verdict == Verdict.AFFECTED]
+    unsure = [hit for hit in affected.hits if hit.verdict == Verdict.POSSIBLE]
+    if sure:
+        packages = len({hit.purl for hit in sure})
+        text = (
+            f"{plural(packages, 'affected package')} {'was' if packages == 1 else 'were'} fetched"
+        )
+        names = {name for hit in sure for name in _users_of(hit)}
+        if names:
+            text += f", by {plural(len(names), 'user')}"
+    elif unsure:
+        packages = len({hit.purl for hit in unsure})
+        text = f"{plural(packages, 'fetched package')} may be affected"
+    elif affected.unattributed:
+        text = (
+            "No affected package was fetched by a request in the log, but older rows were removed"
+        )
+    elif affected.gaps.gaps:
+        text = "No affected package was fetched by a request in the log, but the log has gaps"
+    else:
+        text = "No affected package was fetched"
+    if sure and unsure:
+        text += f"; {len({hit.purl for hit in unsure}):,} more may be affected"
+    return f"{text}."
+
+
+def notes(affected: Affected) -> Iterator[str]:
+    """Yield what limits the answer, one sentence each."""
+    index_reads = [each for each in affected.looked_at if each.version is None]
+    if index_reads:
+        packages = {each.package for each in index_reads}
+        yield (
+            f"Only looked at: indexes or files without a version of {plural(len(packages), 'package')}"
+            " that the sources name; --json lists them."
+        )
+    if affected.gaps.gaps:
+        yield (
+            f"The log has {plural(affected.gaps.gaps, 'gap')} in this time:"
+            f" {plural(affected.gaps.entries, 'request')} {'is' if affected.gaps.entries == 1 else 'are'}"
+            " missing (see artifactapi gaps)."
+        )
+    if any(hit.has_missing_rows for hit in affected.hits) and affected.log_start is not None:
+        yield (
+            f"The rows before {_moment(affected.log_start)} were removed; who made earlier fetches is unknown."
+        )
+    if affected.unattributed and affected.log_start is not None:
+        yield (
+            f"The rows before {_moment(affected.log_start)} were removed; whether the filters match earlier"
+            f" fetches of {plural(affected.unattributed, 'affected package')} is unknown."
+        )
+    if affected.skipped:
+        yield "Left out: " + ", ".join(
+            f"{count:,} {reason}" for reason, count in affected.skipped.items()
+        )
+
+
+def affected_csv(affected: Affected) -> Iterator[str]:
+    """Yield lines of CSV with a header: a line per advisory and package. Formulas are neutralized."""
+    yield _csv_line(_CSV_COLUMNS)
+    for hit in affected.hits:
+        yield _csv_line(_csv_hit(hit))
+    for look in affected.looked_at:
+        yield _csv_line(_csv_look(look))
+
+
+def _head(affected: Affected) -> Text:
+    filters = "".join(f", {name} {printable(value)}" for name, value in affected.filters.items())
+    since = "the start of the log" if affected.since is None else _moment(affected.since)
+    until = "now" if affected.until is None else _moment(affected.until)
+    style = (
+        "bold red" if affected.is_hit else "bold yellow" if affected.is_uncertain else "bold green"
+    )
+    text = Text(headline(affected), style=style)
+    return text.append(
+        f"\n{affected.advisories:,} {'advisory' if affected.advisories == 1 else 'advisories'} about"
+        f" {plural(affected.packages, 'package')}, compared with what was fetched from {since} to {until}"
+        f"{filters}.\n",
+        style="not bold default",
+    )
+
+
+def _advisory_line(advisory: AboutAdvisory, verdict: Verdict) -> Text:
+    text = Text("possible: " if verdict == Verdict.POSSIBLE else "", style="yellow")
+    text.append(printable(advisory.id), style="bold")
+    for part, style in ((advisory.severity, "red"), (advisory.summary, "")):
+        if part:
+            text.append(f"  {printable(part)}", style=style)
+    if advisory.withdrawn:
+        text.append("  withdrawn", style="yellow")
+    return text
+
+
+def _hit_table(hits: list[Hit]) -> Table:
+    table = _table("package", "fetches", "size", "first", "last", "cache", "who")
+    for hit in hits:
+        name = Text(package_text(hit.purl))
+        if hit.fetches is not None:
+            fetches = hit.fetches
+            cache = {None: "-", True: "yes", False: "no"}[fetches.from_cache]
+            table.add_row(
+                name,
+                f"{fetches.requests:,}",
+                size(fetches.bytes),
+                _moment(fetches.first_at),
+                _moment(fetches.last_at),
+                cache,
+                Text(_names(fetches)),
+            )
+        if hit.ever is not None and hit.has_missing_rows:
+            ever = hit.ever
+            first_user = f"first {printable(ever.first_user)}; " if ever.first_user else ""
+            table.add_row(
+                name,
+                f"{ever.fetches:,}",
+                size(ever.bytes),
+                _moment(ever.first_at),
+                _moment(ever.last_at),
+                "-",
+                Text(f"{first_user}rows removed", style="yellow"),
+            )
+    return table
+
+
+def _look_table(looks: list[LookedAt]) -> Group:
+    table = _table("package", "how", "requests", "first", "last", "who")
+    for looked_at in looks:
+        looks_ = looked_at.looks
+        table.add_row(
+            Text(package_text(looks_.purl)),
+            looks_.how,
+            f"{looks_.requests:,}",
+            _moment(looks_.first_at),
+            _moment(looks_.last_at),
+            Text(_names(looks_)),
+        )
+    return Group(Text("Only looked at, not fetched", style="bold"), table)
+
+
+def _table(first: str, *columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column(first, header_style="dim", overflow="fold")
+    for column in columns:
+        is_text = column in {"who", "how", "cache"}
+        table.add_column(
+            column,
+            header_style="dim",
+            justify="left" if is_text else "right",
+            no_wrap=not is_text,
+            overflow="fold",
+        )
+    return table
+
+
+def _names(callers: Callers) -> str:
+    """Return the users, or the addresses if none of them logged in."""
+    names, count = (
+        (callers.users, callers.user_count)
+        if callers.users
+        else (callers.clients, callers.client_count)
+    )
+    shown = ", ".join(map(printable, names[:_MAX_NAMES]))
+    more = count - len(names[:_MAX_NAMES])
+    return f"{shown} and {more:,} more" if more > 0 else shown or "-"
+
+
+def _users_of(hit: Hit) -> Iterable[str]:
+    return hit.fetches.users if hit.fetches is not None else ()
+
+
+def _csv_hit(hit: Hit) -> list[str]:
+    fetches = hit.fetches
+    return [
+        *_csv_about(hit.advisory, hit.verdict, hit.purl, hit.package, hit.version),
+        _FETCHED,
+        *(_csv_callers(fetches) if fetches is not None else _csv_ever(hit)),
+        "" if fetches is None or fetches.from_cache is None else str(fetches.from_cache).lower(),
+        "" if fetches is None else " ".join(fetches.sha256),
+        "true" if hit.has_missing_rows else "",
+    ]
+
+
+def _csv_look(look: LookedAt) -> list[str]:
+    return [
+        *_csv_about(look.advisory, look.verdict, look.looks.purl, look.package, look.version),
+        look.looks.how,
+        *_csv_callers(look.looks),
+        *("", "", ""),
+    ]
+
+
+def _csv_about(
+    advisory: AboutAdvisory, verdict: Verdict, purl: str, package: str, version: str | None
+) -> list[str]:
+    about = [advisory.id, advisory.severity, advisory.summary, advisory.aliases, advisory.source]
+    return [str(verdict), *about, purl, package, version or ""]
+
+
+def _csv_callers(callers: Callers) -> list[str]:
+    return [
+        str(callers.requests),
+        "" if callers.bytes is None else str(callers.bytes),
+        callers.first_at.isoformat(),
+        callers.last_at.isoformat(),
+        " ".join(callers.users),
+        " ".join(callers.clients),
+        " ".join(callers.remotes),
+    ]
+
+
+def _csv_ever(hit: Hit) -> list[str]:
+    ever = hit.ever
+    if ever is None:
+        return [""] * 7
+    times = [ever.first_at.isoformat(), ever.last_at.isoformat()]
+    return [
+        str(ever.fetches),
+        str(ever.bytes),
+        *times,
+        ever.first_user or "",
+        "",
+        ever.remote or "",
+    ]
+
+
+def _csv_line(cells: Iterable[str]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="").writerow(
+        f"'{cell}" if cell.startswith(_FORMULA_STARTS) else cell for cell in map(printable, cells)
+    )
+    return out.getvalue()
+
+
+def _moment(at: datetime) -> str:
+    return f"{at.astimezone():%Y-%m-%d %H:%M}"

@@ -1,0 +1,291 @@
+"""`artifactapi affected`: which fetched packages advisories name, and who fetched them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from tests.support.command import call, write
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Query = Callable[..., list[tuple[Any, ...]]]
+
+pytestmark = pytest.mark.slow
+
+_FIRST = datetime.fromtimestamp(1_700_000_000, UTC)  # the time of sample 0
+
+
+def fetch(dsn: str, *numbers: int, purl: str, package: str, **changes: Any) -> None:
+    """Log requests for a package that fetch it, unless the changes say something else."""
+    ecosystem = purl.removeprefix("pkg:").partition("/")[0]
+    values = {"artifact_kind": "artifact", "purl": purl, "package": package, "ecosystem": ecosystem}
+    write(dsn, *numbers, **{**values, **changes})
+
+
+def left_pad(dsn: str, *numbers: int, version: str = "1.3.0", **changes: Any) -> None:
+    fetch(dsn, *numbers, purl=f"pkg:npm/left-pad@{version}", package="left-pad", **changes)
+
+
+def affected(dsn: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return call("affected", *map(str, arguments), ARTIFACTAPI_DSN=dsn, COLUMNS="200", TZ="UTC")
+
+
+def answer(dsn: str, *arguments: str | Path) -> dict[str, Any]:
+    done = affected(dsn, *arguments, "--json")
+    assert not done.stderr
+    return {**json.loads(done.stdout), "status": done.returncode}
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    """A list with one compromised version."""
+    path = tmp_path / "bad.txt"
+    path.write_text("left-pad@1.3.0\n")
+    return path
+
+
+def osv(tmp_path: Path, *affected_packages: dict[str, Any], **changes: Any) -> Path:
+    path = tmp_path / "osv.json"
+    document = {"id": "TEST-1", "summary": "A summary", "affected": affected_packages, **changes}
+    path.write_text(json.dumps(document))
+    return path
+
+
+def ranged(ecosystem: str, name: str, *events: dict[str, str]) -> dict[str, Any]:
+    ranges = [{"type": "ECOSYSTEM", "events": list(events)}]
+    return {"package": {"ecosystem": ecosystem, "name": name}, "ranges": ranges}
+
+
+def test_a_hit_says_who_fetched_what_when_and_from_where(dsn: str, bad: Path) -> None:
+    left_pad(dsn, 1, 3, sha256="\\x" + "01" * 32, remote="npm", cache_status="MISS")
+    left_pad(dsn, 2, proxy_user="build-43", client_ip="192.0.2.8", remote="npm", cache_status="HIT")
+    left_pad(dsn, 4, version="1.2.0")
+    fetch(dsn, 5, purl="pkg:npm/%40x/left-pad@1.3.0", package="@x/left-pad")
+    fetch(dsn, 6, purl="pkg:pypi/left-pad@1.3.0", package="left-pad")
+    found = answer(dsn, bad, "--type", "npm")
+    assert found["status"] == 1
+    (hit,) = found["hits"]
+    assert hit["advisory"]["id"] == "bad.txt"
+    assert (hit["verdict"], hit["purl"]) == ("affected", "pkg:npm/left-pad@1.3.0")
+    assert (hit["package"], hit["version"]) == ("npm/left-pad", "1.3.0")
+    fetches = hit["fetches"]
+    assert datetime.fromisoformat(fetches["first_at"]) == _FIRST + timedelta(milliseconds=1)
+    assert datetime.fromisoformat(fetches["last_at"]) == _FIRST + timedelta(milliseconds=3)
+    del fetches["first_at"], fetches["last_at"]
+    assert fetches == {
+        "requests": 3,
+        "bytes": 3 * 1234,
+        "users": ["build-42", "build-43"],
+        "user_count": 2,
+        "clients": ["192.0.2.7", "192.0.2.8"],
+        "client_count": 2,
+        "remotes": ["npm"],
+        "from_cache": True,
+        "sha256": ["01" * 32],
+    }
+    assert found["looked_at"] == []
+
+
+def test_the_table_names_the_advisory_the_package_and_the_builds(dsn: str, tmp_path: Path) -> None:
+    left_pad(dsn, *range(1, 4))
+    for number in range(10, 17):
+        left_pad(dsn, number, proxy_user=f"build-{number}")
+    path = osv(
+        tmp_path,
+        ranged("npm", "left-pad", {"introduced": "1.3.0"}),
+        database_specific={"severity": "HIGH"},
+    )
+    done = affected(dsn, path)
+    assert done.returncode == 1
+    text = " ".join(done.stdout.split())
+    assert "1 affected package was fetched, by 8 users." in text
+    assert "TEST-1 high A summary" in text
+    assert "npm left-pad 1.3.0 10 12.3 kB 2023-11-14 22:13 2023-11-14 22:13" in text
+    assert "build-10, build-11, build-12, build-13, build-14 and 3 more" in text
+
+
+def test_only_looked_at_is_not_fetched(dsn: str, bad: Path) -> None:
+    left_pad(dsn, 1, method="HEAD")
+    left_pad(dsn, 2, status_code=404)
+    left_pad(dsn, 3, artifact_complete=False)
+    left_pad(dsn, 4, status_code=None, error_type="client_disconnected")
+    left_pad(dsn, 5, status_code=403)
+    left_pad(dsn, 6, artifact_kind="sidecar")
+    fetch(dsn, 7, purl="pkg:npm/left-pad", package="left-pad", artifact_kind="index")
+    left_pad(dsn, 8, version="1.2.0", method="HEAD")
+    found = answer(dsn, bad, "--type", "npm")
+    assert found["status"] == 0
+    assert found["hits"] == []
+    looks = {
+        (each["looks"]["how"], each["version"]): each["looks"]["requests"]
+        for each in found["looked_at"]
+    }
+    assert looks == {
+        ("HEAD", "1.3.0"): 1,
+        ("not found", "1.3.0"): 1,
+        ("partial download", "1.3.0"): 1,
+        ("failed", "1.3.0"): 1,
+        ("refused", "1.3.0"): 1,
+        ("metadata", "1.3.0"): 1,
+        ("index", None): 1,
+    }
+    text = affected(dsn, bad, "--type", "npm").stdout
+    assert text.startswith("No affected package was fetched.")
+    assert "Only looked at, not fetched" in text
+    assert "partial download" in text
+
+
+def test_versions_that_cannot_be_compared_are_possible(dsn: str, tmp_path: Path) -> None:
+    fetch(dsn, 1, purl="pkg:composer/a/b", package="a/b")
+    fetch(dsn, 2, purl="pkg:npm/odd@canary", package="odd")
+    fetch(dsn, 3, purl="pkg:deb/debian/curl@7.88-1?arch=amd64", package="debian/curl")
+    path = osv(
+        tmp_path,
+        ranged("Packagist", "a/b", {"introduced": "0"}, {"fixed": "1.0"}),
+        ranged("npm", "odd", {"introduced": "0"}, {"fixed": "1.0.0"}),
+        ranged("Debian:12", "curl", {"introduced": "0"}, {"fixed": "1:1.0-1"}),
+    )
+    found = answer(dsn, path)
+    assert found["status"] == 2
+    assert [(hit["verdict"], hit["package"]) for hit in found["hits"]] == [
+        ("possible", "composer/a/b"),
+        ("possible", "deb/debian/curl"),
+        ("possible", "npm/odd"),
+    ]
+    assert "3 fetched packages may be affected." in affected(dsn, path).stdout
+
+
+def test_a_gap_makes_no_uncertain(dsn: str, bad: Path, query: Query) -> None:
+    left_pad(dsn, 1, version="1.2.0")
+    query(
+        "INSERT INTO access_log_gap (gap_id, node, from_at, to_at, reason, entries)"
+        " VALUES (gen_random_uuid(), 'n', '2026-03-02', '2026-03-03', 'rejected', 7)"
+    )
+    done = affected(dsn, bad, "--type", "npm")
+    assert done.returncode == 2
+    assert "but the log has gaps" in done.stdout
+    assert "1 gap in this time: 7 requests are missing" in done.stdout
+    assert affected(dsn, bad, "--type", "npm", "--until", "2026-03-01T00:00Z").returncode == 0
+    left_pad(dsn, 2)
+    assert affected(dsn, bad, "--type", "npm").returncode == 1
+
+
+def test_filters_apply(dsn: str, bad: Path) -> None:
+    left_pad(dsn, 1)
+    left_pad(dsn, 86_400_000, proxy_user="build-43", client_ip="192.0.2.8")
+    arguments = (bad, "--type", "npm")
+    for filters, users in {
+        (): ["build-42", "build-43"],
+        ("--user", "build-43"): ["build-43"],
+        ("--client", "192.0.2.7"): ["build-42"],
+        ("--since", "2023-11-15T12:00Z"): ["build-43"],
+        ("--until", "2023-11-15T12:00Z"): ["build-42"],
+        ("--user", "build-44"): None,
+        ("--package", "other"): None,
+        ("--since", "2023-12-01T00:00Z"): None,
+    }.items():
+        found = answer(dsn, *arguments, *filters)
+        assert found["status"] == (0 if users is None else 1), filters
+        assert [hit["fetches"]["users"] for hit in found["hits"]] == (
+            [] if users is None else [users]
+        )
+
+
+def test_fetches_whose_rows_were_removed_are_still_known(dsn: str, bad: Path, query: Query) -> None:
+    left_pad(dsn, 1, 2)
+    left_pad(dsn, 86_400_000, version="1.2.0")
+    query("DROP TABLE access_log_20231114")
+    arguments = (bad, "--type", "npm")
+    found = answer(dsn, *arguments)
+    assert found["status"] == 1
+    (hit,) = found["hits"]
+    assert hit["fetches"] is None
+    assert (hit["ever"]["fetches"], hit["ever"]["first_user"]) == (2, "build-42")
+    text = affected(dsn, *arguments).stdout
+    assert "first build-42; rows removed" in text
+    assert "The rows before 2023-11-15 22:13 were removed" in text
+    assert answer(dsn, *arguments, "--since", "2023-11-15T00:00Z")["status"] == 0
+    assert answer(dsn, *arguments, "--until", "2023-11-14T00:00Z")["status"] == 0
+    # Whether this build made one of the fetches is not known any more.
+    assert answer(dsn, *arguments, "--user", "build-43")["status"] == 2
+    assert "whether the filters match" in affected(dsn, *arguments, "--user", "build-43").stdout
+
+
+def test_csv_is_safe_to_open(dsn: str, tmp_path: Path) -> None:
+    left_pad(dsn, 1, proxy_user="=cmd|' /C calc'!A0")
+    path = osv(tmp_path, ranged("npm", "left-pad", {"introduced": "0"}), summary='@SUM(1)\x1b[2J"')
+    done = affected(dsn, path, "--csv")
+    assert done.returncode == 1
+    (row,) = csv.DictReader(io.StringIO(done.stdout))
+    assert row["users"] == "'=cmd|' /C calc'!A0"
+    assert row["summary"] == "'@SUM(1)\\x1b[2J\""
+    assert (row["verdict"], row["advisory"], row["how"], row["requests"]) == (
+        *("affected", "TEST-1", "fetched", "1"),
+    )
+
+
+def test_control_characters_never_reach_the_terminal(dsn: str, tmp_path: Path) -> None:
+    left_pad(dsn, 1, proxy_user="a\x1b[2Jb")
+    left_pad(dsn, 2, method="HEAD", proxy_user="a\u202eb")
+    path = osv(
+        tmp_path,
+        ranged("npm", "left-pad", {"introduced": "0"}),
+        id="X\x1b]0;title\x07",
+        summary="a\x1b[31m\u009b2J",
+        aliases=["\x1b[1m"],
+        database_specific={"severity": "\x1b[5m"},
+    )
+    for arguments in ((), ("--json",), ("--csv",)):
+        done = affected(dsn, path, *arguments)
+        assert done.returncode == 1
+        assert all(character.isprintable() or character == "\n" for character in done.stdout)
+
+
+def test_no_answer_is_status_3(dsn: str, bad: Path, tmp_path: Path) -> None:
+    left_pad(dsn, 1)
+    nowhere = "host=127.0.0.1 port=1 dbname=x"
+    (tmp_path / "settings.yaml").write_text("unknown: 1\n")
+    for arguments, message in {
+        ("affected", str(bad)): "the ecosystem of 'left-pad@1.3.0' is not known",
+        ("affected", "nowhere.json"): "nowhere.json: no such file or folder",
+        ("affected",): "Missing argument",
+        ("affected", str(bad), "--since", "never"): "since 'never' is not valid",
+        ("affected", str(bad), "--type", "n p m"): "--type 'n p m' is not an ecosystem",
+        ("affected", str(bad), "--json", "--csv"): "--json and --csv exclude each other",
+        ("--dsn", nowhere, "affected", str(bad), "--type", "npm"): "onnection",
+        ("--config", str(tmp_path / "settings.yaml"), "affected", str(bad)): "unknown",
+    }.items():
+        done = call(*arguments, ARTIFACTAPI_DSN=dsn)
+        assert done.returncode == 3, done
+        assert message in done.stderr
+        assert not done.stdout
+
+
+def test_an_empty_log_has_no_hits(dsn: str, bad: Path) -> None:
+    assert answer(dsn, bad, "--type", "npm")["status"] == 0
+
+
+def test_a_reader_role_can_ask(dsn: str, bad: Path) -> None:
+    from exporter.postgres.schema import grants, schema_name  # noqa: PLC0415 - only here
+
+    left_pad(dsn, 1)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        schema = schema_name(connection)
+        reader = f"{schema}_reader"
+        connection.execute(f"CREATE ROLE {reader} LOGIN".encode())
+        connection.execute(grants(schema, reader, reader).encode())
+        try:
+            as_reader = dsn.replace("user=postgres", f"user={reader}")
+            assert answer(as_reader, bad, "--type", "npm")["status"] == 1
+        finally:
+            connection.execute(f"DROP OWNED BY {reader}; DROP ROLE {reader}".encode())
