@@ -27,12 +27,12 @@ def rows(name: str) -> list[list[str]]:
 
 def identify(url: str) -> Identity:
     parts = urlsplit(url)
-    return REMOTES.identify(parts.hostname or "", parts.path)
+    return REMOTES.identify(parts.hostname or "", parts.path, scheme=parts.scheme, port=parts.port)
 
 
 # --- URLs of every ecosystem with their expected identity ---------------------------------------
 
-URLS = [*rows("urls.tsv"), *rows("edges.tsv")]
+URLS = [*rows("urls.tsv"), *rows("edges.tsv"), *rows("registries.tsv")]
 
 
 @pytest.mark.parametrize(("url", "kind", "purl"), URLS)
@@ -63,7 +63,7 @@ def test_names_and_versions_of_lock_files_and_lists(ecosystem: str) -> None:
 
     for path, package, version in packages:
         identity = REMOTES.identify(HOSTS[ecosystem], path)
-        expected = package.lower() if ecosystem == "npm" else package  # purl-spec, npm
+        expected = package.lower() if ecosystem in {"npm", "nuget"} else package
         assert identity[2:5] == (ecosystem, expected, version), path
 
 
@@ -118,6 +118,28 @@ def test_tag_with_a_digest_is_an_artifact() -> None:
     assert identity.purl == (
         f"pkg:oci/alpine@{DIGEST}?repository_url=registry-1.docker.example/library/alpine&tag=3.18"
     )
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/v2/app/manifests/1", "index"),
+        ("/v2/app/manifests/sha256:" + "a1" * 32, "artifact"),
+        ("/v2/app/blobs/sha256:" + "a1" * 32, "blob"),
+    ],
+)
+def test_unknown_host_is_a_registry_if_its_response_says_so(path: str, kind: str) -> None:
+    host, port = "unknown.example", 5000
+    media_type = "application/vnd.oci.image.manifest.v1+json; charset=utf-8"
+    assert REMOTES.identify(host, path, port=port) == UNKNOWN
+    assert REMOTES.identify(host, path, port=port, content_type="application/json") == UNKNOWN
+
+    found = REMOTES.identify(host, path, port=port, content_type=media_type)
+    assert found[:2] == ("unknown.example:5000", kind)
+    found = REMOTES.identify(host, path, port=port, digest=DIGEST)
+    assert found.artifact_kind == ("artifact" if kind == "index" else kind)
+    assert (kind == "blob") is (found.purl is None)
+    assert kind == "blob" or "repository_url=unknown.example:5000/app" in (found.purl or "")
 
 
 @pytest.mark.parametrize(
@@ -243,10 +265,13 @@ def test_result_depends_neither_on_order_nor_on_the_cache() -> None:
     fresh = Remotes.load()
     parts = [urlsplit(url) for url in reversed(urls)]
 
-    again = [fresh.identify(part.hostname or "", part.path) for part in parts]
+    again = [
+        fresh.identify(part.hostname or "", part.path, scheme=part.scheme, port=part.port)
+        for part in parts
+    ]
 
     assert again[::-1] == first
-    assert all(re.fullmatch(r"[a-z]+#[1-9]\d*", found.rule) for found in first if found.rule)
+    assert all(re.fullmatch(r"[a-z-]+#[1-9]\d*", found.rule) for found in first if found.rule)
 
 
 @pytest.mark.parametrize(
@@ -322,7 +347,7 @@ def test_metadata_of_a_maven_group_has_no_package(path: str, purl: str | None) -
         ("repo1.maven.example", "/MAVEN2/ORG/SLF4J/SLF4J-API/2.0.9/SLF4J-API-2.0.9.JAR"),
         ("repo1.maven.example", "/MAVEN2/org/slf4j/slf4j-api/2.0.9/slf4j-api-2.0.9.jar"),
         ("repo1.maven.example", "/x/maven2/org/slf4j/slf4j-api/2.0.9/slf4j-api-2.0.9.jar"),
-        ("nexus.example", "/repository/maven/maven2/org/a/a-b/1.0/a-b-1.0.jar"),
+        ("nexus.example", "/repository/maven/mirror/org/a/a-b/1.0/a-b-1.0.jar"),
         ("nexus.example", "/repository/zzz/mirror/public/a/a-b/1.0/a-b-1.0.jar"),
         ("maven.google.example", "/org/guava/1.0/guava-1.0.jar"),
     ],

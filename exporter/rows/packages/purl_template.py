@@ -52,6 +52,11 @@ def _dots(group: str) -> str | None:
     return None if _NO_MAVEN_GROUP.fullmatch(name) else name
 
 
+_NUGET_VERSION = re.compile(
+    r"(\d{1,10})(?:\.(\d{1,10}))?(?:\.(\d{1,10}))?(?:\.(\d{1,10}))?(?P<label>-[0-9A-Za-z.-]+)?"
+)
+
+
 def _gomod(path: str) -> str | None:
     """Decode a Go module path: !a stands for A (Go modules reference, "module cache").
 
@@ -67,6 +72,25 @@ def _notjar(extension: str) -> str | None:
     return None if extension == "jar" else extension
 
 
+def _nuget(version: str) -> str:
+    """Normalize a version as NuGet does (docs, "Package versioning", "Normalized version numbers").
+
+    Without zeros before a number, a fourth number 0 and build metadata; in lower case, as versions
+    differ in more than case.
+    """
+    match = _NUGET_VERSION.fullmatch(version.partition("+")[0])
+    if match is None:
+        return version.lower()
+    numbers = [int(number or 0) for number in match.groups()[:4]]
+    kept = numbers if numbers[3] else numbers[:3]
+    return ".".join(map(str, kept)) + (match["label"] or "").lower()
+
+
+def _tap(folders: str) -> str:
+    """Turn the repository of a Homebrew bottle into the name of the formula: python/3.11 is python@3.11."""
+    return folders.replace("/", "@")
+
+
 def _commit(revision: str) -> str | None:
     """Return a commit hash in lower case; reject branch names (purl-spec, huggingface)."""
     return revision.lower() if re.fullmatch(r"[0-9a-fA-F]{40}", revision) else None
@@ -79,6 +103,8 @@ FILTERS: dict[str, Callable[[str], str | None]] = {
     "lower": str.lower,
     "notjar": _notjar,
     "pep503": _pep503,
+    "nuget": _nuget,
+    "tap": _tap,
 }
 
 

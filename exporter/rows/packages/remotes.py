@@ -16,6 +16,7 @@ import yaml
 from .purl_template import PurlTemplate
 from .rules import (
     ANY,
+    CERTAIN,
     CONTEXT_NAMES,
     KINDS,
     LARGE_SET_BYTES,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _PLACE = re.compile(r"%\{(\w+)\}")  # in a pattern, for a named one
+# Values of a rule's key `any`. Each includes those before it.
+_ANY = ("false", "folder", "true", "certain")
 _MAX_PATTERN_DEPTH = 8  # named patterns in named patterns
 
 
@@ -181,6 +184,7 @@ class _Format(NamedTuple):
     rules: tuple[Rule, ...]
     rules_for_any: tuple[Rule, ...]  # those that are also tried for remotes of format `any`
     rules_at_root: tuple[Rule, ...]  # those that are also tried for a whole host of format `any`
+    certain_rules: tuple[Rule, ...]  # those that are also tried on unknown hosts
     alias_of: str | None  # then it has no rules
     node: _Node
 
@@ -206,7 +210,7 @@ class _RemoteDefinition(NamedTuple):
 def _read_file(path: Path, patterns: Mapping[str, str], errors: list[str]) -> _Node | None:
     """Return the root node, or None if the file is empty or not valid."""
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        root = _compose(path.read_text(encoding="utf-8"))
     except OSError as e:
         errors.append(f"{path}: can't be read ({e.strerror}).")
     except UnicodeDecodeError:
@@ -221,6 +225,14 @@ def _read_file(path: Path, patterns: Mapping[str, str], errors: list[str]) -> _N
     return None
 
 
+def _compose(text: str) -> yaml.Node | None:
+    try:
+        # libyaml is ten times faster. It is missing if PyYAML was built without it.
+        return yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError:
+        return yaml.compose(text, Loader=yaml.SafeLoader)  # its messages have the better line
+
+
 def _parse_patterns(node: _Node | None, patterns: dict[str, str]) -> None:
     """Add the named patterns of a file. Their text is checked where it is used."""
     for name, pattern_node in node.pairs("patterns") if node else ():
@@ -233,20 +245,18 @@ def _parse_patterns(node: _Node | None, patterns: dict[str, str]) -> None:
 def _parse_formats(node: _Node | None) -> dict[str, _Format]:
     formats: dict[str, _Format] = {}
     for name, format_node in node.pairs("formats") if node else ():
-        if name == ANY:
-            format_node.report(f"the format name {ANY} is reserved, expected another name")
+        if name in {ANY, CERTAIN}:
+            format_node.report(f"the format name {name} is reserved, expected another name")
         elif isinstance(format_node.yaml_node, yaml.ScalarNode):
             alias_of = format_node.text(f"format {name}")
-            formats[name] = _Format((), (), (), alias_of, format_node)
+            formats[name] = _Format((), (), (), (), alias_of, format_node)
         else:
             formats[name] = _parse_format(name, format_node)
     return formats
 
 
 def _parse_format(name: str, node: _Node) -> _Format:
-    rules: list[Rule] = []
-    rules_for_any: list[Rule] = []
-    rules_at_root: list[Rule] = []
+    rules: dict[str, list[Rule]] = {each: [] for each in _ANY}
     if isinstance(node.yaml_node, yaml.SequenceNode) and not node.yaml_node.value:
         node.report(f"format {name} has no rules")
     for number, rule_node in enumerate(node.items(f"format {name}"), start=1):
@@ -256,13 +266,11 @@ def _parse_format(name: str, node: _Node) -> _Format:
         )
         rule = _parse_rule(label, fields)
         if rule is not None:
-            rules.append(rule)
             allowed = _parse_any(label, fields.get("any"))
-            if allowed != "false":
-                rules_for_any.append(rule)
-            if allowed == "true":
-                rules_at_root.append(rule)
-    return _Format(tuple(rules), tuple(rules_for_any), tuple(rules_at_root), None, node)
+            for each in _ANY[: _ANY.index(allowed) + 1]:
+                rules[each].append(rule)
+    in_folder, at_root, certain = (tuple(rules[each]) for each in _ANY[1:])
+    return _Format(tuple(rules["false"]), in_folder, at_root, certain, None, node)
 
 
 def _parse_rule(label: str, fields: Mapping[str, _Node]) -> Rule | None:
@@ -288,8 +296,9 @@ def _parse_any(label: str, node: _Node | None) -> str:
     if node is None:
         return "true"
     text = node.text(f"any of rule {label}")
-    if text not in {"true", "false", "folder"}:
-        node.report(f"rule {label} has any: {text}, expected true, false or folder")
+    if text not in _ANY:
+        node.report(f"rule {label} has any: {text}, expected one of {', '.join(_ANY)}")
+        return "false"
     return text
 
 
@@ -345,7 +354,9 @@ def _parse_remotes(node: _Node | None) -> list[_RemoteDefinition]:
         remote = _parse_remote(remote_node, fields)
         if remote is None:
             continue
-        if remote.label in remotes:
+        if "host" in remote.name.names:  # such a name stands for many remotes
+            remotes[f"{remote.label} {len(remotes)}"] = remote
+        elif remote.label in remotes:
             fields["name"].report(f"remote {remote.label} is defined twice")
         else:
             remotes[remote.label] = remote
@@ -402,10 +413,10 @@ def _check_references(formats: Mapping[str, _Format], remotes: Sequence[_RemoteD
                 f"format {name} refers to {target}, expected the name of a format with rules"
             )
     for remote in remotes:
-        if remote.format is None or remote.format == ANY:
+        if remote.format in {None, ANY, CERTAIN}:
             continue
         if remote.format not in formats:
-            known = ", ".join(sorted({ANY, *formats}))
+            known = ", ".join(sorted({ANY, CERTAIN, *formats}))
             remote.node.report(
                 f"remote {remote.label} has the format {remote.format}, expected one of {known}"
             )
@@ -431,5 +442,7 @@ def _rule_sets(formats: Mapping[str, _Format]) -> RuleSets:
             distinctive[name] = distinctive[each.alias_of]
     in_folder = [rule for each in formats.values() for rule in each.rules_for_any]
     at_root = [rule for each in formats.values() for rule in each.rules_at_root]
+    certain = [rule for each in formats.values() for rule in each.certain_rules]
     by_format[ANY] = distinctive[ANY] = RuleSet(in_folder, LARGE_SET_BYTES)
+    by_format[CERTAIN] = distinctive[CERTAIN] = RuleSet(certain, LARGE_SET_BYTES)
     return RuleSets(by_format, RuleSet(at_root, LARGE_SET_BYTES), distinctive)

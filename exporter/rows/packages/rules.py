@@ -22,7 +22,9 @@ KINDS = ("artifact", "index", "sidecar", "blob", "api")
 # Values that a rule's purl can use in addition to the groups of its pattern.
 CONTEXT_NAMES = frozenset({"host", "base", "folder", "vendor", "digest"})
 
-ANY = "any"  # the format of a mirror of unknown kind: the rules of all formats that allow it
+# Formats that have rules of all others
+ANY = "any"  # for a mirror of unknown kind: the rules that allow it
+CERTAIN = "certain"  # for an unknown host: the rules that no other registry's paths match
 
 # Limits the size of one compiled pattern, and so the time per byte of path.
 _PATTERN_BYTES = 512 * 1024
@@ -255,7 +257,7 @@ class Remote(NamedTuple):
 
     def _rules(self, format_in_path: str | None, prefix: str) -> RuleSet | None:
         sets = self.rule_sets
-        by_format = sets.by_format if self.host else sets.distinctive
+        by_format = sets.distinctive if self.is_guess else sets.by_format
         name = format_in_path if format_in_path in by_format else self.format
         if name == ANY and not prefix:
             return sets.any_at_root
