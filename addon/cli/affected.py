@@ -100,9 +100,9 @@ def affected(
 ) -> None:
     """Report which fetched packages SOURCES name, and who fetched them.
 
-    SOURCES are files, folders, zip files or - (standard input) with OSV advisories (JSON, JSON lines or
-    YAML), or lists: a Package URL or name@version per line, or CSV with a header. Nothing is sent to
-    or fetched from the network.
+    SOURCES are files, folders, zip files or - (standard input). They hold OSV advisories (JSON, JSON lines
+    or YAML), CycloneDX or SPDX documents, or lists: a Package URL or name@version per line, or CSV with a
+    header. Nothing is sent to or fetched from the network.
 
     The exit status is 0 if no affected package was fetched, 1 if one was, 2 if it is uncertain (a version
     cannot be compared, or the log has gaps in this time), and 3 if there is no answer.

@@ -14,6 +14,8 @@ MAX_PACKAGES = (
 )
 MAX_VERSIONS = 10_000_000  # versions and events of ranges, together
 MAX_ZIP_RATIO = 200  # unpacked to packed; advisories have 4 to 30
+MAX_XML_BYTES = 16 * MEBIBYTE  # the tree of a document takes ten times its size
+MAX_XML_DEPTH = 100
 MAX_YAML_DEPTH = 50  # the schema needs 6
 
 

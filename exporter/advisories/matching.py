@@ -182,6 +182,8 @@ class _ParsedRange:
         for place, kind in self._events:
             if kind == "introduced":
                 is_affected |= key >= place
+            elif kind == "after":
+                is_affected |= key > place
             elif (kind == "fixed" and key >= place) or (kind == "last_affected" and key > place):
                 is_affected = False
         return Verdict.AFFECTED if is_affected else Verdict.UNAFFECTED

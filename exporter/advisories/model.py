@@ -6,7 +6,8 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-EVENT_KINDS = frozenset({"introduced", "fixed", "last_affected", "limit"})
+# As in the OSV schema; and "after", which is introduced without the version itself.
+EVENT_KINDS = frozenset({"introduced", "after", "fixed", "last_affected", "limit"})
 ALL_VERSIONS = "0"  # OSV schema, "events": 0 stands for a version before any other
 
 

@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from xml.etree import ElementTree as ET
 
 import msgspec
 import yaml
@@ -26,6 +27,7 @@ from .limits import SourceError
 from .lists import read_list
 from .matching import Advisories
 from .osv import OsvReader
+from .sbom_documents import SbomReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
     from .model import AffectedPackage
 
 STANDARD_INPUT = "-"
-_SUFFIXES = frozenset({".json", ".jsonl", ".ndjson", ".yaml", ".yml"})  # that are read in folders
+_SUFFIXES = frozenset(
+    {".json", ".jsonl", ".ndjson", ".spdx", ".xml", ".yaml", ".yml"}
+)  # that are read in folders
 _ZIP_MAGICS = frozenset({b"PK\x03\x04", b"PK\x05\x06"})  # with files, and without
 _MAX_REASON = 200  # characters
 _YAML_KEY = re.compile(
@@ -61,6 +65,9 @@ class _Probe(msgspec.Struct):
     affected: msgspec.Raw = _NOTHING
     modified: msgspec.Raw = _NOTHING
     vulns: list[msgspec.Raw] = []
+    bomFormat: Any = None  # noqa: N815 - CycloneDX
+    spdxVersion: Any = None  # noqa: N815 - SPDX 2
+    graph: msgspec.Raw = msgspec.field(default=_NOTHING, name="@graph")  # SPDX 3
 
 
 _PROBE = msgspec.json.Decoder(_Probe)
@@ -95,6 +102,7 @@ class SourceReader:
         self.advisories = Advisories()
         self._default_type = default_type
         self._osv = OsvReader(include_withdrawn=include_withdrawn)
+        self._sbom = SbomReader(self._osv.skipped, include_withdrawn=include_withdrawn)
         self._on_progress = on_progress
         self._ids = 0
         self._last_id: tuple[str, str] | None = None
@@ -202,6 +210,14 @@ class SourceReader:
         start = first.lstrip()
         if start.startswith((b"{", b"[")):
             self._read_json(start, lines, source, in_collection=in_collection)
+        elif start.startswith(b"<"):
+            with _document_errors(source):
+                text = _joined((start, *lines), source)
+                self._add(self._sbom.read_cyclonedx_xml(text, source), source)
+        elif start.startswith(b"SPDXVersion:"):
+            with _document_errors(source):
+                text = _joined((start, *lines), source)
+                self._add(self._sbom.read_spdx_tags(text.decode(), source), source)
         elif source.lower().endswith((".yaml", ".yml")) or _YAML_KEY.match(start):
             self._read_yaml(_joined((first, *lines), source), source, in_collection=in_collection)
         elif not in_collection:
@@ -251,6 +267,12 @@ class SourceReader:
         if probe.vulns:  # OSV's API, /v1/query
             for each in probe.vulns:
                 self._read_document(bytes(each), source, in_collection=in_collection)
+        elif probe.bomFormat == "CycloneDX":
+            self._add(self._sbom.read_cyclonedx(text, source), source)
+        elif probe.spdxVersion is not None:
+            self._add(self._sbom.read_spdx(text, source), source)
+        elif bytes(probe.graph):
+            self._add(self._sbom.read_spdx3(text, source), source)
         elif isinstance(probe.id, str) and (bytes(probe.affected) or bytes(probe.modified)):
             self._add(self._osv.read_json(text, source), source)
         elif in_collection:
@@ -267,10 +289,14 @@ class SourceReader:
             document = yaml.load(text, Loader=yaml.CBaseLoader)  # noqa: S506 - makes only text, lists and dicts
             if isinstance(document, dict) and "id" in document and "affected" in document:
                 self._add(self._osv.read(_without_empty(document), source), source)
+            elif isinstance(document, dict) and "spdxVersion" in document:
+                self._add(self._sbom.read_parsed_spdx(document, source), source)
             elif in_collection:
                 self._osv.skipped["YAML files of other kinds"] += 1
             else:
-                raise SourceError(f"{source}: the YAML document is not an OSV advisory.")
+                raise SourceError(
+                    f"{source}: the YAML document is neither an OSV advisory nor SPDX."
+                )
 
     def _add(self, affected: Iterable[AffectedPackage], source: str) -> None:
         for each in affected:
@@ -313,7 +339,7 @@ def _document_errors(source: str) -> Iterator[None]:
         yield
     except RecursionError:
         raise SourceError(f"{source}: the document is nested too deeply.") from None
-    except (msgspec.MsgspecError, yaml.YAMLError, UnicodeDecodeError) as e:
+    except (msgspec.MsgspecError, yaml.YAMLError, ET.ParseError, UnicodeDecodeError) as e:
         raise SourceError(f"{source}: not a valid document ({_reason(e)}).") from None
 
 

@@ -423,7 +423,7 @@ def test_a_zip_whose_sizes_lie_is_rejected(tmp_path: Path) -> None:
             b"id: !!python/object/apply:os.system [id]\naffected: []",
             "not a valid document",
         ),
-        ("a.yaml", b"key: value", "not an OSV advisory"),
+        ("a.yaml", b"key: value", "neither an OSV advisory nor SPDX"),
         ("a.zip", b"PK\x03\x04 and nothing else", "not a valid zip file"),
     ],
 )
