@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -86,6 +87,11 @@ def _no_answer() -> Iterator[None]:
 @click.option("--withdrawn", is_flag=True, help="Also use advisories that were withdrawn.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, a line per advisory and package.")
+@click.option(
+    "--html",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Write a self-contained HTML file.",
+)
 @filters(*FILTER_NAMES)
 @click.pass_context
 def affected(
@@ -96,6 +102,7 @@ def affected(
     withdrawn: bool,
     as_json: bool,
     as_csv: bool,
+    html: Path | None,
     selection: Selection,
 ) -> None:
     """Report which fetched packages SOURCES name, and who fetched them.
@@ -123,7 +130,11 @@ def affected(
         with errors_in_one_sentence():
             found = _find(settings, reader, selection, progress)
     with errors_in_one_sentence():
-        _print(found, as_json=as_json, as_csv=as_csv)
+        if html is not None:
+            from exporter.read.affected_html import affected_html  # noqa: PLC0415 - loads a template engine
+
+            html.write_text(affected_html(found), encoding="utf-8")
+        _print(found, as_json=as_json, as_csv=as_csv, briefly=html is not None)
     if found.is_hit:
         context.exit(_HIT_EXIT)
     if found.is_uncertain:
@@ -174,13 +185,19 @@ def _find(
     return found
 
 
-def _print(found: Affected, *, as_json: bool, as_csv: bool) -> None:
-    from exporter.read.affected_text import affected_csv, affected_text  # noqa: PLC0415 - as above
+def _print(found: Affected, *, as_json: bool, as_csv: bool, briefly: bool) -> None:
+    from exporter.read.affected_text import (  # noqa: PLC0415 - as above
+        affected_csv,
+        affected_text,
+        headline,
+    )
 
     if as_json:
         click.echo(printable_json(msgspec.json.encode(found).decode()))
     elif as_csv:
         for line in affected_csv(found):
             click.echo(line)
+    elif briefly:
+        click.echo(headline(found))
     else:
         Console(highlight=False).print(affected_text(found))

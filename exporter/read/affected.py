@@ -13,12 +13,15 @@ from .fetched import (
     EverFetched,
     Fetches,
     Looks,
+    PrunedFetches,
     count_fetched,
     ever_fetched,
     fetched_purls,
     fetches_of,
     log_start,
     looks_at,
+    pruned_fetches,
+    remembered_fetches,
     seen_purls,
 )
 from .gaps import GapSummary, gap_summary
@@ -57,15 +60,23 @@ class Hit(Struct, frozen=True, kw_only=True):
     purl: str
     package: str
     version: str | None
-    fetches: Fetches | None  # None: only the table artifact remembers them
-    ever: EverFetched | None  # all fetches, also those whose rows were removed
+    fetches: Fetches | None  # None: no rows
+    pruned: PrunedFetches | None  # on days whose rows were pruned; None: not known, or none
+    ever: EverFetched | None  # all fetches, if the rows of some were removed
 
     @property
     def has_missing_rows(self) -> bool:
-        """Whether fetches are known whose rows were removed, so that nobody knows who made them."""
-        return self.ever is not None and (
-            self.fetches is None or self.ever.fetches > self.fetches.requests
+        """Whether fetches are known whose rows were removed."""
+        return self.pruned is not None or (
+            self.ever is not None
+            and (self.fetches is None or self.ever.fetches > self.fetches.requests)
         )
+
+    @property
+    def users(self) -> list[str]:
+        """Who fetched it, as far as it is known and listed."""
+        found = [each.users for each in (self.fetches, self.pruned) if each is not None]
+        return sorted({user for users in found for user in users})
 
 
 class LookedAt(Struct, frozen=True, kw_only=True):
@@ -147,8 +158,8 @@ def find_affected(
             for purl, ever in ever_fetched(connection, matches).items()
             if _has_removed_rows(ever, selection, start)
         }
-        can_attribute = not selection.filters()
-        hits = list(_hits(connection, selection, matches, removed if can_attribute else {}))
+        hits = list(_hits(connection, selection, matches, removed))
+        unattributed = _unattributed(connection, selection, removed)
         looks = list(_looks(connection, selection, advisories))
         gaps = gap_summary(connection, selection, _TOP_GAPS)
     return Affected(
@@ -161,7 +172,7 @@ def find_affected(
         packages=summary.packages,
         skipped=summary.skipped,
         checked=checked,
-        unattributed=0 if can_attribute else len(removed),
+        unattributed=unattributed,
         hits=sorted(hits, key=lambda hit: (hit.verdict, hit.advisory.id, hit.purl)),
         looked_at=sorted(
             looks, key=lambda look: (look.advisory.id, look.looks.purl, look.looks.how)
@@ -177,7 +188,11 @@ def _hits(
     removed: dict[str, EverFetched],
 ) -> Iterator[Hit]:
     fetches = fetches_of(connection, selection, matches)
-    for purl in fetches.keys() | removed.keys():
+    can_know = selection.filters().keys() <= {"user"}
+    pruned = pruned_fetches(connection, selection, removed) if can_know else {}
+    if selection.filters():
+        removed = {}
+    for purl in fetches.keys() | pruned.keys() | removed.keys():
         package, version = _named(purl)
         for match in matches[purl]:
             yield Hit(
@@ -187,8 +202,22 @@ def _hits(
                 package=package,
                 version=version,
                 fetches=fetches.get(purl),
+                pruned=pruned.get(purl),
                 ever=removed.get(purl),
             )
+
+
+def _unattributed(
+    connection: DeadlineConnection, selection: Selection, removed: dict[str, EverFetched]
+) -> int:
+    """Return for how many packages it is unknown whether the filters match removed fetches."""
+    filters = selection.filters().keys()
+    if not filters or not removed:
+        return 0
+    if filters != {"user"}:
+        return len(removed)
+    remembered = remembered_fetches(connection, removed)
+    return sum(ever.fetches > remembered.get(purl, 0) for purl, ever in removed.items())
 
 
 def _has_removed_rows(ever: EverFetched, selection: Selection, start: datetime | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from datetime import UTC, timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,7 @@ def headline(affected: Affected) -> str:
         text = (
             f"{plural(packages, 'affected package')} {'was' if packages == 1 else 'were'} fetched"
         )
-        names = {name for hit in sure for name in _users_of(hit)}
+        names = {name for hit in sure for name in hit.users}
         if names:
             text += f", by {plural(len(names), 'user')}"
     elif unsure:
@@ -72,6 +73,18 @@ def headline(affected: Affected) -> str:
     if sure and unsure:
         text += f"; {len({hit.purl for hit in unsure}):,} more may be affected"
     return f"{text}."
+
+
+def span(affected: Affected) -> str:
+    """Say in one sentence what was compared."""
+    filters = "".join(f", {name} {printable(value)}" for name, value in affected.filters.items())
+    since = "the start of the log" if affected.since is None else _moment(affected.since)
+    until = "now" if affected.until is None else _moment(affected.until)
+    return (
+        f"{affected.advisories:,} {'advisory' if affected.advisories == 1 else 'advisories'} about"
+        f" {plural(affected.packages, 'package')}, compared with what was fetched from {since} to {until}"
+        f"{filters}."
+    )
 
 
 def notes(affected: Affected) -> Iterator[str]:
@@ -91,7 +104,8 @@ def notes(affected: Affected) -> Iterator[str]:
         )
     if any(hit.has_missing_rows for hit in affected.hits) and affected.log_start is not None:
         yield (
-            f"The rows before {_moment(affected.log_start)} were removed; who made earlier fetches is unknown."
+            f"The rows before {_moment(affected.log_start)} were removed. Of earlier fetches only the users are"
+            " known, by day, if the days were rolled up."
         )
     if affected.unattributed and affected.log_start is not None:
         yield (
@@ -114,18 +128,11 @@ def affected_csv(affected: Affected) -> Iterator[str]:
 
 
 def _head(affected: Affected) -> Text:
-    filters = "".join(f", {name} {printable(value)}" for name, value in affected.filters.items())
-    since = "the start of the log" if affected.since is None else _moment(affected.since)
-    until = "now" if affected.until is None else _moment(affected.until)
     style = (
         "bold red" if affected.is_hit else "bold yellow" if affected.is_uncertain else "bold green"
     )
-    text = Text(headline(affected), style=style)
-    return text.append(
-        f"\n{affected.advisories:,} {'advisory' if affected.advisories == 1 else 'advisories'} about"
-        f" {plural(affected.packages, 'package')}, compared with what was fetched from {since} to {until}"
-        f"{filters}.\n",
-        style="not bold default",
+    return Text(headline(affected), style=style).append(
+        f"\n{span(affected)}\n", style="not bold default"
     )
 
 
@@ -154,11 +161,18 @@ def _hit_table(hits: list[Hit]) -> Table:
                 _moment(fetches.first_at),
                 _moment(fetches.last_at),
                 cache,
-                Text(_names(fetches)),
+                Text(_who(fetches)),
+            )
+        if hit.pruned is not None:
+            pruned = hit.pruned
+            table.add_row(
+                name,
+                *("-", "-", _day(pruned.from_at), _day(pruned.until_at - timedelta(days=1)), "-"),
+                Text(_names(pruned.users, pruned.user_count)).append(" (by day)", style="dim"),
             )
         if hit.ever is not None and hit.has_missing_rows:
             ever = hit.ever
-            first_user = f"first {printable(ever.first_user)}; " if ever.first_user else ""
+            who = f"ever; first {printable(ever.first_user)}" if ever.first_user else "ever"
             table.add_row(
                 name,
                 f"{ever.fetches:,}",
@@ -166,7 +180,7 @@ def _hit_table(hits: list[Hit]) -> Table:
                 _moment(ever.first_at),
                 _moment(ever.last_at),
                 "-",
-                Text(f"{first_user}rows removed", style="yellow"),
+                Text(who, style="dim"),
             )
     return table
 
@@ -181,7 +195,7 @@ def _look_table(looks: list[LookedAt]) -> Group:
             f"{looks_.requests:,}",
             _moment(looks_.first_at),
             _moment(looks_.last_at),
-            Text(_names(looks_)),
+            Text(_who(looks_)),
         )
     return Group(Text("Only looked at, not fetched", style="bold"), table)
 
@@ -201,20 +215,17 @@ def _table(first: str, *columns: str) -> Table:
     return table
 
 
-def _names(callers: Callers) -> str:
+def _who(callers: Callers) -> str:
     """Return the users, or the addresses if none of them logged in."""
-    names, count = (
-        (callers.users, callers.user_count)
-        if callers.users
-        else (callers.clients, callers.client_count)
-    )
+    if callers.users:
+        return _names(callers.users, callers.user_count)
+    return _names(callers.clients, callers.client_count)
+
+
+def _names(names: list[str], count: int) -> str:
     shown = ", ".join(map(printable, names[:_MAX_NAMES]))
     more = count - len(names[:_MAX_NAMES])
     return f"{shown} and {more:,} more" if more > 0 else shown or "-"
-
-
-def _users_of(hit: Hit) -> Iterable[str]:
-    return hit.fetches.users if hit.fetches is not None else ()
 
 
 def _csv_hit(hit: Hit) -> list[str]:
@@ -278,6 +289,11 @@ def _csv_line(cells: Iterable[str]) -> str:
         f"'{cell}" if cell.startswith(_FORMULA_STARTS) else cell for cell in map(printable, cells)
     )
     return out.getvalue()
+
+
+def _day(at: datetime) -> str:
+    """Return a day in UTC, as the rollups have them."""
+    return f"{at.astimezone(UTC):%Y-%m-%d} UTC"
 
 
 def _moment(at: datetime) -> str:

@@ -1,6 +1,7 @@
 """Read which packages were ever fetched, and who fetched given ones. Knows no advisories.
 
-What else remembers fetches, such as an archive or a rollup, belongs into these functions.
+Fetches are remembered by three tables: access_log has every row, the rollups have who fetched what on a
+day whose rows were pruned, and artifact has every package ever fetched.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from msgspec import Struct
 from psycopg import sql
 
 from ..advisories.names import package_column
+from .selection import Selection, glob_condition
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from ..postgres.connection import DeadlineConnection
-    from .selection import Selection
 
 MAX_LISTED = 1000  # users and clients of one package that are listed; more are only counted
 _FETCH_ROWS = 20_000
@@ -50,6 +51,30 @@ _FETCHES = sql.SQL("""
            coalesce((array_agg(DISTINCT encode(sha256, 'hex')) FILTER (WHERE sha256 IS NOT NULL))[1:{listed}], '{{}}')
     FROM access_log_fetches
     WHERE {where} AND package = ANY(%(packages)s) AND purl = ANY(%(purls)s) GROUP BY purl
+""")
+# Whom the rollups remember, of days whose rows were pruned. Position 0 of users is NULL: no login.
+_PRUNED = sql.SQL("""
+    SELECT purl, min(from_at), max(until_at),
+           coalesce((array_agg(DISTINCT proxy_user) FILTER (WHERE proxy_user IS NOT NULL))[1:{listed}], '{{}}'),
+           count(DISTINCT proxy_user)
+    FROM (
+      SELECT purl, from_at, until_at, users[number] AS proxy_user
+      FROM access_log_rollup JOIN access_log_rollup_artifact USING (rollup_id)
+      CROSS JOIN unnest(user_numbers) AS number
+      WHERE pruned_at IS NOT NULL AND purl = ANY(%(purls)s)
+        AND (%(since)s::timestamptz IS NULL OR until_at > %(since)s)
+        AND (%(until)s::timestamptz IS NULL OR from_at < %(until)s)
+    ) AS fetched
+    WHERE {user} GROUP BY purl
+""")
+_REMEMBERED = sql.SQL("""
+    SELECT purl, sum(fetches)::bigint FROM (
+      SELECT purl, count(*) AS fetches FROM access_log_fetches
+      WHERE package = ANY(%(packages)s) AND purl = ANY(%(purls)s) GROUP BY purl
+      UNION ALL
+      SELECT purl, fetches FROM access_log_rollup JOIN access_log_rollup_artifact USING (rollup_id)
+      WHERE pruned_at IS NOT NULL AND purl = ANY(%(purls)s)
+    ) AS remembered GROUP BY purl
 """)
 # What a request did that did not fetch the artifact. The first that applies.
 _HOW = sql.SQL("""
@@ -105,6 +130,16 @@ class Looks(Callers, frozen=True, kw_only=True):
 
     purl: str
     how: str  # HEAD, partial download, failed, not found, refused, index, metadata, other
+
+
+class PrunedFetches(Struct, frozen=True):
+    """Who fetched a package on days whose rows were pruned: what the rollups remember."""
+
+    purl: str
+    from_at: datetime  # start of the first day, in UTC
+    until_at: datetime  # end of the last one
+    users: list[str]  # at most MAX_LISTED
+    user_count: int
 
 
 class EverFetched(Struct, frozen=True):
@@ -203,6 +238,35 @@ def ever_fetched(connection: DeadlineConnection, purls: Iterable[str]) -> dict[s
         for row in connection.execute(_EVER, {"purls": list(batch)}):
             found[row[0]] = EverFetched(*row)
     return found
+
+
+def pruned_fetches(
+    connection: DeadlineConnection, selection: Selection, purls: Iterable[str]
+) -> dict[str, PrunedFetches]:
+    """Return who fetched given Package URLs on days whose rows were pruned. Others are left out.
+
+    Of the filters only `user` and the time apply; a day counts if the time includes a part of it.
+    Call it within `session.read_only`. Raises as `fetched_purls`.
+    """
+    user: sql.SQL | sql.Composed = sql.SQL("true")
+    values: dict[str, Any] = {"since": selection.since, "until": selection.until}
+    if selection.user is not None:
+        condition, values["where_user"] = glob_condition("user", "proxy_user", selection.user)
+        user = sql.SQL(condition)
+    statement = _PRUNED.format(listed=sql.Literal(MAX_LISTED), user=user)
+    found = {}
+    for batch in batched(purls, _PURLS_AT_ONCE, strict=False):
+        for row in connection.execute(statement, {**values, "purls": list(batch)}):
+            found[row[0]] = PrunedFetches(*row)
+    return found
+
+
+def remembered_fetches(connection: DeadlineConnection, purls: Iterable[str]) -> dict[str, int]:
+    """Return how many fetches of given Package URLs rows or rollups still tell who made them.
+
+    Call it within `session.read_only`. Raises as `fetched_purls`.
+    """
+    return dict(_rows_of(connection, sql.Composed([_REMEMBERED]), Selection(), purls))
 
 
 def log_start(connection: DeadlineConnection) -> datetime | None:

@@ -40,8 +40,8 @@ def report_html(report: Report) -> str:
     )
 
 
-@cache
-def _template() -> Template:
+def page_environment() -> Environment:
+    """Return a template environment in which all values are escaped and printable, and None is a dash."""
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -57,7 +57,12 @@ def _template() -> Template:
         "size": size,
     }
     environment.globals |= {"noun_for": noun_for, "plural": plural, "share": share}
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    return environment
+
+
+@cache
+def _template() -> Template:
+    return page_environment().from_string(_TEMPLATE.read_text(encoding="utf-8"))
 
 
 def _finalize(value: Any) -> Any:

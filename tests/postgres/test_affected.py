@@ -13,7 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from addon.cli.main import main
+from exporter import Settings
+from exporter.postgres.connection import connect
 from exporter.postgres.schema import grants, schema_name
+from exporter.retention.prune import prune
 from tests.support.command import call, write
 
 if TYPE_CHECKING:
@@ -222,13 +225,49 @@ def test_fetches_whose_rows_were_removed_are_still_known(dsn: str, bad: Path, qu
     assert hit["fetches"] is None
     assert (hit["ever"]["fetches"], hit["ever"]["first_user"]) == (2, "build-42")
     text = affected(dsn, *arguments).stdout
-    assert "first build-42; rows removed" in text
+    assert "ever; first build-42" in text
     assert f"The rows before {local(_FIRST + timedelta(days=1))} were removed" in text
     assert answer(dsn, *arguments, "--since", "2023-11-15T00:00Z")["status"] == 0
     assert answer(dsn, *arguments, "--until", "2023-11-14T00:00Z")["status"] == 0
     # Whether this build made one of the fetches is not known any more.
     assert answer(dsn, *arguments, "--user", "build-43")["status"] == 2
     assert "whether the filters match" in affected(dsn, *arguments, "--user", "build-43").stdout
+
+
+def test_rollups_still_tell_who_fetched_what_on_pruned_days(dsn: str, bad: Path) -> None:
+    day_ms = 86_400_000
+    left_pad(dsn, 1, 2)
+    left_pad(dsn, 3, proxy_user="build-43")
+    left_pad(dsn, 4, version="1.2.0", proxy_user="build-44")
+    left_pad(dsn, day_ms, proxy_user="build-45")
+    left_pad(dsn, 2 * day_ms, proxy_user="build-46")
+    with connect(dsn, Settings().database) as connection:
+        assert len(list(prune(connection, datetime(2023, 11, 16, tzinfo=UTC), None))) == 2
+    arguments = (bad, "--type", "npm")
+    (hit,) = answer(dsn, *arguments)["hits"]
+    assert hit["fetches"]["users"] == ["build-46"]
+    assert hit["pruned"] == {
+        "purl": "pkg:npm/left-pad@1.3.0",
+        "from_at": "2023-11-14T00:00:00Z",
+        "until_at": "2023-11-16T00:00:00Z",
+        "users": ["build-42", "build-43", "build-45"],
+        "user_count": 3,
+    }
+    text = affected(dsn, *arguments).stdout
+    assert "1 affected package was fetched, by 4 users." in text
+    assert "build-42, build-43, build-45 (by day)" in " ".join(text.split())
+    for filters, users in {
+        ("--user", "build-43"): ["build-43"],
+        ("--user", "build-4*", "--until", "2023-11-15T00:00Z"): ["build-42", "build-43"],
+        ("--since", "2023-11-15T00:00Z", "--until", "2023-11-16T00:00Z"): ["build-45"],
+    }.items():
+        (hit,) = answer(dsn, *arguments, *filters)["hits"]
+        assert hit["pruned"]["users"] == users
+        assert hit["fetches"] is None
+    # Every fetch is remembered with its user, so that this is a sure no.
+    assert answer(dsn, *arguments, "--user", "build-44")["status"] == 0
+    # The rollups do not know addresses.
+    assert answer(dsn, *arguments, "--client", "198.51.100.1")["status"] == 2
 
 
 def test_csv_is_safe_to_open(dsn: str, tmp_path: Path) -> None:
@@ -242,6 +281,35 @@ def test_csv_is_safe_to_open(dsn: str, tmp_path: Path) -> None:
     assert (row["verdict"], row["advisory"], row["how"], row["requests"]) == (
         *("affected", "TEST-1", "fetched", "1"),
     )
+
+
+def test_the_page_shows_everything_and_runs_nothing(dsn: str, tmp_path: Path) -> None:
+    left_pad(dsn, 1, proxy_user="<script>alert(1)</script>", sha256="\\x" + "01" * 32, remote="npm")
+    left_pad(dsn, 2, method="HEAD", proxy_user="build-43")
+    fetch(dsn, 3, purl="pkg:npm/odd@canary", package="odd", proxy_user=None)
+    path = osv(
+        tmp_path,
+        ranged("npm", "left-pad", {"introduced": "0"}),
+        ranged("npm", "odd", {"introduced": "0"}, {"fixed": "1.0.0"}),
+        summary="<img src=x onerror=alert(1)>\x1b[2J",
+        aliases=["CVE-2026-1"],
+    )
+    page = tmp_path / "page.html"
+    done = affected(dsn, path, "--html", page)
+    assert done.exit_code == 1
+    headline = "1 affected package was fetched, by 1 user; 1 more may be affected."
+    assert done.stdout == f"{headline}\n"
+    text = page.read_text(encoding="utf-8")
+    assert f"<title>{headline}</title>" in text
+    assert "default-src 'none'" in text
+    assert "<script" not in text
+    assert "<img" not in text
+    assert "\x1b" not in text
+    for part in (
+        *("&lt;script&gt;alert(1)&lt;/script&gt;", "onerror=alert(1)&gt;\\x1b[2J", "CVE-2026-1"),
+        *("npm left-pad 1.3.0", "01" * 32, "192.0.2.7", "npm odd canary", "build-43", "HEAD"),
+    ):
+        assert part in text
 
 
 def test_control_characters_never_reach_the_terminal(dsn: str, tmp_path: Path) -> None:
