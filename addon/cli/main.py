@@ -17,6 +17,7 @@ import psycopg
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from addon.cli.affected import NoAnswerError, affected
+from addon.cli.audit import AuditFailedError, audit, nodes
 from addon.cli.identify import identify_urls
 from addon.cli.prune import prune
 from addon.cli.queries import GapsUnknownError, export, gaps, report, tail
@@ -35,6 +36,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "artifactapi.py"
 # Commands whose exit code tells an error from a result.
 _ERRORS = {
     gaps.name: GapsUnknownError,
+    audit.name: AuditFailedError,
     verify.name: NotVerifiedError,
     affected.name: NoAnswerError,
 }
@@ -172,7 +174,7 @@ def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
     click.echo(grants(schema, proxy_role, reader_role), nl=False)
 
 
-for query_command in (tail, report, export, gaps, verify, affected, spool, prune):
+for query_command in (tail, report, export, gaps, audit, nodes, verify, affected, spool, prune):
     main.add_command(query_command)
 
 

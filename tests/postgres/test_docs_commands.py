@@ -21,11 +21,13 @@ import pytest
 import yaml
 from psycopg.conninfo import conninfo_to_dict
 
-from exporter import Settings, insert_access_log_batch
+from exporter import Settings
 from exporter.postgres.schema import ensure_schema
 from exporter.rows.entry_builder import EntryBuilder
-from exporter.rows.text import timestamp
+from exporter.run import Run
 from exporter.settings import RemotesSettings
+from exporter.write.database import Database
+from exporter.write.ledger import RunCounts, RunLedger
 from tests.support.access_log import temporary_schema
 from tests.support.environment import clean_environment
 from tests.support.registries import REMOTES
@@ -34,6 +36,7 @@ from tests.support.samples import make_exchange
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from exporter import AccessLogEntry
     from tests.support.postgres import Postgres
 
 pytestmark = pytest.mark.slow
@@ -127,10 +130,10 @@ def dsn(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A log with the rows of the demo."""
     remotes = tmp_path_factory.mktemp("docs") / "remotes.yaml"
     remotes.write_text(REMOTES, encoding="utf-8")
-    builder = EntryBuilder(Settings(remotes=RemotesSettings(file=str(remotes))))
+    builder = EntryBuilder(Settings(node="proxy-1", remotes=RemotesSettings(file=str(remotes))))
+    entries = []
     start = datetime.now(UTC).timestamp() - len(REQUESTS) / 10
-    with temporary_schema(postgres) as dsn, psycopg.connect(dsn, autocommit=True) as connection:
-        ensure_schema(connection)
+    with temporary_schema(postgres) as dsn:
         for number, request in enumerate(REQUESTS):
             scheme, _, rest = request.url.partition("://")
             address, _, path = rest.partition("/")
@@ -150,10 +153,22 @@ def dsn(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterato
                 response_bytes=request.size,
                 error_type=request.error_type,
             )
-            day = timestamp(at)[:10]
-            connection.execute("SELECT access_log_ensure_partition(%s)", (day,))
-            insert_access_log_batch(connection, [builder.build(exchange)])
+            entries.append(builder.build(exchange))
+        _write_as_a_proxy(dsn, entries)
         yield dsn
+
+
+def _write_as_a_proxy(dsn: str, entries: list[AccessLogEntry]) -> None:
+    """Write the rows in a run that goes on while the tests run."""
+    counts = RunCounts(0, 0, 0, len(entries), 0)
+    ledger = RunLedger(Run.start("proxy-1"), lambda: counts)
+    database = Database(Settings().with_dsn(dsn).database, ledger=ledger)
+    assert database.write(entries) == []
+    database.close()
+    with psycopg.connect(dsn) as connection:
+        connection.execute(
+            "UPDATE access_log_run SET last_seen_at = now() + interval '1 hour', rows_per_s = 0.9"
+        )
 
 
 @pytest.fixture
