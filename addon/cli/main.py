@@ -17,6 +17,7 @@ import psycopg
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from addon.cli.affected import NoAnswerError, affected
+from addon.cli.archive import restore
 from addon.cli.audit import AuditFailedError, audit, nodes
 from addon.cli.identify import identify_urls
 from addon.cli.prune import prune
@@ -61,7 +62,7 @@ def main(context: click.Context, dsn: str, config: Path | None) -> None:
     """Access log of mitmproxy in PostgreSQL.
 
     The database is the first one set of --dsn, read.dsn in the settings file, ARTIFACTAPI_DSN and
-    database.dsn in the settings file. The commands init, prune, run and spool do not use
+    database.dsn in the settings file. The commands init, prune, restore, run and spool do not use
     read.dsn. If none is set, it is the embedded server, which runs while a command needs it.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -174,7 +175,8 @@ def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
     click.echo(grants(schema, proxy_role, reader_role), nl=False)
 
 
-for query_command in (tail, report, export, gaps, audit, nodes, verify, affected, spool, prune):
+_QUERY_COMMANDS = (tail, report, export, gaps, audit, nodes, verify, affected, restore, spool, prune)
+for query_command in _QUERY_COMMANDS:
     main.add_command(query_command)
 
 

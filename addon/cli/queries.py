@@ -15,8 +15,15 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from exporter.archive.parquet import ArchiveError
 from exporter.postgres.connection import describe
-from exporter.read.export import GOACCESS_OPTIONS, count_rows, printable_line, stream_rows
+from exporter.read.export import (
+    GOACCESS_OPTIONS,
+    count_rows,
+    printable_line,
+    stream_rows,
+    write_parquet,
+)
 from exporter.read.gaps import find_gaps, gap_lines
 from exporter.read.human import printable_json
 from exporter.read.lines import header, line
@@ -91,6 +98,11 @@ _FILTERS = {
     ),
     "text": click.option("--text", help="Part of the host, path, package, purl or user."),
 }
+_archive = click.option(
+    "--archive",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of archived days to include.",
+)
 _GAP_FILTERS = ("node", "since", "until")
 _GAPS_EXIT = 1  # exit code of the command gaps
 
@@ -134,10 +146,17 @@ def filters(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]
 @click.option(
     "--json", "as_json", is_flag=True, help="Print all columns, one JSON object per line."
 )
+@_archive
 @filters(*FILTER_NAMES)
 @click.pass_obj
 def tail(
-    settings: Settings, lines: int | None, *, following: bool, as_json: bool, selection: Selection
+    settings: Settings,
+    lines: int | None,
+    *,
+    following: bool,
+    as_json: bool,
+    archive: Path | None,
+    selection: Selection,
 ) -> None:
     """Show the newest rows that match all filters.
 
@@ -156,6 +175,7 @@ def tail(
             following=following,
             as_json=as_json,
             notify=print_notice,
+            archive=archive,
         )
         for number, rows in enumerate(batches):
             is_first = number == 0
@@ -180,13 +200,21 @@ def tail(
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     help="Write a self-contained HTML file.",
 )
+@_archive
 @filters(*FILTER_NAMES)
 @click.pass_obj
-def report(settings: Settings, *, as_json: bool, html: Path | None, selection: Selection) -> None:
+def report(
+    settings: Settings,
+    *,
+    as_json: bool,
+    html: Path | None,
+    archive: Path | None,
+    selection: Selection,
+) -> None:
     """Summarize the rows of the last 24 hours, or --since, that match all filters."""
     with errors_in_one_sentence():
         with open_database(settings.for_reading()) as connection:
-            summary = make_report(connection, selection)
+            summary = make_report(connection, selection, archive=archive)
         if html is not None:
             from exporter.read.report_html import report_html  # noqa: PLC0415 - loads a template engine
 
@@ -199,26 +227,56 @@ def report(settings: Settings, *, as_json: bool, html: Path | None, selection: S
 
 
 @click.command(epilog=f"For GoAccess: artifactapi export goaccess | goaccess {GOACCESS_OPTIONS} -")
-@click.argument("format_name", type=click.Choice(["csv", "jsonl", "goaccess", "cyclonedx"]))
+@click.argument(
+    "format_name", type=click.Choice(["csv", "jsonl", "goaccess", "cyclonedx", "parquet"])
+)
 @click.option("--raw", is_flag=True, help="In csv, write formulas as they are.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="In parquet, the file to write.",
+)
+@_archive
 @filters(*FILTER_NAMES)
 @click.pass_obj
-def export(settings: Settings, format_name: str, *, raw: bool, selection: Selection) -> None:
-    """Write the rows that match all filters to standard output.
+def export(
+    settings: Settings,
+    format_name: str,
+    *,
+    raw: bool,
+    output: Path | None,
+    archive: Path | None,
+    selection: Selection,
+) -> None:
+    """Write the rows that match all filters to standard output, or as parquet to a file.
 
-    csv and jsonl have all columns, with times in UTC. In csv, an apostrophe precedes text that a
-    spreadsheet would read as a formula. cyclonedx is an SBOM of the artifacts that were fetched.
+    csv, jsonl and parquet have all columns, with times in UTC. In csv, an apostrophe precedes text
+    that a spreadsheet would read as a formula. cyclonedx is an SBOM of the artifacts that were fetched.
     """
+    if (format_name == "parquet") != (output is not None):
+        raise click.UsageError(
+            "parquet needs --output FILE, and the other formats use standard output."
+        )
     with errors_in_one_sentence(), open_database(settings.for_reading()) as connection:
+        if output is not None:
+            rows = write_parquet(connection, selection, output, archive=archive)
+            click.echo(f"{rows} {'row' if rows == 1 else 'rows'} written to {output}.", err=True)
+            return
         if format_name == "cyclonedx":
-            document = _sbom(connection, selection)
+            document = _sbom(connection, selection, archive)
             click.echo(document)
             if '"components"' not in document:
                 click.echo("No matching request fetched an artifact.", err=True)
             return
+        rows_of_log = stream_rows(connection, selection, format_name, raw=raw, archive=archive)
         # Close the COPY before the connection; closing the connection would wait for it.
-        with contextlib.closing(stream_rows(connection, selection, format_name, raw=raw)) as lines:
-            _write(lines, format_name, lambda: count_rows(connection, selection))
+        with contextlib.closing(rows_of_log) as lines:
+            _write(
+                lines,
+                format_name,
+                lambda: None if archive else count_rows(connection, selection),
+            )
 
 
 @click.command()
@@ -251,7 +309,7 @@ def gaps(context: click.Context, *, as_json: bool, selection: Selection) -> None
         context.exit(_GAPS_EXIT)
 
 
-def _sbom(connection: DeadlineConnection, selection: Selection) -> str:
+def _sbom(connection: DeadlineConnection, selection: Selection, archive: Path | None) -> str:
     try:
         from exporter.read.sbom import TooManyError, sbom  # noqa: PLC0415 - needs the extra "sbom"
     except ModuleNotFoundError:
@@ -259,7 +317,7 @@ def _sbom(connection: DeadlineConnection, selection: Selection) -> str:
             "cyclonedx needs an optional package: pip install 'cyclonedx-python-lib>=11,<12'."
         ) from None
     try:
-        return sbom(connection, selection)
+        return sbom(connection, selection, archive)
     except TooManyError as e:
         raise click.ClickException(str(e)) from None
 
@@ -294,6 +352,8 @@ def errors_in_one_sentence() -> Iterator[None]:
         yield
     except SelectionError as e:
         raise click.UsageError(str(e)) from None
+    except ArchiveError as e:
+        raise click.ClickException(str(e)) from None
     except BrokenPipeError:
         # Without this, the flush at exit would fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,6 +14,7 @@ import re
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from msgspec import json
 from psycopg import sql
 
 from .columns import (
@@ -26,6 +27,7 @@ from .columns import (
     table_columns,
 )
 from .parquet import (
+    PARTIAL,
     ArchiveError,
     FileRecord,
     ParquetWriter,
@@ -35,6 +37,7 @@ from .parquet import (
     files_relation,
     load_duckdb,
     read_records,
+    sync_file,
 )
 
 if TYPE_CHECKING:
@@ -45,7 +48,6 @@ if TYPE_CHECKING:
 
 _DAY_FOLDER = re.compile(r"day=(\d{4}-\d\d-\d\d)", re.ASCII)
 _LOCK_NAME = ".lock"
-_PARTIAL = ".partial"  # no reader looks at files with this suffix
 _NAME_DIGITS = 16
 
 # What COPY prints must not depend on the settings of the role or the database.
@@ -55,6 +57,7 @@ _TRANSACTION_SETTINGS = """
 """
 _SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
 _OTHER_DAYS = sql.SQL("SELECT count(*) FROM {relation} WHERE started_at < %s OR started_at >= %s")
+_LAST_ARRIVAL = sql.SQL("SELECT max(logged_at) FROM {rows} AS entry")
 _KEY_TABLE = """
     CREATE TEMP TABLE archived_key (started_at timestamptz, flow_id uuid) ON COMMIT DROP
 """
@@ -98,8 +101,9 @@ def archive_day(connection: Connection[Any], relation: str, day: date, folder: P
     After a crash at any point, call it again: a file without its final name is removed. A row is known by its key,
     as in the table: a row whose key is in a file of the day is not written again.
 
-    The table may be attached or detached. Rows that arrive during the call are in the next one's snapshot, so detach
-    the table before you rely on `rows`.
+    The table may be attached or detached. To remove a day without a moment in which a reader finds it nowhere,
+    archive it, detach it, archive it again for the rows that arrived meanwhile, and drop it if `rows` is the number
+    of its rows then.
 
     Args:
         connection: In autocommit mode, outside a transaction. Its role needs SELECT on the table, and TEMP on
@@ -137,7 +141,8 @@ def archive_day(connection: Connection[Any], relation: str, day: date, folder: P
             return ArchivedDay(day, total.rows, 0, None, 0)
         query = _COPY_ROWS.format(columns=csv_columns(columns), rows=rows)
         with _disk_errors(folder):
-            file = _write(connection, query, columns, digest, day_folder)
+            record = FileRecord(columns, digest, _last_arrival(connection, rows))
+            file = _write(connection, query, record, day_folder)
             return ArchivedDay(day, total.rows, digest.rows, file, file.stat().st_size)
 
 
@@ -190,6 +195,14 @@ def _check_days(connection: Connection[Any], relation: str, day: date) -> None:
         raise ArchiveError(f"The table {relation} has rows of other days than {day}.")
 
 
+def _last_arrival(connection: Connection[Any], rows: sql.Composed) -> datetime:
+    row = connection.execute(_LAST_ARRIVAL.format(rows=rows)).fetchone()
+    if row is None:
+        raise AssertionError
+    at: datetime = row[0]
+    return at
+
+
 def _hold_exactly(
     records: list[FileRecord], columns: Sequence[ArchiveColumn], digest: Digest
 ) -> bool:
@@ -215,26 +228,23 @@ def _copy_keys(connection: Connection[Any], paths: list[Path]) -> None:
 
 
 def _write(
-    connection: Connection[Any],
-    query: sql.Composed,
-    columns: Sequence[ArchiveColumn],
-    digest: Digest,
-    day_folder: Path,
+    connection: Connection[Any], query: sql.Composed, record: FileRecord, day_folder: Path
 ) -> Path:
     """Write a new file, compare it with the table's digest, and only then give it its name."""
     day_folder.mkdir(exist_ok=True)
+    digest = record.digest
     name = f"{int(digest.sums[0]) ^ int(digest.sums[1]):x}"[-_NAME_DIGITS:].zfill(_NAME_DIGITS)
     path = day_folder / f"access_log-{name}.parquet"
-    partial = path.with_suffix(_PARTIAL)
+    partial = path.with_suffix(PARTIAL)
     try:
         with (
-            ParquetWriter(partial, columns, digest) as writer,
+            ParquetWriter(partial, record.columns, json.encode(record)) as writer,
             connection.cursor() as cursor,
             cursor.copy(query) as copy,
         ):
             for text in copy:
                 writer.write(text)
-        _sync_file(partial)
+        sync_file(partial)
         if check_file(partial).digest != digest:
             raise ArchiveError(f"{partial} has other rows than the table.")
         partial.rename(path)
@@ -243,17 +253,6 @@ def _write(
     _sync_folder(day_folder)
     _sync_folder(day_folder.parent)
     return path
-
-
-def _sync_file(path: Path) -> None:
-    """Make the file survive a power failure, and let the next reader read it from the disk, where that is possible."""
-    file = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(file)
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(file)
 
 
 def _sync_folder(path: Path) -> None:
@@ -278,7 +277,7 @@ def _locked(folder: Path) -> Iterator[None]:
                 raise ArchiveBusyError(
                     f"Another process is writing to the archive {folder}; try again later."
                 ) from None
-            for partial in folder.glob(f"day=*/*{_PARTIAL}"):
+            for partial in folder.glob(f"day=*/*{PARTIAL}"):
                 partial.unlink()
         yield
     finally:

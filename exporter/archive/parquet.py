@@ -7,9 +7,10 @@ import errno
 import os
 import tempfile
 import threading
+from datetime import datetime  # noqa: TC003 - msgspec reads the annotations
 from typing import TYPE_CHECKING, Any
 
-from msgspec import Struct, json
+from msgspec import DecodeError, Struct, json
 
 from .columns import (
     ArchiveColumn,
@@ -17,7 +18,6 @@ from .columns import (
     as_digest,
     duckdb_csv,
     duckdb_digest,
-    quoted_name,
     quoted_text,
 )
 
@@ -34,6 +34,7 @@ _ROW_GROUP_ROWS = 61_440
 _MEMORY_LIMIT = "256MB"
 _PIPE_BUFFER_BYTES = 256 * 1024
 _POLL_SECONDS = 0.005
+PARTIAL = ".partial"  # suffix of files that no reader looks at
 _METADATA_KEY = "artifactapi"
 # Nothing may be downloaded, and no file but those named may be written.
 _SETTINGS = {
@@ -55,6 +56,7 @@ class FileRecord(Struct, frozen=True):
 
     columns: list[ArchiveColumn]
     digest: Digest
+    last_arrival: datetime  # the latest logged_at
 
 
 def load_duckdb() -> ModuleType:
@@ -84,6 +86,25 @@ def engine() -> Iterator[DuckDBPyConnection]:
             raise ArchiveError(_sentence(e)) from None
 
 
+@contextlib.contextmanager
+def new_parquet_file(path: Path, columns: Sequence[ArchiveColumn]) -> Iterator[ParquetWriter]:
+    """Write a Parquet file that is not part of an archive. It gets its name when it is complete and on the disk.
+
+    Raises:
+        ArchiveError: see `ParquetWriter`.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        with ParquetWriter(partial, columns, json.encode({"columns": columns})) as writer:
+            yield writer
+        sync_file(partial)
+        partial.replace(path)
+    except OSError as e:
+        raise ArchiveError(f"Cannot write {path}: {e.strerror or e}.") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 class ParquetWriter:
     """Writes one Parquet file from the CSV output of COPY, which it takes piece by piece.
 
@@ -94,19 +115,17 @@ class ParquetWriter:
         ArchiveError: DuckDB is not installed, or cannot write the file, or cannot read the text.
     """
 
-    def __init__(
-        self, path: Path, columns: Sequence[ArchiveColumn], digest: Digest | None = None
-    ) -> None:
+    def __init__(self, path: Path, columns: Sequence[ArchiveColumn], metadata: bytes) -> None:
         """Prepare to write.
 
         Args:
             path: The file. It is overwritten.
             columns: The columns of the text, as in `csv_columns`.
-            digest: Of all rows, for the file's metadata.
+            metadata: What the file says about itself, in JSON.
         """
         self._path = path
         self._columns = list(columns)
-        self._digest = digest
+        self._metadata = metadata
         self._cleanup = contextlib.ExitStack()
         self._error: Exception | None = None
 
@@ -145,10 +164,11 @@ class ParquetWriter:
             raise ArchiveError(f"DuckDB stopped reading the rows for {self._path}.") from None
 
     def _run(self) -> None:
-        options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_ROW_GROUP_ROWS}"
-        if self._digest is not None:
-            record = json.encode(FileRecord(self._columns, self._digest)).decode()
-            options += f", KV_METADATA {{{_METADATA_KEY}: {quoted_text(record)}}}"
+        metadata = quoted_text(self._metadata.decode())
+        options = (
+            f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_ROW_GROUP_ROWS},"
+            f" KV_METADATA {{{_METADATA_KEY}: {metadata}}}"
+        )
         rows = duckdb_csv(self._columns, self._pipe_path)
         try:
             self._engine.execute(f"COPY ({rows}) TO {quoted_text(str(self._path))} ({options})")
@@ -183,7 +203,7 @@ def read_records(paths: Sequence[Path]) -> list[FileRecord]:
         ArchiveError: a file is damaged, or artifactapi did not write it.
     """
     with engine() as connection:
-        return [_record(connection, path) for path in paths]
+        return _records(connection, paths)
 
 
 def check_file(path: Path) -> FileRecord:
@@ -193,7 +213,7 @@ def check_file(path: Path) -> FileRecord:
         ArchiveError: they differ, or the file is damaged, or artifactapi did not write it.
     """
     with engine() as connection:
-        record = _record(connection, path)
+        (record,) = _records(connection, [path])
         query = duckdb_digest(record.columns, files_relation([path]))
         try:
             found = as_digest(connection.execute(query).fetchone())
@@ -202,6 +222,17 @@ def check_file(path: Path) -> FileRecord:
     if found != record.digest:
         raise ArchiveError(f"{path} is damaged: its values are not those that were written.")
     return record
+
+
+def sync_file(path: Path) -> None:
+    """Make the file survive a power failure, and let the next reader read it from the disk, where that is possible."""
+    file = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(file)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(file)
 
 
 def files_relation(paths: Iterable[Path]) -> str:
@@ -246,16 +277,28 @@ def _copy_cell(column: ArchiveColumn) -> str:
     return f"coalesce({text}, '\\N')"
 
 
-def _record(connection: DuckDBPyConnection, path: Path) -> FileRecord:
-    query = "SELECT value FROM parquet_kv_metadata($path) WHERE key = $key"
-    values = {"path": str(path), "key": _METADATA_KEY.encode()}
+def _records(connection: DuckDBPyConnection, paths: Sequence[Path]) -> list[FileRecord]:
+    """Return the files' records, in this order. All in one query: there may be hundreds."""
+    query = "SELECT file_name, value FROM parquet_kv_metadata($paths) WHERE key = $key"
+    values = {"paths": [str(path) for path in paths], "key": _METADATA_KEY.encode()}
+    if not paths:
+        return []
     try:
-        row = connection.execute(query, values).fetchone()
-        if row is not None:
-            return json.decode(row[0], type=FileRecord)
+        found = dict(connection.execute(query, values).fetchall())
     except Exception as e:  # noqa: BLE001 - DuckDB's errors have no common cause
-        raise ArchiveError(f"{path} is damaged: {_reason(e)}.") from None
-    raise ArchiveError(f"{path} is not from an archive of artifactapi; move it to another folder.")
+        if len(paths) > 1:
+            return [_records(connection, [path])[0] for path in paths]  # one of them says which
+        raise ArchiveError(f"{paths[0]} is damaged: {_reason(e)}.") from None
+    return [_decoded(path, found.get(str(path))) for path in paths]
+
+
+def _decoded(path: Path, record: bytes | None) -> FileRecord:
+    try:
+        return json.decode(record or b"", type=FileRecord)
+    except DecodeError:
+        raise ArchiveError(
+            f"{path} is not from an archive of artifactapi; move it to another folder."
+        ) from None
 
 
 def _reason(error: Exception) -> str:
@@ -269,16 +312,3 @@ def _reason(error: Exception) -> str:
 
 def _sentence(error: Exception) -> str:
     return f"DuckDB reported an error: {_reason(error)}."
-
-
-__all__ = [
-    "ArchiveError",
-    "FileRecord",
-    "ParquetWriter",
-    "check_file",
-    "copy_lines",
-    "engine",
-    "files_relation",
-    "quoted_name",
-    "read_records",
-]

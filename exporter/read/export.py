@@ -1,17 +1,21 @@
-"""Stream rows with COPY, in constant memory, as CSV, JSON lines or input for GoAccess."""
+"""Stream rows with COPY, in constant memory, as CSV, JSON lines, input for GoAccess or Parquet."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import sql
 
+from ..archive.columns import csv_columns, table_columns
+from ..archive.parquet import new_parquet_file
+from .archived import parts_by_day, with_archive
 from .human import printable, printable_json
 from .session import ALL_COLUMNS, COLUMN_NAMES, JSON_ROW, read_only
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
+    from pathlib import Path
 
     from ..postgres.connection import DeadlineConnection
     from .selection import Selection
@@ -32,7 +36,7 @@ _WITHOUT_FORMULA = sql.SQL(
     " ELSE {column} END AS {column}"
 )
 
-_CSV = sql.SQL("COPY ({query}) TO STDOUT (FORMAT csv, HEADER)")
+_CSV = sql.SQL("COPY ({query}) TO STDOUT (FORMAT csv, HEADER {header})")
 # Each line is one field without these two characters, so COPY changes nothing: JSON escapes them
 # (RFC 8259 7), and _FIELD removes them for GoAccess.
 _LINES = sql.SQL("COPY ({query}) TO STDOUT (FORMAT csv, QUOTE E'\\x01', DELIMITER E'\\x02')")
@@ -65,7 +69,12 @@ _FIELD = sql.SQL(
 
 
 def stream_rows(
-    connection: DeadlineConnection, selection: Selection, format_name: str, *, raw: bool = False
+    connection: DeadlineConnection,
+    selection: Selection,
+    format_name: str,
+    *,
+    raw: bool = False,
+    archive: Path | None = None,
 ) -> Generator[bytes]:
     r"""Yield the rows in order of started_at, one line each, with \n at the end. Times are in UTC.
 
@@ -74,13 +83,70 @@ def stream_rows(
         selection: Which rows.
         format_name: csv (starts with a header line), jsonl, or goaccess (for GOACCESS_OPTIONS).
         raw: In csv, do not neutralize formulas.
+        archive: The folder of archived days to include.
 
     Raises:
+        ArchiveError: the archive cannot be read.
         psycopg.Error, DeadlineExceededError: the query failed, took too long, or lost its connection.
     """
-    where, values = selection.where()
-    query = _ROWS.format(columns=_columns(format_name, raw=raw), where=where)
-    statement = (_CSV if format_name == "csv" else _LINES).format(query=query)
+    columns = _columns(format_name, raw=raw)
+    for number, part in enumerate(_parts(connection, selection, archive)):
+        where, values = part.where()
+        query = _ROWS.format(columns=columns, where=where)
+        header = sql.SQL("false" if number else "true")
+        template = _CSV if format_name == "csv" else _LINES
+        yield from _copied(connection, template.format(query=query, header=header), values)
+
+
+def write_parquet(
+    connection: DeadlineConnection,
+    selection: Selection,
+    path: Path,
+    *,
+    archive: Path | None = None,
+) -> int:
+    """Write the rows to a Parquet file, sorted by started_at; return their number.
+
+    The file appears when it is complete, and replaces one of that name.
+
+    Args:
+        connection: In autocommit mode.
+        selection: Which rows.
+        path: The file.
+        archive: The folder of archived days to include.
+
+    Raises:
+        ArchiveError: the file cannot be written, the archive cannot be read, or DuckDB is not installed.
+        psycopg.Error, DeadlineExceededError: the query failed, took too long, or lost its connection.
+    """
+    columns = table_columns(connection, "access_log")
+    names = csv_columns(columns)
+    rows = 0
+    with new_parquet_file(path, columns) as writer:
+        for part in _parts(connection, selection, archive):
+            where, values = part.where()
+            query = _ROWS.format(columns=names, where=where)
+            statement = _CSV.format(query=query, header=sql.SQL("false"))
+            for line in _copied(connection, statement, values):
+                writer.write(line)
+                rows += 1
+    return rows
+
+
+def _parts(
+    connection: DeadlineConnection, selection: Selection, archive: Path | None
+) -> Iterator[Selection]:
+    """Yield the selection, or parts of it that include the rows of the archive while they are used."""
+    if archive is None:
+        yield selection
+        return
+    with with_archive(connection, archive) as loader:
+        yield from parts_by_day(loader, selection)
+
+
+def _copied(
+    connection: DeadlineConnection, statement: sql.Composed, values: dict[str, Any]
+) -> Iterator[bytes]:
     with (
         read_only(connection, _STATEMENT_SECONDS),
         connection.cursor() as cursor,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # The first half of the cursor condition lets PostgreSQL prune partitions.
 _ROWS = sql.SQL("""
     SELECT * FROM (
-      SELECT {columns} FROM access_log WHERE {where} AND {cursor} AND {stretch}
+      SELECT {columns} FROM {relation} WHERE {where} AND {cursor} AND {stretch}
     ) AS newest
     ORDER BY {time} DESC, {tiebreaker} DESC LIMIT %(limit)s
 """)
@@ -95,6 +95,7 @@ def newest(
     after: Cursor | None = None,
     search_seconds: float | None = None,
     as_json: bool = False,
+    relation: LiteralString = "access_log",
 ) -> NewestRows:
     """Return at most `limit` of the selected rows, newest first.
 
@@ -107,6 +108,7 @@ def newest(
         search_seconds: If the selection has filters, search backwards in time for about this long,
             see time_search.py. None: run one query over all rows of the selection's time span.
         as_json: Whether to fill in `Row.json`.
+        relation: Where the rows are, if not in the table. Needs `search_seconds` None.
 
     Raises:
         psycopg.Error, DeadlineExceededError: the query failed, took too long, or lost its connection.
@@ -120,7 +122,12 @@ def newest(
 
     def query(stretch: sql.SQL | sql.Composed, limit: int, **bounds: datetime) -> list[Row]:
         statement = _ROWS.format(
-            columns=columns(as_json=as_json), where=where, cursor=cursor, stretch=stretch, **names
+            columns=columns(as_json=as_json),
+            relation=sql.Identifier(relation),
+            where=where,
+            cursor=cursor,
+            stretch=stretch,
+            **names,
         )
         found = connection.execute(statement, {**values, **bounds, "limit": limit})
         return [Row(*row) for row in found]

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct, structs
 from psycopg import sql
 
+from .archived import rows_loaded
 from .chart import bar_edges, bar_width, width_name
 from .gaps import GapSummary, gap_summary
 from .selection import SelectionError
@@ -20,6 +21,8 @@ from .session import read_only
 from .status import is_failure, is_refusal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..postgres.connection import DeadlineConnection
     from .selection import Selection
 
@@ -243,13 +246,23 @@ class Report(Struct, frozen=True):
 
 
 def make_report(
-    connection: DeadlineConnection, selection: Selection, now: datetime | None = None
+    connection: DeadlineConnection,
+    selection: Selection,
+    now: datetime | None = None,
+    archive: Path | None = None,
 ) -> Report:
     """Summarize the selected rows. The time span defaults to the last 24 hours.
 
     The bars follow the hours and days of the local time zone.
 
+    Args:
+        connection: In autocommit mode.
+        selection: Which rows.
+        now: The end of the span, if `selection` has none. Default: the current time.
+        archive: The folder of archived days to sum up as well.
+
     Raises:
+        ArchiveError: the archive cannot be read.
         SelectionError: the span ends before it starts, or is not between the years 1900 and 9000.
         psycopg.Error, DeadlineExceededError: the query failed, took too long, or lost its connection.
     """
@@ -268,7 +281,10 @@ def make_report(
     def query(statement: sql.SQL) -> list[tuple[Any, ...]]:
         return connection.execute(statement.format(where=where), values).fetchall()
 
-    with read_only(connection, _STATEMENT_SECONDS):
+    with (
+        rows_loaded(connection, archive, selected),
+        read_only(connection, _STATEMENT_SECONDS),
+    ):
         connection.execute(_PLANNER_SETTINGS)
         traffic = query(_TRAFFIC)
         remotes = query(_REMOTES)

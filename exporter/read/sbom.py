@@ -13,11 +13,13 @@ from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 from psycopg import sql
 
+from .archived import rows_loaded
 from .session import read_only
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
+    from pathlib import Path
 
     from ..postgres.connection import DeadlineConnection
     from .selection import Selection
@@ -53,15 +55,24 @@ class FetchedArtifact(NamedTuple):
     last_at: datetime
 
 
-def sbom(connection: DeadlineConnection, selection: Selection) -> str:
+def sbom(connection: DeadlineConnection, selection: Selection, archive: Path | None = None) -> str:
     """Return a CycloneDX 1.6 document in JSON of the artifacts that the selected requests fetched.
 
+    Args:
+        connection: In autocommit mode.
+        selection: Which requests.
+        archive: The folder of archived days to search as well.
+
     Raises:
+        ArchiveError: the archive cannot be read.
         TooManyError: there are more than MAX_COMPONENTS artifacts.
         psycopg.Error, DeadlineExceededError: the query failed, took too long, or lost its connection.
     """
     where, values = selection.where()
-    with read_only(connection, _STATEMENT_SECONDS):
+    with (
+        rows_loaded(connection, archive, selection, only_fetches=True),
+        read_only(connection, _STATEMENT_SECONDS),
+    ):
         rows = connection.execute(
             _FETCHED_ARTIFACTS.format(where=where), {**values, "limit": MAX_COMPONENTS + 1}
         ).fetchall()

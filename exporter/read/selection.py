@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, time, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psycopg import sql
 
@@ -36,6 +36,14 @@ _TIMES = ("since", "until")
 _TEXT_COLUMNS: tuple[LiteralString, ...] = ("host", "path", "package", "purl", "proxy_user")
 
 type Condition = tuple[LiteralString, Any]
+
+
+class PortableCondition(NamedTuple):
+    """A condition for DuckDB. Where it is not complete, it is true for other rows as well."""
+
+    text: str  # with parameters such as $where_host
+    values: dict[str, Any]
+    is_complete: bool
 
 
 class SelectionError(ValueError):
@@ -149,6 +157,20 @@ class Selection:
             return sql.Composed([sql.SQL("true")]), {}
         return sql.SQL(" AND ").join(map(sql.SQL, conditions)), values
 
+    def portable_where(self) -> PortableCondition:
+        """Return the part of the condition that DuckDB understands as PostgreSQL does."""
+        conditions: list[str] = []
+        values: dict[str, Any] = {}
+        is_complete = True
+        for name, (condition, value) in self._conditions():
+            if "inet" in condition or (name == "text" and not value.isascii()):
+                is_complete = False  # DuckDB has no addresses, and folds the case of other letters
+                continue
+            conditions.append(re.sub(r"%\((\w+)\)s", r"$\1", condition))
+            if value is not None:
+                values[f"where_{name}"] = value
+        return PortableCondition(" AND ".join(conditions) or "true", values, is_complete)
+
     def _conditions(self) -> Iterator[tuple[str, Condition]]:
         for field in fields(self):
             value = getattr(self, field.name)
@@ -234,7 +256,8 @@ def glob_condition(name: LiteralString, column: LiteralString, value: str) -> Co
     The condition binds the value as `where_` and the name.
     """
     if "*" in value:
-        return f"{column} LIKE %(where_{name})s", _like_escaped(value).replace("*", "%")
+        pattern = _like_escaped(value).replace("*", "%")
+        return f"{column} LIKE %(where_{name})s ESCAPE '\\'", pattern
     return f"{column} = %(where_{name})s", value
 
 
@@ -266,7 +289,7 @@ def _status_condition(status: str) -> Condition:
     if _STATUS.fullmatch(status):
         return "status_code = %(where_status)s", int(status)
     if found := _STATUS_CLASS.fullmatch(status):
-        return "status_code / 100 = %(where_status)s", int(found[1])
+        return "status_code - mod(status_code, 100) = %(where_status)s", int(found[1]) * 100
     raise SelectionError(f"status {status!r} is not valid; expected 100 to 999, 4xx or none.")
 
 
@@ -283,7 +306,7 @@ def _error_condition(error: bool | str) -> Condition:
 
 def _text_condition(text: str) -> Condition:
     any_column: LiteralString = " OR ".join(
-        f"{column} ILIKE %(where_text)s" for column in _TEXT_COLUMNS
+        f"{column} ILIKE %(where_text)s ESCAPE '\\'" for column in _TEXT_COLUMNS
     )
     return f"({any_column})", f"%{_like_escaped(text)}%"
 

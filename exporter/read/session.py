@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 
 from ..postgres.connection import DeadlineExceededError, connect, reachable
 from ..postgres.faults import Fault, classify
@@ -79,12 +80,15 @@ def open_database(
 def read_only(connection: DeadlineConnection, statement_seconds: float) -> Iterator[None]:
     """Run the block in a read-only transaction: one snapshot, in UTC, each statement limited in time.
 
+    Within `archived.with_archive`, the block is part of that transaction, which is read-only as well.
+
     Raises:
         psycopg.errors.QueryCanceled: a statement took longer than `statement_seconds`.
         psycopg.Error, DeadlineExceededError: a query failed or lost its connection.
     """
-    connection.read_only = True
-    connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    if connection.info.transaction_status == TransactionStatus.IDLE:
+        connection.read_only = True
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     connection.call_seconds = statement_seconds + _GRACE_SECONDS
     with connection.transaction():
         connection.execute(_TRANSACTION_SETTINGS, (f"{statement_seconds * 1000:.0f}",))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -12,11 +13,13 @@ from psycopg import sql
 
 from ..postgres.connection import describe
 from . import time_search
+from .archived import LOADED_ROWS, with_archive
 from .newest import BY_ARRIVAL, NewestRows, Row, columns, newest, single_time
 from .session import DATABASE_ERRORS, is_temporary, open_database, read_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
+    from pathlib import Path
 
     from ..postgres.connection import DeadlineConnection
     from ..settings import Settings
@@ -28,6 +31,7 @@ POLL_SECONDS = 0.5
 _OVERLAP = timedelta(seconds=60)
 _STATEMENT_SECONDS = 60.0  # with --since, a filter that matches few rows scans the whole span
 _RECONNECT_SECONDS = 1.0
+_ARCHIVE_SECONDS = 10.0  # without --since, how long to search archived days
 _FETCH_ROWS = 1000
 _CURSOR_NAME = "artifactapi_tail"
 
@@ -114,6 +118,7 @@ def tail(
     following: bool,
     as_json: bool,
     notify: Callable[[str], None],
+    archive: Path | None = None,
 ) -> Iterator[tuple[Row, ...]]:
     """Yield the newest rows as one batch, which may be empty; then, if `following`, new rows forever.
 
@@ -127,8 +132,10 @@ def tail(
         as_json: Whether to fill in `Row.json`.
         notify: Called with one sentence if the search was incomplete, when the database becomes
             unavailable, and when it is available again.
+        archive: The folder of archived days to search as well. New rows come from the table.
 
     Raises:
+        ArchiveError: the archive cannot be read.
         psycopg.Error, DeadlineExceededError, SchemaError, OSError: the first query failed, or a
             later one with an error that waiting does not fix.
     """
@@ -139,7 +146,9 @@ def tail(
         try:
             with open_database(settings) as connection:
                 if follower is None:
-                    follower, found = _start(connection, selection, count, as_json=as_json)
+                    follower, found = _start(
+                        connection, selection, count, as_json=as_json, archive=archive
+                    )
                     yield tuple(reversed(found.rows))
                     if found.searched_back_to is not None:
                         notify(_search_limit(found.searched_back_to))
@@ -161,19 +170,67 @@ def tail(
 
 
 def _start(
-    connection: DeadlineConnection, selection: Selection, count: int, *, as_json: bool
+    connection: DeadlineConnection,
+    selection: Selection,
+    count: int,
+    *,
+    as_json: bool,
+    archive: Path | None,
 ) -> tuple[Follower, NewestRows]:
     """Find the newest rows, and make a follower that continues after them."""
     follower = Follower(connection, selection, as_json=as_json)
     # Only a search that names no start time gets a time limit.
     seconds = None if selection.since or not count else time_search.SEARCH_SECONDS
-    with read_only(connection, _STATEMENT_SECONDS):
-        found = newest(
-            connection, selection, count, BY_ARRIVAL, search_seconds=seconds, as_json=as_json
+    if archive is None:
+        with read_only(connection, _STATEMENT_SECONDS):
+            found = newest(
+                connection, selection, count, BY_ARRIVAL, search_seconds=seconds, as_json=as_json
+            )
+    else:
+        found = _newest_with_archive(
+            connection, archive, selection, count, search_seconds=seconds, as_json=as_json
         )
     for row in found.rows:
         follower.mark_seen(row)
     return follower, found
+
+
+def _newest_with_archive(
+    connection: DeadlineConnection,
+    archive: Path,
+    selection: Selection,
+    count: int,
+    *,
+    search_seconds: float | None,
+    as_json: bool,
+) -> NewestRows:
+    """Find the newest rows of the table, and then load archived days until none can have a newer one."""
+    with with_archive(connection, archive) as loader, read_only(connection, _STATEMENT_SECONDS):
+        found = newest(
+            connection, selection, count, BY_ARRIVAL, search_seconds=search_seconds, as_json=as_json
+        )
+        if found.searched_back_to is not None:
+            return found
+        give_up_at = time.monotonic() + (_ARCHIVE_SECONDS if search_seconds else float("inf"))
+        rows = found.rows
+        for span in sorted(
+            loader.days(selection), key=lambda span: span.last_arrival, reverse=True
+        ):
+            if len(rows) == count and (not count or rows[-1].logged_at > span.last_arrival):
+                break
+            if time.monotonic() > give_up_at:
+                return NewestRows(rows, span.last_arrival)
+            loader.load(selection, [span], newest=count)
+            more = newest(
+                connection, selection, count, BY_ARRIVAL, as_json=as_json, relation=LOADED_ROWS
+            )
+            loader.forget()
+            rows = sorted([*rows, *more.rows], key=_arrival, reverse=True)[:count]
+        return NewestRows(rows, None)
+
+
+def _arrival(row: Row) -> tuple[datetime, datetime]:
+    return row.logged_at, row.started_at
 
 
 def _search_limit(searched_back_to: datetime) -> str:

@@ -355,7 +355,7 @@ def test_interrupted_call_leaves_nothing(
     def interrupt(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("exporter.archive.files._sync_file", interrupt)
+    monkeypatch.setattr("exporter.archive.files.sync_file", interrupt)
     with pytest.raises(KeyboardInterrupt):
         archive_day(connection, PARTITION, DAY, tmp_path)
     assert [*tmp_path.rglob("*.parquet"), *tmp_path.rglob("*.partial")] == []

@@ -1,0 +1,85 @@
+"""Load a day back from its Parquet files into access_log."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from psycopg import sql
+
+from .columns import table_columns
+from .files import files_of_day
+from .parquet import ArchiveError, check_file, copy_lines, engine, files_relation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import date
+    from pathlib import Path
+
+    from psycopg import Connection
+
+    from .columns import ArchiveColumn
+    from .parquet import FileRecord
+
+_PIECES_AT_ONCE = 20  # of copy_lines: bounds what the server holds twice
+_ENSURE_PARTITION = "SELECT access_log_ensure_partition(%s)"
+_RESTORED = "CREATE TEMP TABLE restored ON COMMIT DROP AS SELECT * FROM access_log WITH NO DATA"
+_COPY = sql.SQL("COPY pg_temp.restored ({columns}) FROM STDIN")
+_INSERT = sql.SQL("""
+    INSERT INTO access_log ({columns}) SELECT {columns} FROM pg_temp.restored ON CONFLICT DO NOTHING
+""")
+
+
+class RestoredDay(NamedTuple):
+    """What a restore did."""
+
+    rows: int  # in the files of the day
+    inserted: int  # the others were in the table already
+
+
+def restore_day(connection: Connection[Any], folder: Path, day: date) -> RestoredDay:
+    """Insert the archived rows of a day that are not in the table, in one transaction. Idempotent.
+
+    The rows keep their `logged_at`, and the table `artifact` does not count them again. The files stay. Columns that
+    the table no longer has are left out; columns that the files do not have yet are NULL.
+
+    Args:
+        connection: In autocommit mode, outside a transaction. Its role must be allowed to insert rows, to create
+            partitions, and to create temporary tables.
+        folder: The archive.
+        day: The day (UTC).
+
+    Raises:
+        ArchiveError: DuckDB is not installed, the archive does not have the day, or a file is damaged.
+        psycopg.Error, DeadlineExceededError: writing the rows failed; none was inserted.
+    """
+    paths = files_of_day(folder, day)
+    if not paths:
+        raise ArchiveError(f"The archive {folder} has no rows of {day}.")
+    records = [check_file(path) for path in paths]
+    connection.execute(_ENSURE_PARTITION, (day,))
+    with connection.transaction():
+        columns = common_columns(records, table_columns(connection, "access_log"))
+        names = sql.SQL(", ").join(sql.Identifier(column.name) for column in columns)
+        connection.execute(_RESTORED)
+        inserted = 0
+        with engine() as reader:
+            lines = copy_lines(reader, columns, files_relation(paths), {})
+            for pieces in itertools.batched(lines, _PIECES_AT_ONCE):
+                with (
+                    connection.cursor() as cursor,
+                    cursor.copy(_COPY.format(columns=names)) as copy,
+                ):
+                    for piece in pieces:
+                        copy.write(piece)
+                inserted += connection.execute(_INSERT.format(columns=names)).rowcount
+                connection.execute("TRUNCATE pg_temp.restored")
+    return RestoredDay(sum(record.digest.rows for record in records), inserted)
+
+
+def common_columns(
+    records: Sequence[FileRecord], columns: Sequence[ArchiveColumn]
+) -> list[ArchiveColumn]:
+    """Return the columns of the table that at least one of the files has."""
+    archived = {column.name for record in records for column in record.columns}
+    return [column for column in columns if column.name in archived]
