@@ -56,15 +56,16 @@ _TRANSACTION_SETTINGS = """
            set_config('extra_float_digits', '1', true), set_config('jit', 'off', true)
 """
 _SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
-_OTHER_DAYS = sql.SQL("SELECT count(*) FROM {relation} WHERE started_at < %s OR started_at >= %s")
 _LAST_ARRIVAL = sql.SQL("SELECT max(logged_at) FROM {rows} AS entry")
 _KEY_TABLE = """
     CREATE TEMP TABLE archived_key (started_at timestamptz, flow_id uuid) ON COMMIT DROP
 """
 _COPY_KEYS = "COPY pg_temp.archived_key FROM STDIN"
-_ROWS = sql.SQL("(SELECT * FROM {relation} AS entry)")
+_ROWS = sql.SQL(
+    "(SELECT * FROM {relation} AS entry WHERE started_at >= {start} AND started_at < {end})"
+)
 _NEW_ROWS = sql.SQL("""(
-    SELECT * FROM {relation} AS entry WHERE NOT EXISTS (
+    SELECT * FROM {relation} AS entry WHERE started_at >= {start} AND started_at < {end} AND NOT EXISTS (
       SELECT FROM pg_temp.archived_key AS known
       WHERE known.started_at = entry.started_at AND known.flow_id = entry.flow_id)
 )""")
@@ -81,7 +82,7 @@ class ArchivedDay(NamedTuple):
     """The rows of one table in the archive. All of them are in verified files."""
 
     day: date
-    rows: int  # in the table
+    rows: int  # of the day, in the table
     written: int  # of these, written by this call; the others were in files of the day already
     file: Path | None  # the new file; None: there was nothing to write
     bytes: int  # size of the new file
@@ -96,7 +97,7 @@ class ArchivedFile(NamedTuple):
 
 
 def archive_day(connection: Connection[Any], relation: str, day: date, folder: Path) -> ArchivedDay:
-    """Write the rows of a table to a verified file of the archive, unless its files have them already.
+    """Write a table's rows of a day to a verified file of the archive, unless its files have them already.
 
     After a crash at any point, call it again: a file without its final name is removed. A row is known by its key,
     as in the table: a row whose key is in a file of the day is not written again.
@@ -110,13 +111,13 @@ def archive_day(connection: Connection[Any], relation: str, day: date, folder: P
             the database if the day has files already. Its calls must be allowed to take as long as it takes to
             sort the table.
         relation: Name of the table or partition, in the search path.
-        day: The day (UTC) of all its rows.
+        day: The day (UTC). The table may have rows of other days, too.
         folder: The archive. It is created if its parent exists.
 
     Raises:
         ArchiveBusyError: another process is writing to the archive.
         ArchiveError: DuckDB is not installed, the file cannot be written or read back, its values are not those
-            of the table, a file of the day is damaged, or the table has rows of other days.
+            of the table, or a file of the day is damaged.
         psycopg.Error, DeadlineExceededError: reading the table failed.
     """
     load_duckdb()
@@ -124,10 +125,11 @@ def archive_day(connection: Connection[Any], relation: str, day: date, folder: P
     with _locked(folder), connection.transaction():
         connection.execute(_SNAPSHOT)
         connection.execute(_TRANSACTION_SETTINGS)
-        _check_days(connection, relation, day)
         columns = table_columns(connection, relation)
-        table = sql.Identifier(relation)
-        rows: sql.Composed = _ROWS.format(relation=table)
+        start = datetime(day.year, day.month, day.day, tzinfo=UTC)
+        names: dict[str, sql.Composable] = {"relation": sql.Identifier(relation)}
+        names |= {"start": sql.Literal(start), "end": sql.Literal(start + timedelta(days=1))}
+        rows = _ROWS.format(**names)
         digest = total = postgres_digest(connection, columns, rows)
         paths = _files(day_folder)
         records = [check_file(path) for path in paths]
@@ -135,7 +137,7 @@ def archive_day(connection: Connection[Any], relation: str, day: date, folder: P
             return ArchivedDay(day, total.rows, 0, None, 0)
         if paths:
             _copy_keys(connection, paths)
-            rows = _NEW_ROWS.format(relation=table)
+            rows = _NEW_ROWS.format(**names)
             digest = postgres_digest(connection, columns, rows)
         if not digest.rows:
             return ArchivedDay(day, total.rows, 0, None, 0)
@@ -185,14 +187,6 @@ def verify_day(folder: Path, day: date) -> list[ArchivedFile]:
 def _files(day_folder: Path) -> list[Path]:
     with _disk_errors(day_folder):
         return sorted(day_folder.glob("*.parquet")) if day_folder.is_dir() else []
-
-
-def _check_days(connection: Connection[Any], relation: str, day: date) -> None:
-    start = datetime(day.year, day.month, day.day, tzinfo=UTC)
-    query = _OTHER_DAYS.format(relation=sql.Identifier(relation))
-    row = connection.execute(query, (start, start + timedelta(days=1))).fetchone()
-    if row is None or row[0]:
-        raise ArchiveError(f"The table {relation} has rows of other days than {day}.")
 
 
 def _last_arrival(connection: Connection[Any], rows: sql.Composed) -> datetime:

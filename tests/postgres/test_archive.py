@@ -214,11 +214,16 @@ def test_days_are_listed_in_order(connection: Connection, tmp_path: Path) -> Non
     assert archived_days(tmp_path) == [DAY + timedelta(days=days) for days in range(3)]
 
 
-def test_rows_of_another_day_are_refused(connection: Connection, tmp_path: Path) -> None:
-    write_rows(connection, 1)
-    with pytest.raises(ArchiveError, match="has rows of other days than 2023-11-15"):
-        archive_day(connection, PARTITION, date(2023, 11, 15), tmp_path)
-    assert archived_days(tmp_path) == []
+def test_partition_of_several_days_is_archived_by_day(
+    connection: Connection, tmp_path: Path
+) -> None:
+    next_day = DAY + timedelta(days=1)
+    connection.execute("SELECT access_log_ensure_partition(%s)", (next_day,))
+    write_rows(connection, 1, 2)
+    write_rows(connection, 3, started_at="2023-11-15T00:00:00+00:00")
+    assert archive_day(connection, "access_log", DAY, tmp_path).rows == 2
+    assert archive_day(connection, "access_log", next_day, tmp_path).written == 1
+    assert in_files(tmp_path) == in_table(connection)
 
 
 # --- faults

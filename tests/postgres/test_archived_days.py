@@ -71,7 +71,12 @@ SELECTIONS = {
     "text outside ASCII": {"text": "\u00e9"},
     "time": {"since": "2026-05-29T07:00Z", "until": "2026-05-30T08:00Z"},
     "nothing": {"since": "2025-01-01T00:00Z", "until": "2025-02-01T00:00Z"},
-    "several": {"remote": "npm", "status": "2xx", "since": "2026-05-28T20:00Z", "client": "10.20.0.0/16"},
+    "several": {
+        "remote": "npm",
+        "status": "2xx",
+        "since": "2026-05-28T20:00Z",
+        "client": "10.20.0.0/16",
+    },
 }
 
 
@@ -215,7 +220,10 @@ def test_reader_role_needs_only_its_grants_and_temporary_tables(
         owner.execute(grants(schema, "archive_proxy", ROLE).encode())
         try:
             reader = logs.rest.replace("user=postgres", f"user={ROLE}")
-            assert len(newest(reader, Selection(since=NOW - timedelta(days=4)), 2 * ROWS, logs.folder)) == ROWS
+            assert (
+                len(newest(reader, Selection(since=NOW - timedelta(days=4)), 2 * ROWS, logs.folder))
+                == ROWS
+            )
             owner.execute("REVOKE TEMPORARY ON DATABASE postgres FROM PUBLIC")
             with pytest.raises(ArchiveError, match="GRANT TEMPORARY ON DATABASE postgres"):
                 newest(reader, Selection(), 5, logs.folder)
@@ -281,7 +289,11 @@ def test_damaged_file_is_named(logs: Logs, tmp_path: Path) -> None:
     shutil.copytree(logs.folder, folder)
     damaged = next(folder.glob(f"day={ONLY_IN_FILES}/*.parquet"))
     damaged.write_bytes(b"PAR1 is not enough")
-    for command in (("tail", "--since", "2026-05-01"), ("report", "--since", "2026-05-01"), ("export", "csv")):
+    for command in (
+        ("tail", "--since", "2026-05-01"),
+        ("report", "--since", "2026-05-01"),
+        ("export", "csv"),
+    ):
         done = call(logs.rest, *command, "--archive", str(folder))
         assert done.exit_code == 1
         assert f"{damaged} is damaged" in done.stderr
@@ -290,7 +302,15 @@ def test_damaged_file_is_named(logs: Logs, tmp_path: Path) -> None:
 def test_parquet_is_written_to_a_file(logs: Logs, tmp_path: Path) -> None:
     file = tmp_path / "rows.parquet"
     done = call(
-        logs.rest, "export", "parquet", "-o", str(file), "--archive", str(logs.folder), "--status", "4xx"
+        logs.rest,
+        "export",
+        "parquet",
+        "-o",
+        str(file),
+        "--archive",
+        str(logs.folder),
+        "--status",
+        "4xx",
     )
     assert done.exit_code == 0, done.output
     with psycopg.connect(logs.whole) as connection:
@@ -311,7 +331,9 @@ def test_failed_export_keeps_the_former_file(logs: Logs, tmp_path: Path) -> None
     folder = tmp_path / "archive"
     shutil.copytree(logs.folder, folder)
     # The file is damaged between its head and its end, so that reading begins and then fails.
-    damaged = max(folder.glob(f"day={PARTLY_IN_BOTH}/*.parquet"), key=lambda path: path.stat().st_size)
+    damaged = max(
+        folder.glob(f"day={PARTLY_IN_BOTH}/*.parquet"), key=lambda path: path.stat().st_size
+    )
     content = bytearray(damaged.read_bytes())
     content[1000 : len(content) // 2] = bytes(len(content) // 2 - 1000)
     damaged.write_bytes(content)

@@ -181,6 +181,7 @@ def folder(dsn: str, tmp_path: Path) -> Path:
     for lock_file in LOCK_FILES.iterdir():
         shutil.copy(lock_file, tmp_path)
     (tmp_path / "etc").mkdir()
+    (tmp_path / "archive").mkdir()
     for page in PAGES:
         for block in code_blocks(page):
             if found := re.match(rf"# {_FOLDER}/(\S+)\n", block):

@@ -298,7 +298,7 @@ def test_memory_does_not_grow_with_the_number_of_rows(dsn: str) -> None:
             peak = max(peak, psutil.Process(process.pid).memory_info().rss)
     assert process.returncode == 0
     assert size > 140 * MIB
-    assert peak < 90 * MIB
+    assert peak < 100 * MIB  # most of it is Python and its modules
 
 
 def test_read_only_transactions_cannot_write_and_are_limited_in_time(dsn: str) -> None:
