@@ -175,7 +175,19 @@ def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
     click.echo(grants(schema, proxy_role, reader_role), nl=False)
 
 
-_QUERY_COMMANDS = (tail, report, export, gaps, audit, nodes, verify, affected, restore, spool, prune)
+_QUERY_COMMANDS = (
+    tail,
+    report,
+    export,
+    gaps,
+    audit,
+    nodes,
+    verify,
+    affected,
+    restore,
+    spool,
+    prune,
+)
 for query_command in _QUERY_COMMANDS:
     main.add_command(query_command)
 
