@@ -8,11 +8,21 @@ from fnmatch import fnmatchcase
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
+from .conda import read_conda_lock, read_pixi
+from .dart import read_pub
+from .dotnet import read_nuget
+from .elixir import read_mix
+from .golang import read_go
+from .gradle import read_gradle
+from .helm import read_helm
 from .javascript import read_npm, read_pnpm
 from .locked import LockedPackage, MalformedError, Unchecked
+from .php import read_composer
 from .python import read_pipfile, read_poetry, read_pylock, read_uv
 from .requirements import read_requirements
+from .ruby import read_bundler
 from .rust import read_cargo
+from .terraform import read_terraform
 from .yarn import read_yarn
 
 if TYPE_CHECKING:
@@ -59,6 +69,22 @@ FORMATS = {
     "pnpm": LockFormat(("npm",), ("pnpm-lock.yaml",), read_pnpm),
     "yarn": LockFormat(("npm",), ("yarn.lock",), read_yarn),
     "cargo": LockFormat(("cargo",), ("Cargo.lock",), read_cargo),
+    "go": LockFormat(("golang",), ("go.sum", "go.work.sum"), read_go),
+    "bundler": LockFormat(
+        ("gem",), ("Gemfile.lock", "gems.locked", "*.gemfile.lock"), read_bundler
+    ),
+    # Archives of commits on GitHub are Composer's packages too.
+    "composer": LockFormat(("composer", "github"), ("composer.lock",), read_composer),
+    "nuget": LockFormat(("nuget",), ("packages.lock.json", "packages.*.lock.json"), read_nuget),
+    "gradle": LockFormat(("maven",), ("verification-metadata.xml",), read_gradle),
+    "conda-lock": LockFormat(
+        ("conda", "pypi"), ("conda-lock.yml", "*.conda-lock.yml"), read_conda_lock
+    ),
+    "pixi": LockFormat(("conda", "pypi"), ("pixi.lock",), read_pixi),
+    "pub": LockFormat(("pub",), ("pubspec.lock",), read_pub),
+    "mix": LockFormat(("hex",), ("mix.lock",), read_mix),
+    "terraform": LockFormat(("terraform",), (".terraform.lock.hcl",), read_terraform),
+    "helm": LockFormat(("helm",), ("Chart.lock", "requirements.lock"), read_helm),
     "requirements": LockFormat(
         ("pypi",), ("*requirements*.txt", "constraints*.txt"), read_requirements
     ),

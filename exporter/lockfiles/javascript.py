@@ -9,16 +9,15 @@ from msgspec import Struct, field
 
 from .documents import convert, json_as, yaml_as
 from .locked import (
-    LockedFile,
     LockedPackage,
     Unchecked,
-    file_name_of,
     host_of,
     hosts_of,
     is_web,
     make_purl,
     scoped,
     subresource_digests,
+    url_file,
 )
 
 if TYPE_CHECKING:
@@ -108,11 +107,7 @@ def npm_package(
     usual_name = f"{short_name}-{version}.tgz"
     return LockedPackage(
         make_purl("npm", namespace, short_name, version),
-        (
-            LockedFile(
-                file_name_of(url) or usual_name, host_of(url), subresource_digests(integrity)
-            ),
-        ),
+        (url_file(url, subresource_digests(integrity), usual_name),),
         hosts_of(url),
         optional=optional,
     )

@@ -35,6 +35,7 @@ class LockedFile(NamedTuple):
     name: str | None = None
     host: str | None = None  # lower case
     digests: tuple[Digest, ...] = ()  # each of them is acceptable
+    path: str | None = None  # of its URL, percent-encoded as in the lock file
 
 
 class LockedPackage(NamedTuple):
@@ -65,15 +66,15 @@ def make_purl(
     kind: str,
     namespace: str | None,
     name: str,
-    version: str,
+    version: str | None,
     qualifiers: Mapping[str, str] | None = None,
 ) -> str:
-    """Return a canonical Package URL.
+    """Return a canonical Package URL. Without a version it is for all of them.
 
     Raises:
         MalformedError: the lock file has no valid name or version here.
     """
-    if not version:
+    if version == "":
         raise MalformedError(f"has no version for {name!r}")
     if kind == "pypi":  # purl-spec leaves dots in names, PEP 503 and our rows do not
         name = canonicalize_name(name)
@@ -99,13 +100,17 @@ def hosts_of(*urls: str) -> tuple[str, ...]:
     return tuple(host for url in urls if (host := host_of(url)))
 
 
-def file_name_of(url: str) -> str | None:
-    """Return the decoded last segment of a URL's path; None if it is empty or the URL is not valid."""
+def path_of(url: str) -> str | None:
+    """Return the path of a URL, percent-encoded; None if it is empty or the URL is not valid."""
     try:
-        path = urlsplit(url).path
+        return urlsplit(url).path or None
     except ValueError:
         return None
-    return unquote(path).rpartition("/")[2] or None
+
+
+def file_name_of(url: str) -> str | None:
+    """Return the decoded last segment of a URL's path; None if it is empty or the URL is not valid."""
+    return unquote(path_of(url) or "").rpartition("/")[2] or None
 
 
 def is_web(url: str) -> bool:
@@ -166,9 +171,10 @@ def _subresource_digest(text: str) -> Digest:
         ) from None
 
 
-def url_file(url: str, digests: Iterable[Digest] = ()) -> LockedFile:
-    """Return the file behind a URL."""
-    return LockedFile(file_name_of(url), host_of(url), tuple(digests))
+def url_file(url: str, digests: Iterable[Digest] = (), name: str | None = None) -> LockedFile:
+    """Return the file behind a URL. Its name is in the URL, or else `name`."""
+    path = path_of(url) if is_web(url) else None
+    return LockedFile(file_name_of(url) or name, host_of(url), tuple(digests), path)
 
 
 def scoped(full_name: str) -> tuple[str | None, str]:

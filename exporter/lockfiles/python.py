@@ -18,9 +18,9 @@ from .locked import (
     hex_digests,
     host_of,
     hosts_of,
-    is_web,
     make_purl,
     parse_digest,
+    url_file,
 )
 
 if TYPE_CHECKING:
@@ -64,12 +64,9 @@ def _pylock_package(package: Package) -> Entry:
 
 
 def _pylock_file(part: PackageWheel | PackageSdist | PackageArchive) -> LockedFile:
-    url, name = part.url or "", getattr(part, "name", None)
-    return LockedFile(
-        file_name_of(url) or name or file_name_of(part.path or ""),
-        host_of(url),
-        hex_digests(part.hashes),
-    )
+    # Tools write a wheel's name normalized; a row has the one of the URL.
+    name = getattr(part, "name", None) or file_name_of(part.path or "")
+    return url_file(part.url or "", hex_digests(part.hashes), name)
 
 
 class _UvFile(Struct):
@@ -115,17 +112,16 @@ def _uv_package(package: _UvPackage, origin: str) -> Entry:
         return Unchecked(package.name, "from a folder")
     return LockedPackage(
         make_purl("pypi", None, package.name, package.version),
-        tuple(
-            LockedFile(
-                part.filename or file_name_of(part.url or part.path or origin),
-                host_of(part.url) or registry,
-                (parse_digest(part.hash),) if part.hash else (),
-            )
-            for part in parts
-        ),
+        tuple(_uv_file(part, origin) for part in parts),
         (registry,) if registry else (),
         optional=_OTHER_PLATFORM if package.resolution_markers else None,
     )
+
+
+def _uv_file(part: _UvFile, origin: str) -> LockedFile:
+    digests = (parse_digest(part.hash),) if part.hash else ()
+    file = url_file(part.url, digests, file_name_of(part.path))
+    return file._replace(name=part.filename or file.name, host=file.host or host_of(origin))
 
 
 class _PoetryFile(Struct):
@@ -183,12 +179,8 @@ def read_poetry(data: bytes) -> Iterator[Entry]:
 
 
 def _poetry_file(file: _PoetryFile, direct: str) -> LockedFile:
-    url = file.url or direct
-    return LockedFile(
-        file_name_of(file.file),
-        host_of(url) if is_web(url) else None,
-        (parse_digest(file.hash),) if file.hash else (),
-    )
+    locked = url_file(file.url or direct, (parse_digest(file.hash),) if file.hash else ())
+    return locked._replace(name=file_name_of(file.file))
 
 
 def _poetry_reason(package: _PoetryPackage) -> str | None:

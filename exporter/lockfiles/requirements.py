@@ -25,11 +25,11 @@ from .locked import (
     MalformedError,
     Unchecked,
     file_name_of,
-    host_of,
     hosts_of,
     is_web,
     make_purl,
     parse_digest,
+    url_file,
 )
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _from_url(url: str, name: str, digests: Iterable[Digest]) -> Entry:
         return Unchecked(name or _shown(url), "from a URL, without a version")
     found = re.search(r"(?:^|&)((?:md5|sha\d+)=[0-9a-fA-F]+)", urlsplit(url).fragment)
     all_digests = (*digests, *([parse_digest(found[1])] if found else ()))
-    file = LockedFile(file_name, host_of(url), all_digests)
+    file = url_file(url, all_digests)
     return LockedPackage(
         make_purl("pypi", None, name or found_name, str(version)), (file,), hosts_of(url)
     )

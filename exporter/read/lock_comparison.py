@@ -229,7 +229,7 @@ class _Comparing:
             counts = self._result.allowed
             counts[fetch.purl] = counts.get(fetch.purl, 0) + fetch.fetches
             return []
-        if ecosystem not in self._ecosystems and not self._allowed.is_strict:
+        if not self._is_covered(fetch.purl) and not self._allowed.is_strict:
             counts = self._result.other_ecosystems
             counts[ecosystem] = counts.get(ecosystem, 0) + 1
             return []
@@ -239,6 +239,15 @@ class _Comparing:
         shown = ", ".join(versions[:_MAX_VERSIONS_SHOWN])
         more = ", ..." if len(versions) > _MAX_VERSIONS_SHOWN else ""
         return [_finding("not locked", fetch, f"locked is {shown}{more}")]
+
+    def _is_covered(self, purl: str) -> bool:
+        """Return whether the lock files would list this package.
+
+        Gradle lists POMs and module metadata only if it is to verify them.
+        """
+        parts = _parsed(purl)
+        is_listed = not _is_metadata(purl) or any(map(_is_metadata, self._primary))
+        return parts.type in self._ecosystems and is_listed
 
     def _host(self, fetch: Fetch, packages: Sequence[LockedPackage]) -> list[Finding]:
         expected = _expected_hosts(fetch, packages)
@@ -308,6 +317,10 @@ class _Comparing:
         if package.optional is not None:
             return package.optional
         return "only its metadata was requested" if sightings else "no request"
+
+
+def _is_metadata(purl: str) -> bool:
+    return purl.startswith("pkg:maven/") and purl.endswith(("type=pom", "type=module"))
 
 
 def _is_same_file(fetch: Fetch, file: LockedFile) -> bool:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from msgspec import Struct
 from psycopg import sql
@@ -18,7 +19,7 @@ from .selection import Selection
 from .session import read_only
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from ..lockfiles import LockFile
     from ..postgres.connection import DeadlineConnection
@@ -146,7 +147,14 @@ def verify(
     fetches = [Fetch(*row) for row in rows if row[0] is not None]
     unidentified = _counts((row[2], row[4]) for row in rows if row[0] is None)
     locked_types = {name for lock_file in lock_files for name in lock_file.ecosystems}
-    found, unknown_hosts = _elsewhere(elsewhere, remotes, locked_types)
+    locked_paths = {
+        unquote(file.path): package.purl
+        for lock_file in lock_files
+        for package in lock_file.packages
+        for file in package.files
+        if file.path is not None
+    }
+    found, unknown_hosts = _elsewhere(elsewhere, remotes, locked_types, locked_paths)
     fetches += found
     comparison = compare(fetches, [Sighting(*row) for row in sightings], lock_files, allowed)
     gaps = find_gaps(connection, _gap_selection(selection, first_at, last_at))
@@ -182,16 +190,24 @@ def _rows(
 
 
 def _elsewhere(
-    rows: Sequence[tuple[Any, ...]], remotes: Remotes, locked_types: Collection[str]
+    rows: Sequence[tuple[Any, ...]],
+    remotes: Remotes,
+    locked_types: Collection[str],
+    locked_paths: Mapping[str, str],
 ) -> tuple[list[Fetch], dict[str, int]]:
-    """Return the packages that came from hosts that no remote describes, and count the rest by host."""
+    """Return the packages that came from hosts that no remote describes, and count the rest by host.
+
+    A package has the path of a registry, or the path of a URL in a lock file.
+    """
     fetches, others = [], []
     for host, path, count, first_at, last_at in rows:
         identity = remotes.identify_elsewhere(host or "", path or "")
-        is_locked_type = identity.ecosystem in locked_types
-        if identity.purl is not None and identity.artifact_kind == "artifact" and is_locked_type:
-            fetch = Fetch(identity.purl, identity.filename, host, None, count, first_at, last_at)
-            fetches.append(fetch)
+        purl, file_name = identity.purl, identity.filename
+        is_artifact = identity.artifact_kind == "artifact" and identity.ecosystem in locked_types
+        if purl is None or not is_artifact:
+            purl, file_name = locked_paths.get(unquote(path or "")), None
+        if purl is not None:
+            fetches.append(Fetch(purl, file_name, host, None, count, first_at, last_at))
         else:
             others.append((host, count))
     return fetches, _counts(others)

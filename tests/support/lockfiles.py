@@ -1,20 +1,21 @@
 """Read lock files, and derive the path and the Package URL of each file that they list.
 
-Paths follow the documentation of each registry, and Package URLs follow purl-spec. Nothing here
-depends on `configs/remotes.yaml`, and nothing is downloaded.
+`exporter/lockfiles/` reads the formats that `artifactapi verify` knows; the others are read here. Paths
+follow the documentation of each registry, and Package URLs follow purl-spec. Nothing here depends on
+`configs/remotes.yaml`, and nothing is downloaded.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import tomllib
-import xml.etree.ElementTree as ET  # parses only our own files
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 import yaml
 from packageurl import PackageURL
+
+from exporter.lockfiles import FORMATS, LockedPackage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -48,46 +49,32 @@ def _purl(  # one parameter for each component of a purl
 
 def cargo(text: str, _base: str) -> Iterator[Locked]:
     """Without markers, `dl` means {crate}/{version}/download (Cargo book, "Index Format")."""
-    for crate in tomllib.loads(text)["package"]:
-        name, version = crate["name"], crate["version"]
-        purl = _purl("cargo", None, name, version)
-        yield Locked(f"/crates/{name}/{version}/download", purl)
-        yield Locked(f"/crates/{name}/{name}-{version}.crate", purl)
-        yield Locked(f"/api/v1/crates/{name}/{version}/download", purl)
+    for package in _packages("cargo", text):
+        crate = PackageURL.from_string(package.purl)
+        path = f"{crate.name}/{crate.version}/download"
+        yield Locked(f"/crates/{path}", package.purl)
+        yield Locked(f"/crates/{crate.name}/{package.files[0].name}", package.purl)
+        yield Locked(f"/api/v1/crates/{path}", package.purl)
 
 
 def composer_dist(text: str, _base: str) -> Iterator[Locked]:
     """Composer's `dist` is a commit on the source host."""
-    for package in json.loads(text)["packages"]:
-        source = package["source"]
-        owner, repository = urlsplit(source["url"]).path.removesuffix(".git").strip("/").split("/")
-        purl = _purl("github", owner, repository, source["reference"])
-        yield Locked(urlsplit(package["dist"]["url"]).path, purl)
+    for package in _packages("composer", text):
+        yield Locked(_path(package), package.aliases[-1])
 
 
 def composer_mirror(text: str, _base: str) -> Iterator[Locked]:
     """Nexus stores archives as VENDOR/NAME/VERSION/VENDOR-NAME-VERSION.zip."""
-    for package in json.loads(text)["packages"]:
-        (vendor, name), version = package["name"].split("/"), package["version"]
+    for package in _packages("composer", text):
+        purl = PackageURL.from_string(package.purl)
+        vendor, name, version = purl.namespace, purl.name, purl.version
         path = f"/{vendor}/{name}/{version}/{vendor}-{name}-{version}.zip"
-        yield Locked(path, _purl("composer", vendor, name, version))
+        yield Locked(path, package.purl)
 
 
 def conda(text: str, _base: str) -> Iterator[Locked]:
-    """conda-lock has the URL of each file; its folders are the channel and the subdir."""
-    for package in yaml.safe_load(text)["package"]:
-        path = urlsplit(package["url"]).path
-        folder, _, file = path.rpartition("/")
-        channel, _, subdir = folder.rpartition("/")
-        kind = "conda" if file.endswith(".conda") else "tar.bz2"
-        qualifiers = {
-            "build": file.removesuffix(f".{kind}").rpartition("-")[2],
-            "channel": channel.partition("/label/")[0].rpartition("/")[2],
-            "subdir": subdir,
-            "type": kind,
-        }
-        purl = _purl("conda", None, package["name"], package["version"], qualifiers)
-        yield Locked(path, purl)
+    """conda-lock has the URL of each file."""
+    return _with_urls("conda-lock", text)
 
 
 def cran(text: str, _base: str) -> Iterator[Locked]:
@@ -128,30 +115,20 @@ def rpm(text: str, _base: str) -> Iterator[Locked]:
 
 
 def gem(text: str, _base: str) -> Iterator[Locked]:
-    """In Bundler, the part of a version after the first - is the platform."""
-    for name, version, platform in re.findall(
-        r"^ {4}(\S+) \(([^-)]+)(?:-(.+))?\)$", text, re.MULTILINE
-    ):
-        full = "-".join(filter(None, (name, version, platform)))
-        qualifiers = {"platform": platform} if platform else {}
-        yield Locked(f"/gems/{full}.gem", _purl("gem", None, name, version, qualifiers))
+    """All gems are in one folder."""
+    for package in _packages("bundler", text):
+        yield Locked(f"/gems/{package.files[0].name}", package.purl)
 
 
 def golang(text: str, _base: str) -> Iterator[Locked]:
-    """A path has ! and the lower-case letter for a capital (Go modules reference, "GOPROXY protocol").
-
-    In a purl, namespace and name are in lower case, the version is unchanged (purl-spec, golang).
-    """
-    for line in text.splitlines():
-        module, version, _ = line.split()
-        if version.endswith("/go.mod"):
-            continue
+    """A path has ! and the lower-case letter for a capital (Go modules reference, "GOPROXY protocol")."""
+    modules = [line.split()[:2] for line in text.splitlines()]
+    archives = [(module, version) for module, version in modules if "/go.mod" not in version]
+    for (module, version), package in zip(archives, _packages("go", text), strict=True):
         path, escaped = (
             re.sub("[A-Z]", lambda c: "!" + c[0].lower(), s) for s in (module, version)
         )
-        namespace, _, name = module.lower().rpartition("/")
-        purl = _purl("golang", namespace, name, version)
-        yield Locked(f"/{path}/@v/{escaped}.zip", purl)
+        yield Locked(f"/{path}/@v/{escaped}.zip", package.purl)
 
 
 def hackage(text: str, _base: str) -> Iterator[Locked]:
@@ -170,50 +147,40 @@ def stack(text: str, _base: str) -> Iterator[Locked]:
 
 def helm(text: str, base: str) -> Iterator[Locked]:
     """`helm package` writes NAME-VERSION.tgz; `helm repo index` expects it next to the index."""
-    for chart in yaml.safe_load(text)["dependencies"]:
-        name, version = chart["name"], chart["version"]
-        purl = _purl("helm", None, name, version, {"repository_url": base})
-        yield Locked(f"/{name}-{version}.tgz", purl)
+    for package in _packages("helm", text):
+        chart = PackageURL.from_string(package.purl)
+        purl = _purl("helm", None, chart.name, chart.version or "", {"repository_url": base})
+        yield Locked(f"/{package.files[0].name}", purl)
 
 
 def hexpm(text: str, _base: str) -> Iterator[Locked]:
     """Packages of an organization are in /repos/NAME (Hex specifications, "Endpoints")."""
-    entry = r'^ +"\w+": \{:hex, :(\w+), "([^"]+)", "[0-9a-f]{64}", .*"(\w+)(?::(\w+))?", "[0-9a-f]{64}"\}'
-    for name, version, repository, organization in re.findall(entry, text, re.MULTILINE):
-        owner = organization or (None if repository == "hexpm" else repository)
+    for package in _packages("mix", text):
+        owner = PackageURL.from_string(package.purl).namespace
         folder = f"/repos/{owner}" if owner else ""
-        yield Locked(f"{folder}/tarballs/{name}-{version}.tar", _purl("hex", owner, name, version))
+        yield Locked(f"{folder}/tarballs/{package.files[0].name}", package.purl)
 
 
 def maven(text: str, _base: str) -> Iterator[Locked]:
     """GROUP/ARTIFACT/VERSION/ARTIFACT-VERSION[-CLASSIFIER].TYPE (Maven repository layout)."""
-    for component in ET.fromstring(text).iter("component"):  # noqa: S314  # our own file
-        group, name, version = (component.attrib[key] for key in ("group", "name", "version"))
-        folder = f"/{group.replace('.', '/')}/{name}/{version}"
-        for artifact in component.iter("artifact"):
-            rest = artifact.attrib["name"].removeprefix(f"{name}-{version}")
-            classifier, _, extension = rest.removeprefix("-").partition(".")
-            qualifiers = {"classifier": classifier, "type": "" if extension == "jar" else extension}
-            purl = _purl("maven", group, name, version, qualifiers)
-            yield Locked(f"{folder}/{artifact.attrib['name']}", purl)
+    for package in _packages("gradle", text):
+        purl = PackageURL.from_string(package.purl)
+        group = (purl.namespace or "").replace(".", "/")
+        path = f"/{group}/{purl.name}/{purl.version}/{package.files[0].name}"
+        yield Locked(path, package.purl)
 
 
 def npm(text: str, _base: str) -> Iterator[Locked]:
     """The lock file of npm has the URL of each file."""
-    for folder, package in json.loads(text)["packages"].items():
-        if folder:
-            full = folder.removeprefix("node_modules/")
-            namespace, _, name = full.rpartition("/")
-            purl = _purl("npm", namespace or None, name, package["version"])
-            yield Locked(urlsplit(package["resolved"]).path, purl)
+    return _with_urls("npm", text)
 
 
 def nuget(text: str, _base: str) -> Iterator[Locked]:
     """NuGet's package content resource uses lower-case names and versions."""
-    for packages in json.loads(text)["dependencies"].values():
-        for name, package in packages.items():
-            n, v = name.lower(), package["resolved"].lower()
-            yield Locked(f"/v3-flatcontainer/{n}/{v}/{n}.{v}.nupkg", _purl("nuget", None, n, v))
+    for package in _packages("nuget", text):
+        purl = package.purl.lower()
+        name, _, version = purl.rpartition("/")[2].partition("@")
+        yield Locked(f"/v3-flatcontainer/{name}/{version}/{name}.{version}.nupkg", purl)
 
 
 def oci(text: str, base: str) -> Iterator[Locked]:
@@ -228,43 +195,55 @@ def oci(text: str, base: str) -> Iterator[Locked]:
 
 def pub(text: str, _base: str) -> Iterator[Locked]:
     """`archive_url` of the Hosted Pub Repository Specification v2, and the older path."""
-    for package in yaml.safe_load(text)["packages"].values():
-        if package["source"] == "hosted":
-            name, version = package["description"]["name"], package["version"]
-            purl = _purl("pub", None, name, version)
-            yield Locked(f"/api/archives/{name}-{version}.tar.gz", purl)
-            yield Locked(f"/packages/{name}/versions/{version}.tar.gz", purl)
+    for package in _packages("pub", text):
+        purl = PackageURL.from_string(package.purl)
+        yield Locked(f"/api/archives/{purl.name}-{purl.version}.tar.gz", package.purl)
+        yield Locked(f"/packages/{purl.name}/versions/{purl.version}.tar.gz", package.purl)
 
 
 def pypi(text: str, _base: str) -> Iterator[Locked]:
     """pylock.toml has the URL of each file (PEP 751)."""
-    for package in tomllib.loads(text)["packages"]:
-        purl = _purl("pypi", None, package["name"], package["version"])
-        for file in (*package.get("wheels", ()), *filter(None, (package.get("sdist"),))):
-            yield Locked(urlsplit(file["url"]).path, purl)
+    return _with_urls("pylock", text)
 
 
 def terraform(text: str, _base: str) -> Iterator[Locked]:
     """HOST/NAMESPACE/TYPE and the name of the archive (Provider Network Mirror Protocol)."""
-    for namespace, name, version in _providers(text):
-        file = f"terraform-provider-{name}_{version}_linux_amd64.zip"
-        purl = _purl("terraform", namespace, name, version)
-        yield Locked(f"/registry.terraform.example/{namespace}/{name}/{file}", purl)
+    for package in _packages("terraform", text):
+        provider = PackageURL.from_string(package.purl)
+        folder = f"/registry.terraform.example/{provider.namespace}/{provider.name}"
+        file = f"terraform-provider-{provider.name}_{provider.version}_linux_amd64.zip"
+        yield Locked(f"{folder}/{file}", package.purl)
 
 
 def terraform_release(text: str, _base: str) -> Iterator[Locked]:
     """The registry redirects to these paths for HashiCorp's own providers."""
-    for namespace, name, version in _providers(text):
-        if namespace == "hashicorp":
-            purl = _purl("terraform", namespace, name, version)
+    for package in _packages("terraform", text):
+        provider = PackageURL.from_string(package.purl)
+        if provider.namespace == "hashicorp":
+            name, version = provider.name, provider.version
             for target in ("linux_amd64", "darwin_arm64", "windows_386"):
                 file = f"terraform-provider-{name}_{version}_{target}.zip"
-                yield Locked(f"/terraform-provider-{name}/{version}/{file}", purl)
+                yield Locked(f"/terraform-provider-{name}/{version}/{file}", package.purl)
 
 
-def _providers(text: str) -> Iterator[tuple[str, str, str]]:
-    entry = r'provider "[^/]+/([^/]+)/([^"]+)" \{\s+version += "([^"]+)"'
-    yield from re.findall(entry, text)
+def _packages(format_name: str, text: str) -> list[LockedPackage]:
+    """Return the packages of a lock file that the product can read."""
+    entries = FORMATS[format_name].read(text.encode())
+    return [entry for entry in entries if isinstance(entry, LockedPackage)]
+
+
+def _with_urls(format_name: str, text: str) -> Iterator[Locked]:
+    """Yield the files of a lock file that has their URLs."""
+    for package in _packages(format_name, text):
+        for file in package.files:
+            assert file.path
+            yield Locked(file.path, package.purl)
+
+
+def _path(package: LockedPackage) -> str:
+    path = package.files[0].path
+    assert path
+    return path
 
 
 REGISTRIES = {

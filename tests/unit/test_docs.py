@@ -16,6 +16,7 @@ import yaml
 
 from addon.cli.main import main
 from exporter import Exporter, Settings
+from exporter.lockfiles import FORMATS
 from exporter.postgres.schema import SCHEMA
 from exporter.read.selection import ERROR_TYPES
 from exporter.read.session import COLUMN_NAMES
@@ -202,6 +203,10 @@ def test_options_of_the_addon_are_documented() -> None:
     )
     documented = first_column("docs/mitmweb.md", "option")
     assert documented == re.findall(r'^    "(artifactapi_\w+)":', options, re.MULTILINE)
+
+
+def test_formats_of_lock_files_are_documented() -> None:
+    assert set(first_column("docs/cli.md", "`--format`")) == set(FORMATS)
 
 
 def test_subcommands_and_their_options_are_documented() -> None:
