@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import tarfile
+import zipfile
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote
 
@@ -27,10 +28,14 @@ remotes:
   - {name: our-wheels, host: localhost, path: /pypi, format: pypi}
   - {name: our-npm, host: localhost, path: /npm, format: npm}
   - {name: our-crates, host: localhost, path: /cargo, format: cargo}
+  - {name: our-gems, host: localhost, path: /gem, format: gem}
+  - {name: our-php, host: localhost, path: /composer, format: composer}
   - {name: our-debs, host: localhost, path: /apt, format: deb, vendor: acme}
   - {name: our-git, host: localhost, path: /git, format: github}
   - {name: our-releases, host: localhost, path: /releases, format: github}
 """
+
+OLD, NEW = "1.2.2", "1.2.3"  # versions of packages of which a registry has two
 
 SIGNATURE = "5ecre7" * 10  # of a signed storage URL; must never be stored
 
@@ -222,6 +227,46 @@ def add_crate(
     }
     registry.put(f"/cargo/index/{_index_folder(name)}/{name}", f"{json.dumps(line)}\n".encode())
     return crate
+
+
+def add_gem(registry: Registry, folder: Path, name: str, version: str) -> bytes:
+    """Add a gem with a compact index (RubyGems, "Compact Index API"); return it. Needs Ruby's `gem`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "data").write_bytes(noise(10_000))
+    specification = folder / f"{name}.gemspec"
+    specification.write_text(
+        f'Gem::Specification.new do |s|\n  s.name = "{name}"\n  s.version = "{version}"\n'
+        '  s.summary = "A test"\n  s.authors = ["Tests"]\n  s.files = ["data"]\n'
+        '  s.homepage = "https://acme.example"\n  s.license = "MIT"\nend\n'
+    )
+    file = f"{name}-{version}.gem"
+    build = ["gem", "build", "-q", specification.name, "-o", file]
+    subprocess.run(build, check=True, capture_output=True, cwd=folder)
+    gem = (folder / file).read_bytes()
+    registry.put(f"/gem/gems/{file}", gem)
+    info = f"---\n{version} |checksum:{_sha256(gem)}\n".encode()
+    registry.put(f"/gem/info/{name}", info, "text/plain")
+    checksum = hashlib.md5(info, usedforsecurity=False).hexdigest()
+    versions = f"created_at: 2026-01-01T00:00:00Z\n---\n{name} {version} {checksum}\n"
+    registry.put("/gem/versions", versions.encode(), "text/plain")
+    return gem
+
+
+def add_composer(registry: Registry, name: str, version: str) -> bytes:
+    """Add a Composer repository with one package, in one file (Composer, "Repositories"); return its archive."""
+    manifest = {"name": name, "version": version}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("composer.json", json.dumps(manifest))
+        archive.writestr("data", noise(10_000))
+    data = buffer.getvalue()
+    path = f"/composer/{name}/{version}/{name.replace('/', '-')}-{version}.zip"
+    registry.put(path, data)
+    shasum = hashlib.sha1(data, usedforsecurity=False).hexdigest()
+    dist = {"type": "zip", "url": registry.url + path, "reference": None, "shasum": shasum}
+    packages = {"packages": {name: {version: {**manifest, "dist": dist}}}}
+    registry.put("/composer/packages.json", json.dumps(packages).encode(), "application/json")
+    return data
 
 
 def add_debs(registry: Registry, folder: Path, *packages: tuple[str, str, str]) -> list[Path]:
