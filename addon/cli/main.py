@@ -23,7 +23,7 @@ from addon.cli.identify import identify_urls
 from addon.cli.prune import prune
 from addon.cli.queries import GapsUnknownError, export, gaps, report, tail
 from addon.cli.spool import spool
-from addon.cli.verify import NotVerifiedError, verify
+from addon.cli.verify import verify
 from exporter import Settings, SettingsError, check_dsn, load_remotes, load_settings, resolve_dsn
 from exporter.postgres.connection import describe, reachable
 from exporter.postgres.dsn import without_password
@@ -38,7 +38,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "artifactapi.py"
 _ERRORS = {
     gaps.name: GapsUnknownError,
     audit.name: AuditFailedError,
-    verify.name: NotVerifiedError,
+    verify.name: NoAnswerError,
     affected.name: NoAnswerError,
 }
 _SIGNAL_EXIT_BASE = 128  # the exit code that shells report for a signal is 128 plus its number

@@ -9,6 +9,7 @@ import click
 import msgspec
 from rich.console import Console
 
+from addon.cli.affected import AnswerCommand
 from addon.cli.queries import errors_in_one_sentence, filters
 from exporter import Settings, SettingsError, load_remotes
 from exporter.lockfiles import FORMATS, LockFileError, read_lock_file
@@ -29,13 +30,7 @@ _FILTERS = ("user", "who", "client", "node", "since", "until")
 _EXITS = {"as locked": 0, "findings": 1, "uncertain": 2}
 
 
-class NotVerifiedError(click.ClickException):
-    """The command could not compare. The exit code tells that from its results."""
-
-    exit_code = 3
-
-
-@click.command()
+@click.command(cls=AnswerCommand)
 @click.argument(
     "lock_files", nargs=-1, required=True, metavar="LOCKFILE...", type=click.Path(path_type=Path)
 )
@@ -105,11 +100,7 @@ def verify(
             files = [read_lock_file(path, format_name) for path in lock_files]
             result = _verify(context.obj, selection, files, allowed, quiet_seconds)
     except (LockFileError, SettingsError, TooManyError) as e:
-        raise NotVerifiedError(printable(str(e))) from None
-    except click.UsageError:
-        raise
-    except click.ClickException as e:
-        raise NotVerifiedError(e.message) from None
+        raise click.ClickException(printable(str(e))) from None
     if as_json:
         click.echo(printable_json(msgspec.json.encode(result).decode()))
     else:

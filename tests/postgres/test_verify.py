@@ -390,7 +390,7 @@ def test_errors_have_exit_status_3_and_one_sentence(build: Build, demo_lock: str
 
 def test_build_must_be_named(build: Build, demo_lock: str) -> None:
     done = call("--dsn", build.dsn, "verify", demo_lock)
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert "Name the build with --user, --who, --client or --since." in done.stderr
 
 

@@ -342,7 +342,7 @@ def _lock_composer(builds: Builds, folder: Path) -> Path:
     folder.mkdir(parents=True)
     repositories = [
         {"type": "composer", "url": f"{builds.registry.url}/composer"},
-        {"packagist.org": False},
+        {"packagist": False},
     ]
     manifest = {
         "repositories": repositories,
