@@ -108,10 +108,13 @@ class ArtifactApi:
         if exporter is not None:
             exporter.reconfigure(self._settings)
         self._exporter = exporter or Exporter(self._settings)
+        self.flows.begin = self._exporter.begin
+        self.flows.skip = self._exporter.skip
         self.flows.log_access = self._exporter.log_access
         self.flows.wait_for_room = self._exporter.wait_for_room
         self.flows.count_unreadable = self._exporter.count_unreadable
         self.flows.take_over(flows)
+        self._exporter.watch(self.flows.open_count, self.flows.oldest_open_at)
         self._log_database(self._exporter, "logging to")
         self._start_views(self._exporter)
 
@@ -132,7 +135,7 @@ class ArtifactApi:
             stop(exporter)
         else:  # the script is being reloaded or removed
             handoff.offer(handoff.Handoff(exporter, self.flows.hand_over()), stop)
-        self.flows.log_access = None
+        self.flows.begin = self.flows.skip = self.flows.log_access = None
         if self._flush_handler is not None:
             self._flush_handler.stop()
 

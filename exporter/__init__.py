@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .exchange import RESPONSE_FIELDS, Exchange
 from .postgres.dsn import check_dsn, has_password, public_name
@@ -16,15 +16,22 @@ from .run import Run
 from .settings import Settings, SettingsError, data_folder, load_settings, resolve_dsn
 from .write import spool
 from .write.buffer import Buffer
-from .write.database import insert_access_log_batch
+from .write.database import DatabaseUnavailable, insert_access_log_batch
+from .write.journal import Journal
+from .write.recovery import RecoveredRun, recover_journals
 from .write.spool import WaitingRows
 from .write.writer import Writer, spool_database
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
     "RESPONSE_FIELDS",
     "AccessLogEntry",
+    "DatabaseUnavailable",
     "Exchange",
     "Exporter",
+    "RecoveredRun",
     "Settings",
     "SettingsError",
     "WaitingRows",
@@ -34,6 +41,7 @@ __all__ = [
     "insert_access_log_batch",
     "load_remotes",
     "load_settings",
+    "recover_journals",
     "redirect_spool",
     "resolve_dsn",
     "waiting_rows",
@@ -50,24 +58,45 @@ logging.getLogger("psycopg").setLevel(logging.ERROR)
 class Exporter:
     """The log of one proxy. It runs from its construction until `stop`.
 
-    Only one thread may call `log_access`. All other methods are thread-safe.
+    Only one thread may call `begin`, `skip`, `log_access`, `count_unreadable` and `watch`. All other
+    methods are thread-safe.
+
+    `begin(at)` says that a request has begun (epoch seconds), and `skip()` that one has ended that is not
+    to be logged. Every other one ends with `log_access` or `count_unreadable`.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        run = Run.start(settings.node_name)
         self._buffer = Buffer(settings.buffer, settings.batch.max_entries)
-        self._writer = Writer(settings, self._buffer, Run.start(settings.node_name))
+        self._journal = Journal(run, settings)
+        self._writer = Writer(settings, self._buffer, self._journal, run)
+        self.begin = self._journal.begin
+        self.skip = self._journal.skip
         self._housekeeping = Housekeeping(settings)
 
     def log_access(self, exchange: Exchange) -> bool:
         """Queue one exchange; False if it was dropped because the buffer is full. Never blocks."""
         if not self._buffer.seen % _CHECK_ENTRIES:
             self._writer.ensure_running()
-        return self._buffer.put(exchange)
+        if self._buffer.put(exchange):
+            self._journal.put(exchange)
+            return True
+        self._journal.count_drop()
+        return False
 
     def count_unreadable(self, started_at: float) -> None:
         """Count an exchange that could not be read, as a gap. `started_at`: epoch seconds."""
         self._buffer.count_unreadable(started_at)
+        self._journal.count_drop()
+
+    def watch(self, open_requests: int, oldest_open_at: Callable[[], float | None]) -> None:
+        """Tell how many requests have begun and not ended, and how to find the start of the oldest.
+
+        `oldest_open_at` is called in another thread. It returns epoch seconds, or None if none is open.
+        """
+        self._journal.set_in_flight(open_requests)
+        self._writer.oldest_open_at = oldest_open_at
 
     def wait_for_room(self, size: int) -> bool:
         """Wait until the buffer has room for `size` bytes; False if the writer makes no progress.
@@ -114,6 +143,8 @@ class Exporter:
             "rejected": counts.rejected,
             "waiting": counts.waiting,
             "spooled": counts.spooled,
+            "in_flight": self._journal.in_flight,
+            "unjournaled": self._journal.unrecorded,
             "recovered": progress.recovered,
             "retries": progress.retries + self._writer.reconnects,
             "failures": progress.failures + self._writer.builder.failures,
@@ -122,6 +153,8 @@ class Exporter:
             "last_error_at": progress.last_error_at,
             "last_written_at": progress.last_written_at,
             "database": self.database_name,
+            "run_id": self._writer.run.run_id,
+            "journal": self._journal.off_reason or "on",
         }
 
     @property

@@ -29,7 +29,8 @@ RESPONSE_FIELDS = frozenset(
 
 
 # gc=False: an exchange cannot be part of a reference cycle, and the collector need not scan a full buffer.
-class Exchange(msgspec.Struct, frozen=True, gc=False):
+# array_like=True: the journal holds no names of fields.
+class Exchange(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One exchange in mitmproxy's types: immutable and bounded in size.
 
     Times are seconds since the epoch. None means unknown. Text is bytes as received, or str that may

@@ -63,6 +63,13 @@ class SpoolSettings(_Section, frozen=True):
     max_bytes: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024  # 0: use no disk
 
 
+class JournalSettings(_Section, frozen=True):
+    """Shared memory for entries that are neither in PostgreSQL nor on disk, for the case of a kill."""
+
+    # 0: off. Read when the proxy starts. An entry takes about 400 bytes.
+    max_bytes: Annotated[int, Meta(ge=0, le=1 << 30)] = 16 * 1024 * 1024
+
+
 class ShutdownSettings(_Section, frozen=True):
     """How long shutdown may take; it blocks mitmproxy's event loop."""
 
@@ -117,6 +124,7 @@ class Settings(_Section, frozen=True):
     buffer: BufferSettings = BufferSettings()
     batch: BatchSettings = BatchSettings()
     spool: SpoolSettings = SpoolSettings()
+    journal: JournalSettings = JournalSettings()
     shutdown: ShutdownSettings = ShutdownSettings()
     redact: RedactSettings = RedactSettings()
     remotes: RemotesSettings = RemotesSettings()

@@ -1,6 +1,7 @@
 """Inject faults between a proxy under load and PostgreSQL, then check that the log is complete.
 
     python -m tests.chaos --minutes 10 --seed 1
+    python -m tests.chaos --minutes 60 --seed 1 --kills 70
 
 The seed determines the schedule. The command prints a report and exits with 1 if a check fails.
 """
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from exporter.write.journal_file import RING_AT
 from tests.support.chaos_checks import Report
 from tests.support.chaos_environment import PASSWORD, ROLE, Bounds, ChaosEnvironment, Step
 from tests.support.wait import eventually
@@ -176,21 +178,105 @@ def _kill_proxy(environment: ChaosEnvironment, _seconds: float) -> None:
     environment.start_proxy()
 
 
-def _kill_proxy_while_cut(environment: ChaosEnvironment, seconds: float) -> None:
+def _kill_worker(environment: ChaosEnvironment, seconds: float) -> None:
+    environment.kill_worker()
+    environment.wait(seconds)
+
+
+def _kill_both(environment: ChaosEnvironment, _seconds: float) -> None:
+    environment.kill_proxy(worker_first=True)
+    environment.start_proxy()
+
+
+def _kill_while_cut(
+    environment: ChaosEnvironment, seconds: float, kill: Callable[[], None]
+) -> None:
     environment.relay.cut()
     environment.wait(seconds)
-    environment.kill_proxy()
-    environment.start_proxy()
+    kill()
+    if environment.proxy.killed_at is not None:
+        environment.start_proxy()
     environment.wait(seconds)
     environment.relay.mend()
+
+
+def _kill_proxy_while_cut(environment: ChaosEnvironment, seconds: float) -> None:
+    _kill_while_cut(environment, seconds, environment.kill_proxy)
+
+
+def _kill_worker_while_cut(environment: ChaosEnvironment, seconds: float) -> None:
+    _kill_while_cut(environment, seconds, environment.kill_worker)
+
+
+def _kill_both_while_cut(environment: ChaosEnvironment, seconds: float) -> None:
+    _kill_while_cut(environment, seconds, lambda: environment.kill_proxy(worker_first=True))
 
 
 def _kill_proxy_in_blackhole(environment: ChaosEnvironment, seconds: float) -> None:
     environment.relay.blackhole()
     environment.wait(seconds)
-    environment.kill_proxy(unanswered=True)
+    environment.kill_proxy()
     environment.relay.mend()
     environment.start_proxy()
+
+
+def _kill_twice(environment: ChaosEnvironment, seconds: float) -> None:
+    """Kill the next proxy as well, while it recovers the journal of the first."""
+    environment.relay.blackhole()
+    environment.kill_proxy()
+    environment.start_proxy()
+    environment.wait(seconds)
+    environment.kill_proxy()
+    environment.relay.mend()
+    environment.start_proxy()
+
+
+def _recover_twice(environment: ChaosEnvironment, _seconds: float) -> None:
+    """Two proxies find the same journal."""
+    environment.kill_proxy()
+    with environment.other_proxy():
+        environment.start_proxy()
+
+
+def _damage_journal(environment: ChaosEnvironment, seconds: float) -> str:
+    """Kill the proxy, and flip a bit, zero a part or cut off the end of its journal."""
+    environment.kill_proxy()
+    (path,) = environment.journals()
+    content = bytearray(path.read_bytes())
+    rng = random.Random(seconds)
+    used = content.rindex(b"/n/") + 200  # where the last exchange may be
+    at = rng.randrange(RING_AT, used)
+    kind = rng.choice(["bit flipped", "part zeroed", "end cut off"])
+    if kind == "bit flipped":
+        content[at] ^= 1 << rng.randrange(8)
+    elif kind == "part zeroed":
+        content[at : at + 4096] = bytes(4096)
+    else:
+        del content[at:]
+    path.write_bytes(content)
+    environment.proxy.is_damaged = True
+    environment.start_proxy()
+    return kind
+
+
+def _fill_memory(environment: ChaosEnvironment, seconds: float) -> str:
+    """Fill the tmpfs: the running proxy goes on, and the next one recovers it, but has no journal in it."""
+    if environment.memory is None or not os.path.ismount(environment.memory):
+        return "skipped: needs root to mount a small tmpfs"
+    ballast = environment.memory / "ballast"
+    disk = os.statvfs(environment.memory)
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, disk.f_bavail * disk.f_frsize)
+    environment.wait(seconds)
+    environment.kill_proxy()
+    environment.start_proxy()
+    environment.wait(seconds)
+    ballast.unlink()
+    environment.settle()
+    has_none = "artifactapi: no journal" in environment.proxy.mitm.output()
+    environment.stop_proxy()
+    environment.start_proxy()
+    return "no journal meanwhile" if has_none else "a journal in /dev/shm meanwhile"
 
 
 FAULTS: dict[str, Callable[[ChaosEnvironment, float], str | None]] = {
@@ -215,10 +301,18 @@ FAULTS: dict[str, Callable[[ChaosEnvironment, float], str | None]] = {
     "proxy kill -9": _kill_proxy,
     "proxy kill -9, connection cut": _kill_proxy_while_cut,
     "proxy kill -9, black hole": _kill_proxy_in_blackhole,
+    "worker kill -9": _kill_worker,
+    "worker kill -9, connection cut": _kill_worker_while_cut,
+    "both kill -9": _kill_both,
+    "both kill -9, connection cut": _kill_both_while_cut,
+    "proxy kill -9 twice": _kill_twice,
+    "kill -9, two recover": _recover_twice,
+    "kill -9, journal damaged": _damage_journal,
+    "kill -9, tmpfs full": _fill_memory,
 }
 
 
-# A deck lasts about five minutes: how often each fault occurs in it, and its shortest and longest
+# A deck lasts about six minutes: how often each fault occurs in it, and its shortest and longest
 # duration in seconds. Ten entries kill PostgreSQL with SIGKILL.
 _DECK = {
     "postgres kill -9, restart": (10, 0.5, 4.0),
@@ -242,30 +336,66 @@ _DECK = {
     "proxy kill -9": (1, 0.0, 0.0),
     "proxy kill -9, connection cut": (1, 2.0, 6.0),
     "proxy kill -9, black hole": (1, 1.0, 6.0),
+    "worker kill -9": (1, 1.0, 3.0),
+    "worker kill -9, connection cut": (1, 1.0, 3.0),
+    "both kill -9": (1, 0.0, 0.0),
+    "both kill -9, connection cut": (1, 1.0, 4.0),
+    "proxy kill -9 twice": (1, 0.1, 1.0),
+    "kill -9, two recover": (1, 0.0, 0.0),
+    "kill -9, journal damaged": (2, 0.0, 1.0),
+    "kill -9, tmpfs full": (1, 1.0, 3.0),
+}
+# The same for `--kills`: only kills, in quick succession.
+_KILL_DECK = {
+    "proxy kill -9": (4, 0.0, 0.0),
+    "proxy kill -9, connection cut": (2, 0.1, 2.5),
+    "proxy kill -9, black hole": (1, 0.5, 4.0),
+    "worker kill -9": (1, 0.1, 1.0),
+    "both kill -9": (2, 0.0, 0.0),
+    "both kill -9, connection cut": (2, 0.1, 2.5),
+    "proxy kill -9 twice": (1, 0.0, 1.0),
+    "kill -9, two recover": (2, 0.0, 0.0),
+    "kill -9, journal damaged": (3, 0.0, 1.0),
+    "kill -9, tmpfs full": (1, 0.1, 1.0),
 }
 
 
-def random_schedule(seed: int) -> Iterator[Step]:
+def random_schedule(
+    seed: int, deck: dict[str, tuple[int, float, float]], longest_pause: float
+) -> Iterator[Step]:
     """Yield faults forever: every fault of the deck in a random order, then the next deck."""
     rng = random.Random(seed)
     while True:
-        deck = [name for name, (count, _, _) in _DECK.items() for _ in range(count)]
-        rng.shuffle(deck)
-        for name in deck:
-            _, shortest, longest = _DECK[name]
-            yield Step(name, rng.uniform(shortest, longest), rng.uniform(0.5, 3.0))
+        names = [name for name, (count, _, _) in deck.items() for _ in range(count)]
+        rng.shuffle(names)
+        for name in names:
+            _, shortest, longest = deck[name]
+            pause = rng.uniform(longest_pause / 6, longest_pause)
+            yield Step(name, rng.uniform(shortest, longest), pause)
 
 
-def run(folder: Path, steps: Iterator[Step], bounds: Bounds, seconds: float) -> Report:
-    """Inject faults until the steps or the seconds run out; then return the report on the log."""
+def run(
+    folder: Path,
+    steps: Iterator[Step],
+    bounds: Bounds,
+    seconds: float,
+    kills: int | None = None,
+    tamper: Callable[[ChaosEnvironment], None] = lambda _: None,
+) -> Report:
+    """Inject faults until the steps, the seconds or the kills run out; then return the report on the log.
+
+    `tamper` is called before the report, to test that the report notices it.
+    """
     with ChaosEnvironment(folder, bounds) as environment:
         environment.measure_baseline()
         deadline = time.monotonic() + seconds
         for step in steps:
-            if time.monotonic() >= deadline:
+            killed = sum(1 for g in environment.generations if g.killed_at is not None)
+            if time.monotonic() >= deadline or (kills is not None and killed >= kills):
                 break
             environment.inject(step, FAULTS[step.fault])
         environment.finish()
+        tamper(environment)
         return Report(environment)
 
 
@@ -274,10 +404,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kills", type=int, help="kill so many proxies, and inject no other fault")
     options = parser.parse_args()
+    deck, pause = (_DECK, 3.0) if options.kills is None else (_KILL_DECK, 1.0)
+    schedule = random_schedule(options.seed, deck, pause)
     with tempfile.TemporaryDirectory(prefix="artifactapi-chaos-") as folder:
         bounds = Bounds()
-        report = run(Path(folder), random_schedule(options.seed), bounds, options.minutes * 60)
+        report = run(Path(folder), schedule, bounds, options.minutes * 60, options.kills)
     sys.stdout.write(
         f"seed {options.seed}, {options.minutes:g} minutes, {bounds}\n{report.text()}\n"
     )

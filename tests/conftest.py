@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from tests.support.access_log import temporary_schema
-from tests.support.environment import personal_variables, temporary_home
+from tests.support.environment import personal_variables, temporary_home, temporary_runtime
 from tests.support.postgres import Postgres, available
 from tests.support.wait import eventually
 
@@ -75,12 +75,21 @@ def home() -> Iterator[Path]:
         yield home
 
 
+@pytest.fixture
+def runtime() -> Iterator[Path | None]:
+    """The folder in memory of this test; see `temporary_runtime`."""
+    with temporary_runtime() as folder:
+        yield folder
+
+
 @pytest.fixture(autouse=True)
-def environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def environment(home: Path, runtime: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the tests and the settings and data of the person who runs them apart."""
     for name in personal_variables():
         monkeypatch.delenv(name)
     monkeypatch.setenv("ARTIFACTAPI_HOME", str(home))
+    if runtime:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,7 @@ from addon.cli.audit import AuditFailedError, audit, nodes
 from addon.cli.identify import identify_urls
 from addon.cli.prune import prune
 from addon.cli.queries import GapsUnknownError, export, gaps, report, tail
+from addon.cli.recover import recover
 from addon.cli.spool import spool
 from addon.cli.verify import verify
 from exporter import Settings, SettingsError, check_dsn, load_remotes, load_settings, resolve_dsn
@@ -62,7 +63,7 @@ def main(context: click.Context, dsn: str, config: Path | None) -> None:
     """Access log of mitmproxy in PostgreSQL.
 
     The database is the first one set of --dsn, read.dsn in the settings file, ARTIFACTAPI_DSN and
-    database.dsn in the settings file. The commands init, prune, restore, run and spool do not use
+    database.dsn in the settings file. The commands init, prune, recover, restore, run and spool do not use
     read.dsn. If none is set, it is the embedded server, which runs while a command needs it.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -186,6 +187,7 @@ _QUERY_COMMANDS = (
     affected,
     restore,
     spool,
+    recover,
     prune,
 )
 for query_command in _QUERY_COMMANDS:

@@ -37,6 +37,9 @@ class FlowTracker:
     """Passes each ended flow to `log_access`, once. Runs on mitmproxy's event loop."""
 
     def __init__(self) -> None:
+        # See Exporter, which has these methods.
+        self.begin: Callable[[float], None] | None = None
+        self.skip: Callable[[], None] | None = None
         self.log_access: Callable[[Exchange], bool] | None = None
         self.wait_for_room: Callable[[int], bool] | None = None
         self.count_unreadable: Callable[[float], None] | None = None
@@ -50,6 +53,8 @@ class FlowTracker:
     def requestheaders(self, flow: http.HTTPFlow) -> None:
         """A flow begins. A flow that is not live and has no client comes from a file."""
         self._open[flow] = state = FlowState()
+        if self.begin is not None:
+            self.begin(flow.timestamp_created)
         if not (flow.live or flow.client_conn.connected):
             state.is_import = True
         elif (
@@ -91,6 +96,8 @@ class FlowTracker:
     def http_connect(self, flow: http.HTTPFlow) -> None:
         """A client requests a tunnel."""
         self._open[flow] = state = FlowState()
+        if self.begin is not None:
+            self.begin(flow.timestamp_created)
         state.is_connect = True
 
     def http_connected(self, flow: http.HTTPFlow) -> None:
@@ -117,6 +124,8 @@ class FlowTracker:
         tunnel = self._unused_tunnels.get(data.context.client.id)
         self._discard_tunnel(data.context.client)
         if self.log_access is not None and self.filter is None:
+            if self.begin is not None:
+                self.begin(data.context.client.timestamp_start)
             self.log_access(capture_tls_failure(data, tunnel))
 
     def client_disconnected(self, client: Client) -> None:
@@ -177,11 +186,23 @@ class FlowTracker:
         self._unused_tunnels.update(tunnels)
         self.update([flow for flow, state in flows.items() if state.ended])
 
+    def oldest_open_at(self) -> float | None:
+        """When the oldest open flow began (epoch seconds); None: none is open. Any thread may call it."""
+        oldest = next(iter(self._open.copy()), None)
+        return None if oldest is None else oldest.timestamp_created
+
+    @property
+    def open_count(self) -> int:
+        """How many flows have begun and not ended."""
+        return len(self._open)
+
     def _discard_tunnel(self, client: Client) -> None:
         """Do not log the tunnel of this client: it is used, or its failure has its own row."""
         tunnel = self._unused_tunnels.pop(client.id, None)
         if tunnel is not None:
             del self._open[tunnel]
+            if self.skip is not None:
+                self.skip()
 
     def _mark_ended(self, flow: http.HTTPFlow) -> None:
         state = self._open.get(flow)
@@ -239,6 +260,8 @@ class FlowTracker:
                     # mitmproxy blocks its event loop while it reads a file, so a wait delays nobody.
                     self.wait_for_room(exchange.size)
                 self.log_access(exchange)
+            elif self.skip is not None:
+                self.skip()
         except Exception:
             if self.count_unreadable is not None:
                 self.count_unreadable(flow.timestamp_created)

@@ -114,7 +114,7 @@ COMMENT ON COLUMN access_log_gap.gap_id IS 'Makes it safe to write a gap twice';
 COMMENT ON COLUMN access_log_gap.node IS 'Proxy that lost the entries';
 COMMENT ON COLUMN access_log_gap.from_at IS 'started_at of the first lost entry';
 COMMENT ON COLUMN access_log_gap.to_at IS 'started_at of the last lost entry';
-COMMENT ON COLUMN access_log_gap.reason IS 'buffer_full (memory and spool were full), rejected (by PostgreSQL), unreadable (no row could be built), shutdown (out of time and space), spool_damaged';
+COMMENT ON COLUMN access_log_gap.reason IS 'buffer_full (memory and spool were full), rejected (by PostgreSQL), unreadable (no row could be built), shutdown (out of time and space), spool_damaged, killed (the proxy was killed), journal_damaged';
 COMMENT ON COLUMN access_log_gap.entries IS 'Number of lost entries';
 COMMENT ON COLUMN access_log_gap.logged_at IS 'When the row reached PostgreSQL';
 

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-Reason = Literal["buffer_full", "rejected", "shutdown", "spool_damaged", "unreadable"]
+Reason = Literal[
+    "buffer_full",
+    "journal_damaged",
+    "killed",
+    "rejected",
+    "shutdown",
+    "spool_damaged",
+    "unreadable",
+]
 
 
 class Gap(NamedTuple):

@@ -1,6 +1,6 @@
 """Take exchanges from the buffer and build them into batches, one batch ahead of the writer.
 
-While PostgreSQL is slow, what arrives goes to disk, so that a killed proxy loses no more than usual.
+While PostgreSQL is slow, what arrives goes to disk, so that memory and journal do not fill up.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Intake:
         self._progress = progress
         self._pending: PendingRows | None = None
         self._ready: Sequence[AccessLogEntry] = ()
+        self._held = 0  # exchanges that the pending or ready batch was built of
         self._call_started_at = 0.0  # monotonic seconds
 
     @property
@@ -60,6 +61,11 @@ class Intake:
         if self._ready:
             return State.READY
         return State.BUILDING if self._pending is not None else State.EMPTY
+
+    @property
+    def held(self) -> int:
+        """Exchanges that were taken from the buffer and are neither on disk nor with the writer."""
+        return self._held if self.state is not State.EMPTY else 0
 
     def wait(self, seconds: float) -> None:
         """Wait until a batch is complete, somebody wakes the buffer, or the time is over."""
@@ -116,6 +122,7 @@ class Intake:
 
     def _start_building(self) -> None:
         exchanges = self._buffer.take(self.batch.max_entries)
+        self._held = len(exchanges)
         if exchanges:
             self._pending = self._builder.build(exchanges)
 

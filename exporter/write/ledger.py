@@ -87,6 +87,11 @@ class RunLedger:
             self.run = msgspec.structs.replace(self.run, node=node)
             self._reported_at = -_IDLE_SECONDS
 
+    @property
+    def elsewhere(self) -> RunCounts:
+        """What was settled in earlier runs of this process; its `waiting` and `spooled` mean nothing."""
+        return self._elsewhere
+
     def renew(self) -> None:
         """Continue as another run, because the rows go to another database or come from another role.
 

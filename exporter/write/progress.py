@@ -40,6 +40,7 @@ class Progress:
         self.last_error: str | None = None  # of an outage only until it is over
         self.last_error_at: str | None = None  # ISO 8601, UTC
         self.gaps = UnwrittenGaps()
+        self.drops = 0  # of the buffer, that are in `gaps` or were
         self._unplaced_drops_seen = 0
         self._spool_losses_seen = 0
         self._reported: set[str] = set()  # kinds of trouble that have been logged
@@ -68,6 +69,13 @@ class Progress:
             )
             self._report_rejection(rejection)
 
+    def count_recovered(self, entries: int, rejections: Sequence[Rejection]) -> None:
+        """PostgreSQL has these entries of a killed run, except the rejected ones, or had them already."""
+        self.recovered += entries - len(rejections)
+        self.last_written_at = _now()
+        for rejection in rejections:
+            self._report_rejection(rejection)
+
     def count_unreadable(self, failures: Iterable[BuildFailure]) -> None:
         """No row could be built of as many exchanges."""
         for failure in failures:
@@ -79,10 +87,12 @@ class Progress:
         """Turn the drops that the buffer counted since the last call into gaps."""
         for reason, started_at in buffer.take_drops():
             self._add_gap(reason, timestamp(started_at))
+            self.drops += 1
         unplaced = buffer.unplaced_drops - self._unplaced_drops_seen
         if unplaced:
             self._unplaced_drops_seen += unplaced
             self._add_gap("buffer_full", timestamp(time.time()), unplaced)
+            self.drops += unplaced
 
     def count_spool_losses(self, lost: int) -> None:
         """`lost`: entries of this run in damaged spool files, in total."""

@@ -405,10 +405,34 @@ class Spool:
         if self._max_bytes:
             self._try(lambda: self._file().set_run(end.run.run_id, end))
 
-    def keep_gaps(self, gaps: Sequence[Gap]) -> None:
-        """Store these gaps of this run until `settle`."""
-        if self._max_bytes and (gaps or self._own is not None):
-            self._try(lambda: self._file().replace_gaps(gaps))
+    def keep_gaps(self, gaps: Sequence[Gap]) -> bool:
+        """Store these gaps of this run until `settle`; False if that is not possible."""
+        if not gaps and self._own is None:
+            return True
+        return bool(self._max_bytes) and self._try(lambda: self._file().replace_gaps(gaps))
+
+    def adopt(self, batches: Iterable[Sequence[AccessLogEntry]], end: Callable[[], RunEnd]) -> bool:
+        """Store the entries and the end of a killed run as if it had stored them itself; False if it fails.
+
+        `end` is called after the last batch.
+        """
+        return bool(self._max_bytes) and self._try(lambda: self._adopt(batches, end))
+
+    def _adopt(
+        self, batches: Iterable[Sequence[AccessLogEntry]], end: Callable[[], RunEnd]
+    ) -> bool:
+        file = self._new_file()
+        is_stored = False
+        try:
+            is_stored = all(file.append(batch) for batch in batches)
+            if is_stored:
+                file.set_run(end().run.run_id, end())
+        finally:
+            if not is_stored:
+                file.delete()
+        if is_stored:
+            self._inherit().append(file)
+        return is_stored
 
     def settle(self) -> bool:
         """All gaps are in PostgreSQL: delete the files without batches. True if no batch is left."""
@@ -455,12 +479,15 @@ class Spool:
 
     def _file(self) -> SpoolFile:
         if self._own is None:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path = self._folder / _file_name(self._database)
-            self._own = SpoolFile(path, self._database, self._max_bytes)
+            self._own = self._new_file()
         if self._own.run_id != self.run_id:
             self._own.set_run(self.run_id)
         return self._own
+
+    def _new_file(self) -> SpoolFile:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._folder / _file_name(self._database)
+        return SpoolFile(path, self._database, self._max_bytes)
 
     def _inherit(self) -> list[SpoolFile]:
         if self._inherited is None:

@@ -19,19 +19,22 @@ from ..settings import data_folder
 from .build import RowBuilder
 from .database import Database, DatabaseUnavailable
 from .intake import Intake, State
+from .journal import Journal, Safe
 from .ledger import RunCounts, RunEnd, RunLedger
 from .progress import Progress
+from .recovery import Recovery
 from .retry import Retry, retry_delays
 from .spool import Spool
 from .worker import BuildFailure
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ..rows.entry import AccessLogEntry
     from ..run import Run
     from ..settings import Settings
     from .buffer import Buffer
+    from .recovery import DeadJournal
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +45,7 @@ _COMPACT_SECONDS = 0.2  # how often the buffer is compacted during a pause
 _REPLAY_BATCHES = 100  # from the spool, between two new batches
 _MAX_REFUSED_ENTRIES = 1024  # in memory, while we look for an entry that the server accepts
 _SAMPLE_BATCHES = 8  # of the spool
+_FIND_SECONDS = 60.0  # between two looks for the journals of killed proxies
 _JOIN_SECONDS = 1.0  # for the thread to notice that its time is over
 
 
@@ -54,13 +58,18 @@ def spool_database(settings: Settings) -> str:
 class Writer:
     """Owns one thread, which runs from the start, and that thread's one connection."""
 
-    def __init__(self, settings: Settings, buffer: Buffer, run: Run) -> None:
+    def __init__(self, settings: Settings, buffer: Buffer, journal: Journal, run: Run) -> None:
         self._ledger = RunLedger(run, self.counts)
         self.progress = Progress(self._ledger)
         self.spool = Spool(
             data_folder() / "spool", spool_database(settings), settings.spool.max_bytes, run.run_id
         )
         self._buffer = buffer
+        self._journal = journal
+        self._recovery = Recovery(settings, journal.path)
+        self._find_at = 0.0  # monotonic seconds
+        # The start of the oldest request in flight (epoch seconds); None: there is none. Called in the thread.
+        self.oldest_open_at: Callable[[], float | None] = lambda: None
         self._settings = settings
         self._applied_settings = settings  # the thread looks for new ones between two attempts
         self._deadline = Deadline()
@@ -85,6 +94,11 @@ class Writer:
     def is_unavailable(self) -> bool:
         """Whether the last attempt to reach PostgreSQL failed."""
         return self._retry.is_unavailable
+
+    @property
+    def run(self) -> Run:
+        """The run that sees the requests now."""
+        return self._ledger.run
 
     def counts(self) -> RunCounts:
         """What became of the requests. Any thread may call it."""
@@ -146,22 +160,28 @@ class Writer:
                 self._pause(next(delays))
         if not self._has_reported_end:
             self.spool.keep_end(self._ledger.end("stopped"))
+        self._recovery.close()
         self.builder.close()
         self._database.close()
         self.spool.close()
+        self._journal.close()
 
     def _work(self) -> None:
         self._open()
         while True:
             is_last = self._is_stopping and not len(self._buffer)
             self._apply_settings()
+            self._find_journals()
             self._take_batch()
+            self._journal.set_identity(self._ledger.run, self._applied_settings)
+            self._journal.tick(self.oldest_open_at())
             self.progress.count_drops(self._buffer)
             self.progress.count_spool_losses(self.spool.lost)
             if self._may_try():
                 self._deliver()
             if self._batch or self._retry.is_unavailable:
                 self._save()
+            self._release()
             if is_last and not self._batch and self._intake.state is State.EMPTY:
                 return
 
@@ -201,6 +221,8 @@ class Writer:
             self.spool.reconfigure(spool_database(settings), settings.spool.max_bytes)
             if is_other_database:
                 self._inherit()
+            self._recovery.reconfigure(settings)
+            self._find_at = 0.0
             self._retry.reconfigure(settings.database)
             self.builder.reconfigure(settings)  # last: it fails if the remotes file is wrong by now
 
@@ -243,6 +265,7 @@ class Writer:
                 self._replay(max_batches=None)
                 self._report_end()
             else:
+                self._recover(self._write_journal)
                 self._replay(max_batches=_REPLAY_BATCHES)
                 self._write_batch()
                 self._write_gaps()
@@ -269,6 +292,7 @@ class Writer:
         while self._unreported_ends:
             self._database.report_end(self._unreported_ends[-1])
             self._unreported_ends.pop()
+        self._release()
 
     def _report_end(self) -> None:
         """Report the end of this run if nothing is left but what is on disk."""
@@ -276,6 +300,68 @@ class Writer:
         if is_done and not self.progress.gaps:
             self._database.report_run("stopped")
             self._has_reported_end = True
+
+    def _release(self) -> None:
+        """Tell the journal what is safe: everything taken that is neither with us nor in the intake."""
+        gaps = self.progress.gaps
+        if self._batch or (gaps and gaps.changed):
+            return
+        elsewhere = self._ledger.elsewhere
+        self._journal.release(
+            Safe(
+                accepted=self._buffer.taken - self._intake.held,
+                drops=self.progress.drops,
+                rejected=self.progress.rejected - elsewhere.rejected,
+                spooled=self.spool.entries,
+                lost=self.progress.dropped,
+                elsewhere=elsewhere.written + elsewhere.dropped + elsewhere.rejected,
+                elsewhere_lost=elsewhere.dropped,
+            )
+        )
+
+    def _find_journals(self) -> None:
+        if time.monotonic() >= self._find_at and not self._is_stopping:
+            self._find_at = time.monotonic() + _FIND_SECONDS
+            self._recovery.find()
+
+    def _recover(self, deliver: Callable[[DeadJournal], bool]) -> None:
+        """Deliver what killed proxies have left in their journals, until `deliver` returns False."""
+        for journal in list(self._recovery.journals):
+            try:
+                if self._is_stopping or not deliver(journal):
+                    return
+            except DatabaseUnavailable:
+                raise
+            except Exception as e:  # noqa: BLE001 - a journal that we cannot handle must not stop this log
+                self.progress.count_failure(BuildFailure.of(e))
+                self._recovery.give_up(journal)
+            else:
+                run = self._recovery.finish(journal)
+                logger.info("artifactapi: %s.", run)
+
+    def _write_journal(self, journal: DeadJournal) -> bool:
+        for entries in journal.batches():
+            if self._is_stopping:
+                return False
+            self._intake.call_started()
+            rejections = self._database.write(entries, journal.run.run_id)
+            journal.reject(rejections)
+            self.progress.count_recovered(len(entries), rejections)
+        self.progress.gaps.inherit(journal.gaps())
+        self.progress.gaps.changed = True
+        self._unreported_ends.append(journal.end())
+        self._write_gaps()
+        return True
+
+    def _save_journal(self, journal: DeadJournal) -> bool:
+        """Save it to disk: a journal does not survive a crash of the machine."""
+        gaps = self.progress.gaps
+        if not self.spool.adopt(journal.batches(), journal.end):
+            return False
+        self._unreported_ends.append(journal.end())
+        gaps.inherit(journal.gaps())
+        gaps.changed = not self.spool.keep_gaps(gaps.snapshot())
+        return not gaps.changed
 
     def _replay(self, max_batches: int | None) -> None:
         """Write batches from the spool, oldest first; None: all of them, while there is time."""
@@ -307,9 +393,9 @@ class Writer:
         """Save the batch and the gaps to disk. If the disk is full, keep the batch and wait."""
         self.spool.run_id = self._ledger.run.run_id
         gaps = self.progress.gaps
+        self._recover(self._save_journal)
         if gaps.changed:
-            self.spool.keep_gaps(gaps.snapshot())
-            gaps.changed = False
+            gaps.changed = not self.spool.keep_gaps(gaps.snapshot())
         if not self._batch:
             return
         if self.spool.append(self._batch):

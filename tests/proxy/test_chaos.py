@@ -5,11 +5,16 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.chaos import run
+from tests.support.chaos_checks import Report
 from tests.support.chaos_environment import Bounds, Step
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.support.chaos_environment import ChaosEnvironment
 
 _SCHEDULE = (
     Step("postgres kill -9, restart", 1.0),
@@ -22,6 +27,14 @@ _SCHEDULE = (
     Step("proxy SIGTERM, restart", 0.0),
     Step("hot reload", 0.0),
 )
+_KILLS = (
+    Step("proxy kill -9", 0.0),
+    Step("both kill -9, connection cut", 1.0),
+    Step("kill -9, two recover", 0.0),
+    Step("kill -9, journal damaged", 0.3),
+    Step("kill -9, tmpfs full", 0.5),
+    Step("worker kill -9", 0.5),
+)
 _BOUNDS = Bounds(call_seconds=1.0, connect_seconds=2.0, retry_max_seconds=1.0, rate=100.0)
 
 
@@ -29,3 +42,27 @@ def test_no_row_is_lost_or_duplicated_under_faults(tmp_path: Path) -> None:
     report = run(tmp_path, iter(_SCHEDULE), _BOUNDS, seconds=90)
     sys.stdout.write(report.text())  # pytest shows it if the next line fails
     assert report.complaints == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.skipif(sys.platform != "linux", reason="journals need tmpfs")
+def test_no_row_is_lost_by_kills_and_the_report_notices_a_missing_one(tmp_path: Path) -> None:
+    reports: list[Report] = []
+
+    def delete_a_row_of_a_killed_proxy(environment: ChaosEnvironment) -> None:
+        reports.append(Report(environment))
+        killed = next(g.number for g in environment.generations if g.killed_at is not None)
+        with environment.admin() as connection:
+            connection.execute(
+                "DELETE FROM access_log WHERE flow_id = (SELECT flow_id FROM access_log WHERE node = %s LIMIT 1)",
+                (f"proxy-{killed}",),
+            )
+
+    after = run(tmp_path, iter(_KILLS), _BOUNDS, seconds=200, tamper=delete_a_row_of_a_killed_proxy)
+    (before,) = reports
+    sys.stdout.write(before.text())
+    assert before.complaints == []
+    assert any(
+        "1 answered requests have no row, but the gaps count" in it for it in after.complaints
+    )

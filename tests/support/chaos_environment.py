@@ -24,6 +24,7 @@ import psycopg
 
 from exporter.postgres.schema import ensure_schema, grants
 
+from .environment import temporary_runtime
 from .postgres import Postgres, available
 from .proxy import Mitm
 from .relay import Relay
@@ -43,6 +44,7 @@ STOPPED_LINE = re.compile(r"artifactapi: stopped; (\d+) rows? written")
 _ROOT = Path(__file__).parents[2]
 _CONNECTIONS = 6
 _DISK = "384m"
+_MEMORY = "64m"  # Docker's default for /dev/shm
 _CONFIGURATION_SECONDS = 15.0  # the retry interval after errors that only a user can fix
 
 
@@ -89,7 +91,7 @@ class Generation:
     status_file: Path
     handles: dict[str, int] = field(default_factory=dict)  # just before it stopped
     killed_at: float | None = None
-    unanswered: bool = False  # killed while a call waited for a reply
+    is_damaged: bool = False  # so was its journal, after the kill
     warm: bool = False  # has written rows
     peak_rss: int = 0
     first_rss: int = 0
@@ -133,6 +135,7 @@ class ChaosEnvironment:
         self.peak_spool = 0
         self.handles: dict[str, int] = {}  # of the first proxy, before the first fault
         self.complaints: list[str] = []
+        self.worker_kills = 0
         self._folder = folder
         self._home = folder / "home"
         self._product = folder / "product"
@@ -148,6 +151,7 @@ class ChaosEnvironment:
                 shutil.copytree(_ROOT / name, self._product / name)
             self.postgres = self._stack.enter_context(Postgres(available()["18"]))
             self.disk = self._stack.enter_context(_small_disk(self.postgres))
+            self.memory = self._stack.enter_context(_memory(self._folder / "memory"))
             self._prepare()
             self.relay = self._stack.enter_context(
                 Relay(("127.0.0.1", self.postgres.port), postgres=True)
@@ -231,20 +235,14 @@ class ChaosEnvironment:
         status_file = self._folder / f"status-{number}"
         mitm = Mitm(
             self._folder / f"proxy-{number}",
-            *("--set", f"artifactapi_config={self._configuration(number)}"),
+            *("--set", f"artifactapi_config={self._configuration(f'proxy-{number}')}"),
             *("--set", f"status_file={status_file}"),
             *("--set", "flow_detail=0"),
             scripts=[
                 self._product / "addon" / "artifactapi.py",
                 _ROOT / "tests" / "support" / "status_file.py",
             ],
-            env={
-                "ARTIFACTAPI_HOME": str(self._home),
-                "ARTIFACTAPI_DSN": (
-                    f"host=127.0.0.1 port={self.relay.address[1]} user={ROLE} dbname=postgres"
-                ),
-                "PGPASSWORD": PASSWORD,
-            },
+            env=self._environment(),
             timeout=60,  # imports take long on a busy machine
         )
         if number:  # creating another certificate authority takes seconds
@@ -252,6 +250,30 @@ class ChaosEnvironment:
         generation = Generation(number, self._stack.enter_context(mitm), status_file)
         self.generations.append(generation)
         self.traffic.set_target(number, mitm.port)
+
+    @contextlib.contextmanager
+    def other_proxy(self) -> Iterator[Mitm]:
+        """Start another proxy, without waiting for it. It gets no traffic, and is stopped afterwards."""
+        mitm = Mitm(
+            self._folder / f"other-{len(self.generations)}",
+            *("--set", f"artifactapi_config={self._configuration('other')}"),
+            scripts=[self._product / "addon" / "artifactapi.py"],
+            env=self._environment(),
+            listens=False,
+            timeout=60,
+        )
+        with mitm:
+            yield mitm
+            eventually(lambda: "artifactapi: logging to" in mitm.output(), timeout=60)
+
+    def _environment(self) -> dict[str, str]:
+        dsn = f"host=127.0.0.1 port={self.relay.address[1]} user={ROLE} dbname=postgres"
+        return {
+            "ARTIFACTAPI_HOME": str(self._home),
+            "ARTIFACTAPI_DSN": dsn,
+            "PGPASSWORD": PASSWORD,
+            **({"XDG_RUNTIME_DIR": str(self.memory)} if self.memory else {}),
+        }
 
     def stop_proxy(self) -> float:
         """Check the handles and stop the proxy; return the seconds that it took."""
@@ -265,11 +287,23 @@ class ChaosEnvironment:
         self.stops.append(time.monotonic() - began)
         return self.stops[-1]
 
-    def kill_proxy(self, *, unanswered: bool = False) -> None:
+    def kill_proxy(self, *, worker_first: bool = False) -> None:
         """Kill the proxy with SIGKILL, as the out-of-memory killer would."""
-        self.proxy.unanswered = unanswered
+        if worker_first:
+            self.kill_worker()
         self.proxy.killed_at = time.monotonic()
         self.proxy.mitm.kill()
+
+    def kill_worker(self) -> None:
+        """Kill the proxy's second process."""
+        for process in psutil.Process(self.proxy.mitm.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+                self.worker_kills += 1
+
+    def journals(self) -> list[Path]:
+        """The journals of all proxies."""
+        return [*self.memory.glob("*.journal")] if self.memory else []
 
     def reload_script(self) -> None:
         """Make mitmproxy reload the script, and wait until it has."""
@@ -339,10 +373,20 @@ class ChaosEnvironment:
         postmaster = psutil.Process(self.postgres.pid)
         return [postmaster, *postmaster.children(recursive=True)]
 
-    def _configuration(self, number: int) -> Path:
-        file = self._folder / f"settings-{number}.yaml"
+    def runs(self) -> list[tuple[str, str | None, int, int]]:
+        """Node and end of each run, how many requests it saw, and how many of those are rows or gaps."""
+        sql = """
+            SELECT node, end_reason, seen, (SELECT coalesce(sum(rows + lost), 0) FROM access_log_run_day
+                                            WHERE origin_run_id = access_log_run.run_id)
+            FROM access_log_run ORDER BY started_at
+        """
+        with self.admin() as connection:
+            return [(node, end, seen, int(n)) for node, end, seen, n in connection.execute(sql)]
+
+    def _configuration(self, node: str) -> Path:
+        file = self._folder / f"settings-{node}.yaml"
         file.write_text(
-            f"node: proxy-{number}\n"
+            f"node: {node}\n"
             "database:\n"
             f"  call_seconds: {self.bounds.call_seconds}\n"
             f"  connect_seconds: {self.bounds.connect_seconds}\n"
@@ -416,14 +460,33 @@ class ChaosEnvironment:
 def _small_disk(postgres: Postgres) -> Iterator[Path | None]:
     """Mount a small file system that a fault can fill; yield None without the right to mount."""
     folder = postgres.folder / "disk"
+    with _mounted_tmpfs(folder, _DISK) as is_mounted:
+        if is_mounted:
+            shutil.chown(folder, "nobody")
+            folder.chmod(0o700)
+        yield folder if is_mounted else None
+
+
+@contextlib.contextmanager
+def _memory(folder: Path) -> Iterator[Path | None]:
+    """A folder for journals: a small tmpfs of its own, or a part of a large one; None: there is none."""
+    with _mounted_tmpfs(folder, _MEMORY) as is_mounted:
+        if is_mounted:
+            yield folder
+            return
+        with temporary_runtime() as shared:
+            yield shared
+
+
+@contextlib.contextmanager
+def _mounted_tmpfs(folder: Path, size: str) -> Iterator[bool]:
+    """Mount a tmpfs at this new folder; False without the right to mount."""
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={_DISK}", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
-        yield None
+        yield False
         return
     try:
-        shutil.chown(folder, "nobody")
-        folder.chmod(0o700)
-        yield folder
+        yield True
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=False)

@@ -12,18 +12,35 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - each test has its own folder in it
+
+
 def personal_variables() -> list[str]:
     """Names of environment variables that would change how artifactapi, PostgreSQL or Python behave."""
     return [
         name
         for name in os.environ
-        if name.startswith(("ARTIFACTAPI_", "PG", "PYTHON")) or name.lower().endswith("_proxy")
+        if name.startswith(("ARTIFACTAPI_", "PG", "PYTHON", "XDG_RUNTIME_DIR"))
+        or name.lower().endswith("_proxy")
     ]
 
 
 def clean_environment() -> dict[str, str]:
     """A copy of the environment without the personal variables."""
     return {name: value for name, value in os.environ.items() if name not in personal_variables()}
+
+
+@contextlib.contextmanager
+def temporary_runtime() -> Iterator[Path | None]:
+    """A folder in memory for XDG_RUNTIME_DIR, removed afterwards; None if this system has none.
+
+    Journals are in it, so no test finds those of another one.
+    """
+    if not _SHARED_MEMORY.is_dir():
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="artifactapi-test-", dir=_SHARED_MEMORY) as folder:
+        yield Path(folder)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, override
 
 from .access_log import SCRIPT, AccessLog, Row, temporary_schema
@@ -12,10 +14,10 @@ from .proxy import Mitm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from .postgres import Postgres
 
+_STATUS_SCRIPT = Path(__file__).with_name("status_file.py")
 _CONFIG = "batch: {max_seconds: 0.05}\n"
 
 
@@ -37,8 +39,9 @@ class Ending(NamedTuple):
 class LoggedProxy(AccessLog):
     """A running proxy and its access log. Rows that a test waited for count as expected."""
 
-    def __init__(self, proxy: Mitm, dsn: str) -> None:
+    def __init__(self, proxy: Mitm, dsn: str, status_file: Path) -> None:
         super().__init__(dsn)
+        self._status_file = status_file
         self.proxy = proxy
         self._expected: set[tuple[object, object]] = set()
         self._agents = (f"agent-{number}" for number in itertools.count(1))
@@ -80,6 +83,12 @@ class LoggedProxy(AccessLog):
         assert " lost (" not in self.proxy.output()
         assert "could not be read" not in self.proxy.output()
 
+    def check_in_flight(self) -> None:
+        """Fail unless the journal counted every request that began and ended, however it ended."""
+        statuses = [json.loads(line) for line in self._status_file.read_text().splitlines()]
+        wrong = [status for status in statuses if status["in_flight"] != status["open"]]
+        assert not wrong, wrong[:3]
+
 
 @contextlib.contextmanager
 def logged_proxy(
@@ -111,13 +120,15 @@ def logged_proxy(
             folder,
             *("--set", f"artifactapi_dsn={dsn}{secret}"),
             *("--set", f"artifactapi_config={settings}"),
+            *("--set", f"status_file={folder / 'status'}"),
             *arguments,
-            scripts=scripts,
+            scripts=[*scripts, _STATUS_SCRIPT],
             **options,
         ) as proxy:
-            logged = LoggedProxy(proxy, dsn)
+            logged = LoggedProxy(proxy, dsn, folder / "status")
             yield logged
         logged.check_rows()
+        logged.check_in_flight()
 
 
 def _key(row: Row) -> tuple[object, object]:

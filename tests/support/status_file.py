@@ -1,4 +1,7 @@
-"""A mitmproxy script that writes the status of artifactapi to a file, five times a second."""
+"""A mitmproxy script that writes the status of artifactapi to a file, five times a second.
+
+It adds `open`: how many flows the addon follows at that moment.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import asyncio
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mitmproxy import ctx, exceptions
 
@@ -30,6 +33,8 @@ class StatusFile:
     def _write_status(self) -> None:
         try:
             status = json.loads(ctx.master.commands.call("artifactapi.status"))
+            addon: Any = ctx.master.addons.lookup["artifactapi"]
+            status["open"] = addon.flows.open_count
         except exceptions.CommandError:
             pass  # mitmproxy is reloading the script
         else:

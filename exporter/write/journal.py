@@ -1,0 +1,245 @@
+"""The journal: what has happened in this run, in memory that outlives the process. recovery.py reads it.
+
+A bounded ring of exchanges and some counters, in a shared mapping of a file in memory. The event loop
+writes both without a system call, and without a lock: each word has one writing thread.
+
+Nothing in the ring says where it begins. An exchange counts if it is whole and its number is not below
+the counter RELEASED, so one store releases any number of them, and a torn one does not exist.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+from zlib import adler32
+
+import msgspec
+from msgspec.structs import replace
+
+from ..postgres.dsn import database_name
+from ..rows.text import clean
+from ..settings import data_folder
+from .journal_file import (
+    ACCEPTED,
+    ALIVE_AT,
+    BEGUN,
+    CHECK,
+    COUNTERS,
+    COUNTERS_AT,
+    DROPPED,
+    ELSEWHERE_LOST,
+    LAST_BEGUN_AT,
+    OLDEST_OPEN_AT,
+    RECORD,
+    RELEASED,
+    RING_AT,
+    SKIPPED,
+    Identity,
+    JournalError,
+    JournalFile,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..exchange import Exchange
+    from ..run import Run
+    from ..settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_PORTIONS = (
+    64  # of the ring; space is reserved and released by portions, which costs nothing per exchange
+)
+_pack = RECORD.pack
+_RECORD_BYTES = RECORD.size
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def journal_database(settings: Settings) -> str:
+    """The name of the database that the rows are for. It holds no password."""
+    dsn = settings.database.dsn
+    return database_name(dsn) if dsn else f"embedded PostgreSQL in {data_folder()}"
+
+
+def checksum(payload: bytes, number: int) -> int:
+    """Of an exchange in the ring. CRC-32 would take three times as long."""
+    return adler32(payload, number % CHECK)
+
+
+class Safe(NamedTuple):
+    """What a kill can no longer lose, in the order of the counters. All are totals of this process."""
+
+    accepted: int  # the first so many exchanges are in PostgreSQL or on disk, or are a gap there
+    drops: int = 0  # the first so many drops of the buffer are a gap there
+    rejected: int = 0  # of this run
+    spooled: int = 0  # now on disk
+    lost: int = 0  # by the writer
+    elsewhere: int = 0  # that were settled in an earlier run of this process
+    elsewhere_lost: int = 0  # of these, lost
+
+
+class Journal:
+    """What recovery needs to know about this run, if it is killed.
+
+    The event loop's thread calls `begin`, `skip`, `put`, `count_drop` and `set_in_flight`; the writer's
+    thread calls the others. None of them raises, waits or makes a system call, except `close`.
+    """
+
+    def __init__(self, run: Run, settings: Settings) -> None:
+        """Create the file. Without one, the counters still count, in the memory of this process."""
+        self.unrecorded = 0  # exchanges for which there was no room
+        self.off_reason: str | None = None  # why there is no ring; None: there is one
+        self._file = self._create(run, settings)
+        self._identified = run, settings
+        memory = self._file.memory if self._file else bytearray(RING_AT)
+        self._memory = memory
+        words = memoryview(memory)[COUNTERS_AT : COUNTERS_AT + 8 * COUNTERS]
+        self._counters, self._times = words.cast("Q"), words.cast("d")
+        for word in (*range(ACCEPTED + 2), *range(RELEASED, ELSEWHERE_LOST + 1)):
+            self._counters[word] = CHECK
+        for word in (LAST_BEGUN_AT, OLDEST_OPEN_AT, ALIVE_AT):
+            self._times[word] = run.started_at
+        self._begun = self._skipped = self._dropped = CHECK  # as they are stored
+        self._accepted = 0
+        # The ring. A position counts all bytes ever written; `_lap` is what makes it an offset in the file.
+        self._key = self._file.identity.key if self._file else b""
+        self._capacity = self._file.identity.capacity if self._file else 0
+        self._offset, self._end, self._lap = RING_AT, RING_AT + self._capacity, -RING_AT
+        self._room = 0  # bytes from `_offset` on that are known to be free
+        self._tail = 0  # position: everything before it is free
+        # (n, position): the first n exchanges end before this position.
+        self._marks: deque[tuple[int, int]] = deque()
+        self._marked = -1  # position of the newest mark
+
+    def _create(self, run: Run, settings: Settings) -> JournalFile | None:
+        capacity = settings.journal.max_bytes
+        if not capacity:
+            self.off_reason = "journal.max_bytes is 0"
+            return None
+        identity = Identity(run, journal_database(settings), os.getpid(), capacity)
+        try:
+            return JournalFile(identity)
+        except JournalError as e:
+            self.off_reason = str(e)
+            logger.info(
+                "artifactapi: no journal: %s; if the proxy is killed, the rows of its last %g seconds or "
+                "more are lost without a gap.",
+                e,
+                settings.batch.max_seconds,
+            )
+            return None
+
+    @property
+    def path(self) -> Path | None:
+        """The file; None without a ring."""
+        return self._file.path if self._file else None
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that have begun and not ended."""
+        return (self._begun - self._skipped - self._dropped) // CHECK + 1 - self._accepted
+
+    def begin(self, at: float) -> None:
+        """A request begins. `at`: epoch seconds."""
+        self._begun += CHECK
+        self._counters[BEGUN] = self._begun
+        self._times[LAST_BEGUN_AT] = at
+
+    def skip(self) -> None:
+        """A request ends that is not to be logged."""
+        self._skipped += CHECK
+        self._counters[SKIPPED] = self._skipped
+
+    def count_drop(self) -> None:
+        """A request ends, and the buffer has counted it as lost."""
+        self._dropped += CHECK
+        self._counters[DROPPED] = self._dropped
+
+    def put(self, exchange: Exchange) -> None:
+        """A request ends, and the buffer has accepted its exchange. The body is not recorded."""
+        number = self._accepted
+        if self._capacity:
+            try:
+                payload = _encode(
+                    exchange if exchange.body is None else replace(exchange, body=None)
+                )
+            except Exception:  # noqa: BLE001 - a value that MessagePack cannot hold
+                payload = _encode_repaired(exchange)
+            size = _RECORD_BYTES + len(payload)
+            if payload and (size <= self._room or self._make_room(size)):
+                start = self._offset
+                self._offset = end = start + size
+                self._room -= size
+                self._memory[start:end] = (
+                    _pack(self._key, adler32(payload, number % CHECK), len(payload), number)
+                    + payload
+                )
+            else:
+                self.unrecorded += 1
+        self._accepted = number + 1
+        self._counters[ACCEPTED] = (number + 2) * CHECK
+
+    def _make_room(self, size: int) -> bool:
+        """Reserve the next portion of the ring, at least `size` bytes; False if that is not free."""
+        offset, lap = self._offset, self._lap
+        if self._marked != lap + offset:
+            self._marked = lap + offset
+            self._marks.append((self._accepted, self._marked))
+        if self._end - offset < size:  # no exchange lies across the end of the ring
+            offset, lap = RING_AT, lap + self._capacity
+        free = self._tail + self._capacity - (lap + offset)
+        room = min(free, self._end - offset)
+        if room < size:
+            self._room = 0
+            return False
+        self._offset, self._lap = offset, lap
+        self._room = min(room, max(size, self._capacity // _PORTIONS))
+        return True
+
+    def set_in_flight(self, count: int) -> None:
+        """So many requests have begun and not ended."""
+        self._begun += (count - self.in_flight) * CHECK
+        self._counters[BEGUN] = self._begun
+
+    def release(self, safe: Safe) -> None:
+        """Forget what is safe."""
+        for word, count in enumerate(safe, RELEASED):
+            self._counters[word] = (count + 1) * CHECK
+        while self._marks and self._marks[0][0] <= safe.accepted:
+            self._tail = self._marks.popleft()[1]
+
+    def tick(self, oldest_open_at: float | None) -> None:
+        """No request that is now in flight began before this time; None: none is in flight."""
+        self._times[ALIVE_AT] = now = time.time()
+        self._times[OLDEST_OPEN_AT] = now if oldest_open_at is None else oldest_open_at
+
+    def set_identity(self, run: Run, settings: Settings) -> None:
+        """What is not safe belongs to this run and this database now. The size stays."""
+        if self._file and (run, settings) != self._identified:
+            self._identified = run, settings
+            try:
+                self._file.set_identity(run, journal_database(settings))
+            except JournalError as e:
+                logger.warning("artifactapi: the journal still names the old database: %s", e)
+
+    def close(self) -> None:
+        """Delete the file: the run ends in order."""
+        if self._file:
+            self._file.remove()
+
+
+def _encode_repaired(exchange: Exchange) -> bytes:
+    """Encode with each text as its column will have it; empty if even that is not possible.
+
+    MessagePack holds no lone surrogates, which stand for bytes that are not UTF-8.
+    """
+    values = msgspec.structs.asdict(exchange)
+    texts = {k: clean(v, len(v)) for k, v in values.items() if isinstance(v, str)}
+    try:
+        return _encode(replace(exchange, body=None, **texts))
+    except Exception:  # noqa: BLE001 - it is counted
+        return b""
