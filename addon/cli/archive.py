@@ -38,7 +38,7 @@ _CALL_SECONDS = 3600.0  # for one statement: a day may have millions of rows
 def restore(settings: Settings, *, day: datetime, archive: Path) -> None:
     """Load an archived day back into the log. Rows that are in the log already stay as they are.
 
-    The files stay too. Needs a role that may insert rows and create partitions; does not use read.dsn.
+    The files stay too. Needs the role that owns the tables; does not use read.dsn.
     """
     try:
         with open_database(settings) as connection:
@@ -50,4 +50,10 @@ def restore(settings: Settings, *, day: datetime, archive: Path) -> None:
         raise click.ClickException(describe(e)) from None
     rows = "1 row" if done.inserted == 1 else f"{done.inserted} rows"
     known = done.rows - done.inserted
+    if done.counted_twice:
+        click.echo(
+            f"access_log_daily counts rows of {day:%Y-%m-%d} twice now, because other rows of that day"
+            " were pruned without this archive.",
+            err=True,
+        )
     click.echo(f"{rows} of {day:%Y-%m-%d} restored; {known} were in the log already.")

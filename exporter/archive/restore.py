@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psycopg import sql
@@ -13,7 +14,6 @@ from .parquet import ArchiveError, check_file, copy_lines, engine, files_relatio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import date
     from pathlib import Path
 
     from psycopg import Connection
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from .columns import ArchiveColumn
     from .parquet import FileRecord
 
+_MAX_COMPARED = 12  # rollups of pruned rows of one day; usually one
+_PRUNED = """
+    SELECT rollup_id, requests FROM access_log_rollup
+    WHERE pruned_at IS NOT NULL AND from_at = %s AND until_at = %s
+"""
+_DELETE_ROLLUPS = "DELETE FROM access_log_rollup WHERE rollup_id = ANY(%s)"
 _PIECES_AT_ONCE = 20  # of copy_lines: bounds what the server holds twice
 _ENSURE_PARTITION = "SELECT access_log_ensure_partition(%s)"
 _RESTORED = "CREATE TEMP TABLE restored ON COMMIT DROP AS SELECT * FROM access_log WITH NO DATA"
@@ -35,17 +41,20 @@ class RestoredDay(NamedTuple):
 
     rows: int  # in the files of the day
     inserted: int  # the others were in the table already
+    counted_twice: (
+        bool  # the totals in the rollups include the rows of the files and others, and stay
+    )
 
 
 def restore_day(connection: Connection[Any], folder: Path, day: date) -> RestoredDay:
     """Insert the archived rows of a day that are not in the table, in one transaction. Idempotent.
 
-    The rows keep their `logged_at`, and the table `artifact` does not count them again. The files stay. Columns that
-    the table no longer has are left out; columns that the files do not have yet are NULL.
+    The rows keep their `logged_at`, and the table `artifact` does not count them again. The totals that were made of
+    them when they left the table are removed: it has the rows again. The files stay. Columns that the table no longer
+    has are left out; columns that the files do not have yet are NULL.
 
     Args:
-        connection: In autocommit mode, outside a transaction. Its role must be allowed to insert rows, to create
-            partitions, and to create temporary tables.
+        connection: In autocommit mode, outside a transaction, as the owner of the tables.
         folder: The archive.
         day: The day (UTC).
 
@@ -74,7 +83,28 @@ def restore_day(connection: Connection[Any], folder: Path, day: date) -> Restore
                         copy.write(piece)
                 inserted += connection.execute(_INSERT.format(columns=names)).rowcount
                 connection.execute("TRUNCATE pg_temp.restored")
-    return RestoredDay(sum(record.digest.rows for record in records), inserted)
+        rows = sum(record.digest.rows for record in records)
+        counted_twice = not _remove_rollups(connection, day, rows)
+    return RestoredDay(rows, inserted, counted_twice)
+
+
+def _remove_rollups(connection: Connection[Any], day: date, rows: int) -> bool:
+    """Remove the totals of rows that are in the table again. Return whether none of those rows is left in them.
+
+    Each time that rows of the day left the table made one rollup. Those that are in no file left it without an
+    archive; their rollups have to stay.
+    """
+    start = datetime(day.year, day.month, day.day, tzinfo=UTC)
+    rollups = connection.execute(_PRUNED, (start, start + timedelta(days=1))).fetchall()
+    if not rollups:
+        return True
+    sizes = range(len(rollups), 0, -1) if len(rollups) <= _MAX_COMPARED else (len(rollups),)
+    for size in sizes:
+        for chosen in itertools.combinations(rollups, size):
+            if sum(requests for _, requests in chosen) == rows:
+                connection.execute(_DELETE_ROLLUPS, ([number for number, _ in chosen],))
+                return True
+    return False
 
 
 def common_columns(

@@ -30,6 +30,8 @@ from exporter.read.sbom import sbom
 from exporter.read.selection import Selection
 from exporter.read.session import open_database
 from exporter.read.tail import tail
+from exporter.retention.prune import prune
+from exporter.retention.rollups import roll_up_days
 from tests.support.seeded_log import Plan, seeded_log
 
 if TYPE_CHECKING:
@@ -404,6 +406,60 @@ def test_restoring_completes_a_day(pruned: tuple[str, Path, list[Any], list[Any]
         # A restored day is archived already.
         assert archive_day(connection, f"access_log_{day:%Y%m%d}", day, folder).written == 0
     assert first.rows == sum(row["started_at"].date() == day for row in rows)
+
+
+def totals(connection: psycopg.Connection[Any]) -> list[Any]:
+    connection.execute("SET timezone = 'UTC'")
+    for _ in roll_up_days(connection):
+        pass
+    query = "SELECT day, sum(requests) FROM access_log_daily GROUP BY 1 ORDER BY 1"
+    return connection.execute(query).fetchall()
+
+
+def test_totals_count_a_restored_day_once(postgres: Postgres, tmp_path: Path) -> None:
+    with (
+        seeded_log(postgres, Plan(600, NOW, days=2, seed=2)) as log,
+        psycopg.connect(log.dsn, autocommit=True) as connection,
+    ):
+        expected = totals(connection)
+        assert [rows for _, rows in expected] == [
+            len(log.rows("started_at::date = %s", day)) for day, _ in expected
+        ]
+        pruned = list(prune(connection, NOW, tmp_path))
+        assert len(pruned) == len(archived_days(tmp_path)) == 2
+        assert totals(connection) == expected
+        day = archived_days(tmp_path)[0]
+        assert not restore_day(connection, tmp_path, day).counted_twice
+        assert totals(connection) == expected
+        query = "SELECT day FROM access_log_pruned GROUP BY 1"
+        assert connection.execute(query).fetchall() == [(archived_days(tmp_path)[1],)]
+        assert [p.rows for p in prune(connection, NOW, tmp_path)] == [pruned[0].rows]
+        assert totals(connection) == expected
+
+
+def test_rows_pruned_without_the_archive_keep_their_totals(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    with (
+        seeded_log(postgres, Plan(600, NOW, days=2, seed=2)) as log,
+        psycopg.connect(log.dsn, autocommit=True) as connection,
+    ):
+        (day, rows), *_ = totals(connection)
+        assert len(list(prune(connection, NOW, None))) == 2
+        late = day.isoformat() + "T20:00Z"
+        connection.execute("SELECT access_log_ensure_partition(%s)", (day,))
+        insert = "INSERT INTO access_log (started_at, flow_id) VALUES (%s, gen_random_uuid())"
+        connection.execute(insert, (late,))
+        assert [p.rows for p in prune(connection, NOW, tmp_path)] == [1]
+        done = restore_day(connection, tmp_path, day)
+        assert (done.inserted, done.counted_twice) == (1, False)
+        assert totals(connection)[0] == (day, rows + 1)
+        connection.execute(
+            "UPDATE access_log_rollup SET requests = requests + 1 WHERE pruned_at IS NULL"
+        )
+        connection.execute("UPDATE access_log_rollup SET pruned_at = now()")
+        output = call(log.dsn, "restore", "--day", str(day), "--archive", str(tmp_path))
+        assert output.stderr.startswith(f"access_log_daily counts rows of {day} twice now")
 
 
 def test_missing_day_is_named(dsn: str, tmp_path: Path) -> None:
