@@ -6,6 +6,7 @@ that is sent again after a lost answer is refused by its primary key, together w
 
 from __future__ import annotations
 
+import functools
 import time
 import uuid
 from collections import Counter
@@ -229,5 +230,6 @@ def _array(elements: Iterable[str], element_type: str) -> str:
     return f"ARRAY[{','.join(elements)}]::{element_type}[]"
 
 
+@functools.lru_cache(maxsize=1024)  # the same few names and days again and again, at 15 us each
 def _text(value: str | None) -> str:
     return "NULL" if value is None else sql.Literal(value).as_string(None)
