@@ -23,6 +23,7 @@ from exporter.read import human, lines, time_search
 from exporter.read import page as queries
 from exporter.read.gaps import recent_gaps
 from exporter.read.newest import Cursor
+from exporter.read.nodes import nodes_summary
 from exporter.read.selection import FILTER_NAMES, Selection, SelectionError
 from exporter.read.session import DATABASE_ERRORS
 
@@ -154,10 +155,11 @@ class _ListHandler(_PageHandler):
         if page.is_first and selection.since is None:
             seconds = min(seconds, time_search.SEARCH_SECONDS)
         try:
-            page.rows, page.gaps = await self.query_pool.run(
+            page.rows, page.gaps, page.proxies = await self.query_pool.run(
                 lambda connection: (
                     queries.list_rows(connection, selection, MAX_ROWS, after, seconds),
                     recent_gaps(connection, _MAX_GAPS),
+                    nodes_summary(connection, UTC),
                 )
             )
             if page.with_traffic:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from exporter.read.chart import SvgChart
     from exporter.read.gaps import RecordedGap
     from exporter.read.newest import Row
+    from exporter.read.nodes import NodesSummary
     from exporter.read.page import ColumnValue, RowPage, Traffic, TrafficBucket
 
 MAX_FILTER_LENGTH = 500  # characters per search field
@@ -43,6 +44,7 @@ class Page:
     rows: RowPage | None = None
     gaps: list[RecordedGap] = field(default_factory=list)
     traffic: Traffic | None = None
+    proxies: NodesSummary | None = None
 
 
 def alert(page: Page) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime, tzinfo  # noqa: TC003 - msgspec reads the annotations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from ..health import Health
 from .human import plural, printable
 from .session import read_only
 
@@ -60,13 +59,20 @@ class Node(Struct, frozen=True):
     run_id: str
 
 
+class NodesSummary(Struct, frozen=True):
+    """All proxies in one sentence. `level` repeats the worst of it as a color."""
+
+    level: Literal["green", "amber", "red"]
+    sentence: str
+
+
 def find_nodes(connection: DeadlineConnection) -> list[Node]:
     """Return the proxies of the last 7 days, by name. Raises psycopg.Error, DeadlineExceededError."""
     with read_only(connection, _STATEMENT_SECONDS):
         return [Node(*row) for row in connection.execute(_NODES)]
 
 
-def nodes_health(connection: Connection[Any], zone: tzinfo | None = None) -> Health | None:
+def nodes_summary(connection: Connection[Any], zone: tzinfo | None = None) -> NodesSummary | None:
     """Sum up the proxies in one sentence; None if the database knows none.
 
     Red: requests were lost within a day. Amber: a proxy is silent. Times are in `zone`; None: local
@@ -81,10 +87,10 @@ def nodes_health(connection: Connection[Any], zone: tzinfo | None = None) -> Hea
         parts.append(f"{silent:,} silent since {silent_since.astimezone(zone):%Y-%m-%d %H:%M}")
     if lost:
         parts.append(f"{plural(lost, 'request')} lost within a day")
-        return Health("red", "Rows were lost", f"{', '.join(parts)}; see the gaps.")
+        return NodesSummary("red", f"{', '.join(parts)}; see the gaps.")
     if silent:
-        return Health("amber", "A proxy is silent", f"{', '.join(parts)}.")
-    return Health("green", "Running", f"{parts[0]}.") if running else None
+        return NodesSummary("amber", f"{', '.join(parts)}.")
+    return NodesSummary("green", f"{parts[0]}.") if running else None
 
 
 def node_lines(nodes: list[Node]) -> Iterator[Text]:

@@ -16,6 +16,7 @@ from psycopg import sql
 from .archived import rows_loaded
 from .chart import bar_edges, bar_width, width_name
 from .gaps import GapSummary, gap_summary
+from .nodes import NodesSummary, nodes_summary
 from .selection import SelectionError
 from .session import read_only
 from .status import is_failure, is_refusal
@@ -224,6 +225,7 @@ class Report(Struct, frozen=True):
     failures_by_kind: list[FailureCount]
     callers: Callers
     gaps: GapSummary
+    proxies: NodesSummary | None  # now, whatever the span is; None: the database knows none
 
     @property
     def edges(self) -> list[datetime]:
@@ -291,6 +293,7 @@ def make_report(
         callers = msgspec.json.decode(query(_CALLERS)[0][0], type=Callers)
         fetched = msgspec.json.decode(query(_ARTIFACTS)[0][0], type=Artifacts)
         gaps = gap_summary(connection, selected, TOP)
+        proxies = nodes_summary(connection)
     bars = _traffic_bars(traffic, edges)
     return Report(
         since=since,
@@ -309,6 +312,7 @@ def make_report(
         failures_by_kind=_failure_counts(traffic),
         callers=callers,
         gaps=gaps,
+        proxies=proxies,
     )
 
 

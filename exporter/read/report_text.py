@@ -28,6 +28,7 @@ _CHART_LINES = 6
 _MAX_STEPS = 3  # of the value axis
 _MAX_BAR_CELLS = 3
 _LABEL_CELLS = 8  # for one label of the time axis, with space around it
+_LEVEL_STYLES = {"green": "green", "amber": "yellow", "red": "red"}
 _COLORS = {"failed": "red", "refused": "yellow", "ok": "green"}
 
 
@@ -60,7 +61,11 @@ def _head(report: Report) -> Text:
     ]
     if report.partial_reads:
         parts.append(plural(report.partial_reads, "partial read"))
-    return text.append("; ".join(parts) + "\n", style="not bold")
+    text.append("; ".join(parts) + "\n", style="not bold")
+    if report.proxies is not None:
+        style = _LEVEL_STYLES[report.proxies.level]
+        text.append(f"{report.proxies.sentence}\n", style=f"not bold {style}")
+    return text
 
 
 def _chart(report: Report, width: int) -> Text:

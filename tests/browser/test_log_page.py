@@ -511,6 +511,26 @@ def test_gaps_are_listed(web: Web) -> None:
     assert "<script>" not in text
 
 
+def test_proxies_are_summed_up(web: Web) -> None:
+    text = eventually(
+        lambda: text if "proxy running" in (text := web.page.get(PAGE)[1]) else "", timeout=15
+    )
+    assert '<p id="proxies" class="green">' in text or '<p id="proxies" class="red">' in text
+    with psycopg.connect(web.log.dsn, autocommit=True) as connection:
+        connection.execute("DELETE FROM access_log_gap")
+        connection.execute(
+            "INSERT INTO access_log_run (run_id, node, started_at, last_seen_at, seen, written, dropped, rejected,"
+            " spooled, owner) SELECT gen_random_uuid(), 'gone', now() - interval '2 hours',"
+            " now() - interval '1 hour', 0, 0, 0, 0, 0, session_user"
+        )
+        try:
+            text = web.page.get(PAGE)[1]
+        finally:
+            connection.execute("DELETE FROM access_log_run WHERE node = 'gone'")
+    assert '<p id="proxies" class="amber">' in text
+    assert "1 proxy running, 1 silent since 20" in text
+
+
 def _content_view(
     web: Web, flow_id: object, part: str = "request", view: str = "access%20log"
 ) -> Any:

@@ -16,7 +16,7 @@ from exporter.postgres.connection import connect
 from exporter.postgres.schema import ensure_schema, grants, schema_name
 from exporter.read.audit import Audit, audit
 from exporter.read.ledger import Days, collect
-from exporter.read.nodes import find_nodes, nodes_health
+from exporter.read.nodes import find_nodes, nodes_summary
 from exporter.read.session import read_only
 from exporter.retention.prune import prune
 from exporter.retention.rollups import roll_up_days
@@ -420,8 +420,8 @@ def test_nodes_without_any_proxy(dsn: str) -> None:
 def test_summary_is_amber_for_a_silent_proxy_and_red_for_lost_rows(dsn: str, query: Query) -> None:
     def summary() -> tuple[str, str] | None:
         with connect(dsn, DatabaseSettings()) as connection, read_only(connection, 10):
-            health = nodes_health(connection, UTC)
-        return None if health is None else (health.level, health.sentence)
+            found = nodes_summary(connection, UTC)
+        return None if found is None else (found.level, found.sentence)
 
     with connect(dsn, DatabaseSettings()) as connection:
         ensure_schema(connection)

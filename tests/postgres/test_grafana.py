@@ -267,6 +267,27 @@ def test_gaps_in_the_time_range_are_shown(seeded: AccessLog, query: Query) -> No
             connection.execute("DELETE FROM access_log_gap WHERE node LIKE 'n%'")
 
 
+def test_proxies_are_shown(seeded: AccessLog, query: Query) -> None:
+    with psycopg.connect(seeded.dsn, autocommit=True) as connection:
+        for node, minutes in (("p1", 0), ("p2", 5)):
+            connection.execute(
+                "INSERT INTO access_log_run (run_id, node, version, started_at, last_seen_at, seen, written,"
+                " dropped, rejected, spooled, rows_per_s, owner) SELECT gen_random_uuid(), %s, '0.1.0',"
+                " now() - interval '1 hour', now() - %s * interval '1 minute', 9, 5, 1, 1, 1, 2.5, session_user",
+                (node, minutes),
+            )
+        try:
+            shown = query(expanded(sql_of("Proxies")))
+            assert [(*row[:3], *row[4:]) for row in shown] == [
+                ("p1", "running", "0.1.0", 2.5, 5, 1, 1, 1, 1),
+                ("p2", "silent", "0.1.0", None, 5, 1, 1, 1, 1),
+            ]
+            on_node = query(expanded(sql_of("Proxies"), Variables(node=("p2",))))
+            assert [row[0] for row in on_node] == ["p2"]
+        finally:
+            connection.execute("DELETE FROM access_log_run WHERE node LIKE 'p%'")
+
+
 def test_text_typed_into_the_dashboard_cannot_inject_sql(query: Query) -> None:
     hostile = Variables(user="x' OR true --", remote=("'; DROP TABLE access_log; --",))
     for panel in PANELS:
@@ -285,7 +306,7 @@ def test_variables_list_the_values_in_the_time_range(
 
 
 def test_every_panel_is_tested() -> None:
-    assert set(PANELS) == {*EXPECTED_ROWS, "Gaps"}
+    assert set(PANELS) == {*EXPECTED_ROWS, "Gaps", "Proxies"}
     assert len(PANELS) == len(DASHBOARD["panels"])
 
 

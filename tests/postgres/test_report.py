@@ -378,6 +378,22 @@ def test_artifacts_are_decoded(dsn: str, tmp_path: Path) -> None:
     assert ">deb g++-12 12.2.0-14+deb12u1</td>" in page.read_text()
 
 
+def test_proxies_are_summed_up(dsn: str, tmp_path: Path) -> None:
+    write(dsn, 1)
+    with psycopg.connect(dsn) as connection:
+        connection.execute(
+            "INSERT INTO access_log_run (run_id, node, started_at, last_seen_at, seen, written, dropped, rejected,"
+            " spooled, owner) SELECT gen_random_uuid(), 'gone', now() - interval '2 hours',"
+            " now() - interval '1 hour', 0, 0, 0, 0, 0, session_user"
+        )
+    page = tmp_path / "report.html"
+    runner = CliRunner()
+    text = runner.invoke(main, ["--dsn", dsn, "report"]).stdout
+    assert "\n0 proxies running, 1 silent since 20" in text
+    assert runner.invoke(main, ["--dsn", dsn, "report", "--html", str(page)]).exit_code == 0
+    assert re.search(r'<p class="amber">\S+ 0 proxies running, 1 silent since 20', page.read_text())
+
+
 def test_json_equals_the_report(table: str, report: Report) -> None:
     done = CliRunner().invoke(
         main, ["--dsn", table, "report", "--json", "--until", NOW.isoformat()]
