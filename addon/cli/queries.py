@@ -214,7 +214,9 @@ def report(
     """Summarize the rows of the last 24 hours, or --since, that match all filters."""
     with errors_in_one_sentence():
         with open_database(settings.for_reading()) as connection:
-            summary = make_report(connection, selection, archive=archive)
+            summary = make_report(
+                connection, selection, archive=archive, kept_days=settings.retention.days
+            )
         if html is not None:
             from exporter.read.report_html import report_html  # noqa: PLC0415 - loads a template engine
 

@@ -22,6 +22,7 @@ from exporter.health import judge
 from exporter.read import human, lines, time_search
 from exporter.read import page as queries
 from exporter.read.gaps import recent_gaps
+from exporter.read.log_size import log_size
 from exporter.read.newest import Cursor
 from exporter.read.nodes import nodes_summary
 from exporter.read.selection import FILTER_NAMES, Selection, SelectionError
@@ -163,8 +164,12 @@ class _ListHandler(_PageHandler):
                 )
             )
             if page.with_traffic:
-                page.traffic = await self.query_pool.run(
-                    lambda connection: queries.traffic(connection, selection)
+                kept_days = self.query_pool.settings.retention.days
+                page.traffic, page.log = await self.query_pool.run(
+                    lambda connection: (
+                        queries.traffic(connection, selection),
+                        log_size(connection, kept_days),
+                    )
                 )
         except TooManyQueriesError:
             page.error = _BUSY

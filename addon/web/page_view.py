@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from exporter.health import Health
     from exporter.read.chart import SvgChart
     from exporter.read.gaps import RecordedGap
+    from exporter.read.log_size import LogSize
     from exporter.read.newest import Row
     from exporter.read.nodes import NodesSummary
     from exporter.read.page import ColumnValue, RowPage, Traffic, TrafficBucket
@@ -45,6 +46,7 @@ class Page:
     gaps: list[RecordedGap] = field(default_factory=list)
     traffic: Traffic | None = None
     proxies: NodesSummary | None = None
+    log: LogSize | None = None
 
 
 def alert(page: Page) -> str:

@@ -54,6 +54,7 @@ _READER_RELATIONS = (
     "access_log_run_day",
     "access_log_nodes",
     "access_log_rollup",
+    "access_log_rollup_state",
     "access_log_rollup_total",
     "access_log_rollup_duration",
     "access_log_rollup_host",
@@ -77,6 +78,7 @@ _READER_FUNCTIONS = (
     "access_log_caller",
     "access_log_run_state",
     "access_log_duration_bucket",
+    "access_log_has_grown",
 )
 
 

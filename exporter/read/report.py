@@ -13,10 +13,13 @@ import msgspec
 from msgspec import Struct, structs
 from psycopg import sql
 
+from . import report_queries as queries
 from .archived import rows_loaded
 from .chart import bar_edges, bar_width, width_name
 from .gaps import GapSummary, gap_summary
+from .log_size import LogSize, log_size
 from .nodes import NodesSummary, nodes_summary
+from .rolled_up import RolledUp, fits_bars, rolled_up
 from .selection import SelectionError
 from .session import read_only
 from .status import is_failure, is_refusal
@@ -30,89 +33,9 @@ if TYPE_CHECKING:
 DEFAULT_SPAN = timedelta(hours=24)
 TOP = 10  # length of each list
 _STATEMENT_SECONDS = 120.0
-_BUCKETS_PER_E = 50  # duration buckets per factor of e; each is about 2 % wide
+_BUCKETS_PER_E = 50  # as in access_log_duration_bucket
 # Bars start before the span and end after it, so the span must not touch the ends of the calendar.
 _EARLIEST, _LATEST = datetime(1900, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
-
-# The queries reduce hundreds of thousands of rows to a few groups. They should do that in memory, with
-# one extra process: more of them wait for the one that merges the groups. The rows of a time span
-# lie next to each other, so an index scan of half a day beats reading the whole day.
-_PLANNER_SETTINGS = """
-    SELECT set_config('work_mem', '64MB', true), set_config('random_page_cost', '1.1', true),
-           set_config('max_parallel_workers_per_gather', '1', true),
-           set_config('parallel_tuple_cost', '0.001', true), set_config('parallel_setup_cost', '100', true)
-"""
-
-_TRAFFIC = sql.SQL("""
-    SELECT width_bucket(started_at, %(edges)s::timestamptz[]) AS bar, cache_source,
-           access_log_from_cache(cache_status) AS from_cache, error_type, status_code,
-           count(*) AS requests, coalesce(sum(response_bytes), 0)::bigint AS bytes,
-           count(*) FILTER (WHERE NOT artifact_complete) AS partial_reads
-    FROM access_log WHERE {where} GROUP BY 1, 2, 3, 4, 5
-""")
-# Sorting all durations would take longer than everything else, so this counts them in buckets that
-# are 2 % wide. COLLATE "C" compares names byte by byte, also because it is faster.
-_REMOTES = sql.SQL("""
-    WITH buckets AS MATERIALIZED (
-      SELECT coalesce(remote, host) COLLATE "C" AS name,
-             CASE WHEN duration_ms IS NOT NULL  -- greatest() ignores NULL
-                  THEN round(ln(greatest(duration_ms, 0.001)) * %(buckets_per_e)s) END AS bucket,
-             count(*) AS requests,
-             coalesce(sum(response_bytes), 0)::bigint AS bytes,
-             count(*) FILTER (WHERE access_log_failed(status_code)) AS failures
-      FROM access_log WHERE {where} GROUP BY 1, 2
-    ), busiest AS (
-      SELECT name FROM buckets GROUP BY 1 ORDER BY sum(requests) DESC, 1 LIMIT %(top)s
-    )
-    SELECT buckets.*
-    FROM buckets JOIN busiest ON buckets.name IS NOT DISTINCT FROM busiest.name
-    ORDER BY bucket
-""")
-_CALLERS = sql.SQL("""
-    WITH callers AS MATERIALIZED (
-      SELECT CASE WHEN remote IS NULL THEN host END COLLATE "C" AS unknown_host, client_ip,
-             proxy_user COLLATE "C" AS proxy_user, count(*) AS requests,
-             sum(request_bytes)::bigint AS sent_bytes, min(started_at) AS first_at
-      FROM access_log WHERE {where} GROUP BY 1, 2, 3
-    ), hosts AS MATERIALIZED (
-      SELECT unknown_host AS name, sum(requests)::bigint AS requests,
-             count(DISTINCT access_log_caller(proxy_user, client_ip)) AS callers,
-             coalesce(sum(sent_bytes), 0)::bigint AS sent_bytes, min(first_at) AS first_at
-      FROM callers WHERE unknown_host IS NOT NULL GROUP BY 1
-    )
-    SELECT json_build_object(
-      'clients', (SELECT count(DISTINCT client_ip) FROM callers),
-      'users', (SELECT count(DISTINCT proxy_user) FROM callers),
-      'unknown_hosts', (SELECT count(*) FROM hosts),
-      'busiest_unknown_hosts', (SELECT coalesce(json_agg(host), '[]') FROM
-        (SELECT * FROM hosts ORDER BY requests DESC, name LIMIT %(top)s) AS host))::text
-""")
-# Avoidable: whole responses (200) of one artifact, except the largest, which would have filled the
-# cache. The view access_log_redundant excludes the first fetch ever instead.
-_ARTIFACTS = sql.SQL("""
-    WITH fetched AS MATERIALIZED (
-      SELECT purl COLLATE "C" AS purl, min(remote COLLATE "C") AS remote, count(*) AS fetches,
-             coalesce(sum(response_bytes), 0)::bigint AS bytes,
-             coalesce(sum(response_bytes) FILTER (WHERE status_code = 200)
-                      - max(response_bytes) FILTER (WHERE status_code = 200), 0)::bigint AS avoidable_bytes
-      FROM access_log_fetches WHERE {where} GROUP BY 1
-    ), new AS MATERIALIZED (
-      SELECT purl, artifact.remote, first_user, first_seen
-      FROM fetched JOIN artifact USING (purl)
-      WHERE first_seen >= %(since)s AND first_seen < %(until)s
-    )
-    SELECT json_build_object(
-      'artifacts', (SELECT count(*) FROM fetched),
-      'avoidable_bytes', (SELECT coalesce(sum(avoidable_bytes), 0) FROM fetched),
-      'new_artifacts', (SELECT count(*) FROM new),
-      'biggest', (SELECT coalesce(json_agg(top), '[]') FROM
-        (SELECT * FROM fetched ORDER BY bytes DESC, purl LIMIT %(top)s) AS top),
-      'avoidable', (SELECT coalesce(json_agg(top), '[]') FROM
-        (SELECT * FROM fetched WHERE avoidable_bytes > 0
-         ORDER BY avoidable_bytes DESC, purl LIMIT %(top)s) AS top),
-      'first_seen', (SELECT coalesce(json_agg(top), '[]') FROM
-        (SELECT * FROM new ORDER BY first_seen DESC, purl LIMIT %(top)s) AS top))::text
-""")
 
 
 class TrafficBar(Struct, frozen=True):
@@ -226,6 +149,7 @@ class Report(Struct, frozen=True):
     callers: Callers
     gaps: GapSummary
     proxies: NodesSummary | None  # now, whatever the span is; None: the database knows none
+    log: LogSize | None  # None: it could not be measured now
 
     @property
     def edges(self) -> list[datetime]:
@@ -252,8 +176,13 @@ def make_report(
     selection: Selection,
     now: datetime | None = None,
     archive: Path | None = None,
+    *,
+    kept_days: int = 0,
 ) -> Report:
     """Summarize the selected rows. The time span defaults to the last 24 hours.
+
+    Without filters and archive, rollups replace the rows of whole days (UTC). A span that begins within
+    such a day then begins with it if it is longer than a week, or if the rows of the day were pruned.
 
     The bars follow the hours and days of the local time zone.
 
@@ -262,6 +191,7 @@ def make_report(
         selection: Which rows.
         now: The end of the span, if `selection` has none. Default: the current time.
         archive: The folder of archived days to sum up as well.
+        kept_days: The setting retention.days.
 
     Raises:
         ArchiveError: the archive cannot be read.
@@ -274,27 +204,37 @@ def make_report(
     if (selection.since or until) < _EARLIEST or until > _LATEST:
         raise SelectionError("since and until must lie between the years 1900 and 9000.")
     since = selection.since or until - DEFAULT_SPAN
-    selected = dataclasses.replace(selection, since=since, until=until)
-    where, values = selected.where()
-    edges = bar_edges(since, until)
-    values |= {"since": since, "until": until, "edges": edges}
-    values |= {"top": TOP, "buckets_per_e": _BUCKETS_PER_E}
-
-    def query(statement: sql.SQL) -> list[tuple[Any, ...]]:
-        return connection.execute(statement.format(where=where), values).fetchall()
-
+    loaded = dataclasses.replace(selection, since=since, until=until)
     with (
-        rows_loaded(connection, archive, selected),
+        rows_loaded(connection, archive, loaded),
         read_only(connection, _STATEMENT_SECONDS),
     ):
-        connection.execute(_PLANNER_SETTINGS)
-        traffic = query(_TRAFFIC)
-        remotes = query(_REMOTES)
-        callers = msgspec.json.decode(query(_CALLERS)[0][0], type=Callers)
-        fetched = msgspec.json.decode(query(_ARTIFACTS)[0][0], type=Artifacts)
+        connection.execute(queries.PLANNER_SETTINGS)
+        if archive is None:
+            span = _span(connection, selection, since, until)
+        else:
+            span = RolledUp.rows_only(since, until)
+        since, until = span.since, span.until
+        selected = dataclasses.replace(selection, since=since, until=until)
+        where, values = selected.where()
+        if span.rollups:
+            where = where + sql.SQL(" AND ") + span.condition
+        edges = bar_edges(since, until)
+        values |= {"since": since, "until": until, "edges": edges}
+        values |= {"top": TOP, "rollups": span.rollups}
+
+        def query(statement: sql.SQL) -> list[tuple[Any, ...]]:
+            return connection.execute(statement.format(where=where), values).fetchall()
+
+        traffic = query(queries.TRAFFIC)
+        rolled_up_bars = query(queries.ROLLED_UP_BARS) if span.rollups else []
+        remotes = query(queries.REMOTES)
+        callers = msgspec.json.decode(query(queries.CALLERS)[0][0], type=Callers)
+        fetched = msgspec.json.decode(query(queries.ARTIFACTS)[0][0], type=Artifacts)
         gaps = gap_summary(connection, selected, TOP)
         proxies = nodes_summary(connection)
-    bars = _traffic_bars(traffic, edges)
+        log = log_size(connection, kept_days) if archive is None else None
+    bars = _traffic_bars(traffic, rolled_up_bars, edges)
     return Report(
         since=since,
         until=until,
@@ -313,13 +253,32 @@ def make_report(
         callers=callers,
         gaps=gaps,
         proxies=proxies,
+        log=log,
     )
 
 
-def _traffic_bars(rows: list[tuple[Any, ...]], edges: list[datetime]) -> list[TrafficBar]:
+def _span(
+    connection: DeadlineConnection, selection: Selection, since: datetime, until: datetime
+) -> RolledUp:
+    """Return what to count. Rollups have only totals, so filters need the rows."""
+    if selection.filters():
+        return RolledUp.rows_only(since, until)
+    span = rolled_up(connection, since, until)
+    edges = bar_edges(span.since, span.until)
+    return span if fits_bars(span, edges) else RolledUp.rows_only(since, until)
+
+
+def _traffic_bars(
+    rows: list[tuple[Any, ...]], rolled_up_bars: list[tuple[Any, ...]], edges: list[datetime]
+) -> list[TrafficBar]:
     """Return all bars of the span in order, including those without requests."""
     bars = [TrafficBar(at, until) for at, until in pairwise(edges)]
+    for number, requests, failures, refusals, size in rolled_up_bars:
+        bar = bars[number - 1]
+        bars[number - 1] = TrafficBar(bar.at, bar.until, requests, failures, refusals, size)
     for number, _, _, _, status_code, requests, size, _ in rows:
+        if number is None:
+            continue
         bar = bars[number - 1]
         bars[number - 1] = structs.replace(
             bar,

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from .chart import SEGMENTS, SVG_WIDTH, svg_chart
 from .human import duration, noun_for, package_text, plural, printable, share, size
+from .log_size import log_size_text
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -56,7 +57,12 @@ def page_environment() -> Environment:
         "package": package_text,
         "size": size,
     }
-    environment.globals |= {"noun_for": noun_for, "plural": plural, "share": share}
+    environment.globals |= {
+        "log_size_text": log_size_text,
+        "noun_for": noun_for,
+        "plural": plural,
+        "share": share,
+    }
     return environment
 
 

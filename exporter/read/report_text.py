@@ -11,6 +11,7 @@ from rich.text import Text
 
 from .chart import SEGMENTS, segment_tops, time_ticks, value_ticks
 from .human import duration, package_text, plural, printable, share, size
+from .log_size import log_size_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +30,7 @@ _MAX_STEPS = 3  # of the value axis
 _MAX_BAR_CELLS = 3
 _LABEL_CELLS = 8  # for one label of the time axis, with space around it
 _LEVEL_STYLES = {"green": "green", "amber": "yellow", "red": "red"}
+_LOG_MARGIN = 3  # cells before the size of the log if it is beside the time
 _COLORS = {"failed": "red", "refused": "yellow", "ok": "green"}
 
 
@@ -38,19 +40,24 @@ def report_text(report: Report, width: int) -> RenderableType:
     tables += [_first_seen(report), _unknown_hosts(report), _avoidable(report), _gaps(report)]
     notes = [Text(report.note_on_gaps, style="dim")] if report.note_on_gaps else []
     if width < _TWO_COLUMN_WIDTH:
-        return Group(_head(report), _chart(report, width), *tables, *notes)
+        return Group(_head(report, width), _chart(report, width), *tables, *notes)
     grid = Table.grid(padding=(0, 3), expand=True)
     grid.add_column(ratio=3)
     grid.add_column(ratio=2)
     for left, right in zip(tables[::2], tables[1::2], strict=True):
         grid.add_row(left, right)
-    return Group(_head(report), _chart(report, width), grid, *notes)
+    return Group(_head(report, width), _chart(report, width), grid, *notes)
 
 
-def _head(report: Report) -> Text:
+def _head(report: Report, width: int) -> Text:
     filters = "".join(f", {name} {printable(value)}" for name, value in report.filters.items())
     since, until = (f"{at.astimezone():%Y-%m-%d %H:%M}" for at in (report.since, report.until))
-    text = Text(f"{since} to {until}{filters}\n", style="bold")
+    text = Text(f"{since} to {until}{filters}", style="bold")
+    log = log_size_text(report.log) if report.log else ""
+    is_beside = len(text) + len(log) < width - _LOG_MARGIN
+    if is_beside:
+        text.append(" " * _LOG_MARGIN).append(log, style="not bold dim")
+    text.append("\n")
     fetched = report.fetched
     parts = [
         plural(report.requests, "request"),
@@ -62,6 +69,8 @@ def _head(report: Report) -> Text:
     if report.partial_reads:
         parts.append(plural(report.partial_reads, "partial read"))
     text.append("; ".join(parts) + "\n", style="not bold")
+    if not is_beside:
+        text.append(f"{log}\n", style="not bold dim")
     if report.proxies is not None:
         style = _LEVEL_STYLES[report.proxies.level]
         text.append(f"{report.proxies.sentence}\n", style=f"not bold {style}")

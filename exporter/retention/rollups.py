@@ -13,22 +13,18 @@ if TYPE_CHECKING:
 
     from psycopg import Connection
 
-# A row gets its logged_at when its transaction begins and is visible when it commits. No batch takes
-# longer than this: it is the limit of database.call_seconds.
-LONGEST_COMMIT = timedelta(hours=1)
 # A day is rolled up this long after its end, so that usual late rows do not make that necessary again.
 _REST = timedelta(hours=2)
 
-# Days whose rows are not in a rollup, or that may have rows that are newer than it.
+# Days with rows that are in no rollup, or that may have got rows since.
 _DUE = """
     SELECT day
     FROM (SELECT min(started_at) AS oldest, max(started_at) AS newest FROM access_log) AS span
     CROSS JOIN generate_series(date_trunc('day', oldest, 'UTC'), least(newest, now()), interval '1 day') AS day
-    LEFT JOIN access_log_rollup
+    LEFT JOIN access_log_rollup_state
       ON from_at = day AND until_at = day + interval '1 day' AND pruned_at IS NULL
-    WHERE day + interval '1 day' < now() - %(rest)s
-    AND EXISTS (SELECT FROM access_log WHERE started_at >= day AND started_at < day + interval '1 day'
-                AND logged_at > coalesce(rolled_up_at - %(commit)s, '-infinity'))
+    WHERE day + interval '1 day' < now() - %s AND is_complete IS NOT TRUE
+    AND EXISTS (SELECT FROM access_log WHERE started_at >= day AND started_at < day + interval '1 day')
     ORDER BY day
 """
 _ROLL_UP = "SELECT access_log_roll_up('access_log', %s, %s)"
@@ -40,7 +36,7 @@ def roll_up_days(connection: Connection[Any]) -> Iterator[datetime]:
     Raises:
         psycopg.Error: The server reported an error.
     """
-    found = connection.execute(_DUE, {"rest": _REST, "commit": LONGEST_COMMIT}).fetchall()
+    found = connection.execute(_DUE, (_REST,)).fetchall()
     for (day,) in found:
         yield day
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ  # one snapshot

@@ -111,6 +111,30 @@ COMMENT ON COLUMN access_log_rollup_artifact.whole_bytes IS 'Bytes of the respon
 COMMENT ON COLUMN access_log_rollup_artifact.largest_bytes IS 'Bytes of the largest response with status 200';
 COMMENT ON COLUMN access_log_rollup_artifact.user_numbers IS 'Who fetched it: positions in access_log_rollup.users; 0 = a client without a login';
 
+-- Constants in the query, so that it locks only the partitions of the span.
+CREATE FUNCTION access_log_has_grown(span_from timestamptz, span_until timestamptz, since timestamptz) RETURNS boolean
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+  found boolean;
+BEGIN
+  -- No batch takes longer than an hour from its logged_at to its commit (database.call_seconds).
+  EXECUTE format('SELECT EXISTS (SELECT 1 FROM access_log WHERE started_at >= %L AND started_at < %L AND logged_at > %L)',
+                 span_from, span_until, since - interval '1 hour') INTO found;
+  RETURN found;
+END $$;
+COMMENT ON FUNCTION access_log_has_grown(timestamptz, timestamptz, timestamptz) IS 'Whether a span of access_log may have got rows since a time';
+
+CREATE VIEW access_log_rollup_state AS
+  SELECT rollup_id, from_at, until_at, pruned_at,
+         pruned_at IS NOT NULL OR NOT access_log_has_grown(from_at, until_at, rolled_up_at) AS is_complete
+  FROM access_log_rollup;
+COMMENT ON VIEW access_log_rollup_state IS 'Whether each rollup still counts its rows';
+COMMENT ON COLUMN access_log_rollup_state.rollup_id IS 'The rollup';
+COMMENT ON COLUMN access_log_rollup_state.from_at IS 'Start of the span';
+COMMENT ON COLUMN access_log_rollup_state.until_at IS 'End of the span (exclusive)';
+COMMENT ON COLUMN access_log_rollup_state.pruned_at IS 'When its rows left access_log; NULL = they are still there';
+COMMENT ON COLUMN access_log_rollup_state.is_complete IS 'False if rows may have arrived since; then count the rows instead';
+
 CREATE VIEW access_log_daily AS
   SELECT (from_at AT TIME ZONE 'UTC')::date AS day, node, coalesce(remote, host) AS remote,
          status_code / 100 AS status_class, cache_status, sum(total.requests)::bigint AS requests,
@@ -220,5 +244,7 @@ COMMENT ON FUNCTION access_log_duration_bucket(real) IS 'Number of the bucket of
 
 DO $$ BEGIN
   EXECUTE format('ALTER FUNCTION access_log_roll_up(regclass, timestamptz, timestamptz) SET search_path = %I, pg_temp',
+                 current_schema());
+  EXECUTE format('ALTER FUNCTION access_log_has_grown(timestamptz, timestamptz, timestamptz) SET search_path = %I, pg_temp',
                  current_schema());
 END $$;
