@@ -210,10 +210,8 @@ def make_report(
         read_only(connection, _STATEMENT_SECONDS),
     ):
         connection.execute(queries.PLANNER_SETTINGS)
-        if archive is None:
-            span = _span(connection, selection, since, until)
-        else:
-            span = RolledUp.rows_only(since, until)
+        use_rollups = archive is None and not selection.filters()  # they have only totals
+        span = _span(connection, since, until, use_rollups=use_rollups)
         since, until = span.since, span.until
         selected = dataclasses.replace(selection, since=since, until=until)
         where, values = selected.where()
@@ -258,14 +256,13 @@ def make_report(
 
 
 def _span(
-    connection: DeadlineConnection, selection: Selection, since: datetime, until: datetime
+    connection: DeadlineConnection, since: datetime, until: datetime, *, use_rollups: bool
 ) -> RolledUp:
-    """Return what to count. Rollups have only totals, so filters need the rows."""
-    if selection.filters():
-        return RolledUp.rows_only(since, until)
-    span = rolled_up(connection, since, until)
-    edges = bar_edges(span.since, span.until)
-    return span if fits_bars(span, edges) else RolledUp.rows_only(since, until)
+    if use_rollups:
+        span = rolled_up(connection, since, until)
+        if fits_bars(span, bar_edges(span.since, span.until)):
+            return span
+    return RolledUp.rows_only(since, until)
 
 
 def _traffic_bars(

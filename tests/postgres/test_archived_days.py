@@ -15,6 +15,7 @@ import duckdb
 import psycopg
 import pytest
 from click.testing import CliRunner
+from msgspec.structs import replace
 
 from addon.cli.main import main
 from exporter import Settings
@@ -161,9 +162,8 @@ def test_commands_return_the_same_as_without_an_archive(logs: Logs, texts: dict[
     with opened(logs.whole) as whole, opened(logs.rest) as rest:
         rows = list(stream_rows(whole, selection, "jsonl"))
         assert list(stream_rows(rest, selection, "jsonl", archive=logs.folder)) == rows
-        assert make_report(rest, in_time, NOW, archive=logs.folder) == make_report(
-            whole, in_time, NOW
-        )
+        expected = replace(make_report(whole, in_time, NOW), log=None)  # the size of the table
+        assert make_report(rest, in_time, NOW, archive=logs.folder) == expected
         assert artifacts(sbom(rest, selection, logs.folder)) == artifacts(sbom(whole, selection))
     for count in (1, 30, 2 * ROWS):
         assert newest(logs.rest, in_time, count, logs.folder) == newest(logs.whole, in_time, count)
