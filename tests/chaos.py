@@ -2,7 +2,9 @@
 
     python -m tests.chaos --minutes 10 --seed 1
     python -m tests.chaos --minutes 60 --seed 1 --kills 70
+    python -m tests.chaos --archive-faults 120
 
+The first one also injects faults into the archive at the end: tests/support/chaos_archive.py.
 The seed determines the schedule. The command prints a report and exits with 1 if a check fails.
 """
 
@@ -16,12 +18,14 @@ import signal
 import sys
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
 from exporter.write.journal_file import RING_AT
+from tests.support import chaos_archive
 from tests.support.chaos_checks import Report
 from tests.support.chaos_environment import PASSWORD, ROLE, Bounds, ChaosEnvironment, Step
 from tests.support.wait import eventually
@@ -360,6 +364,9 @@ _KILL_DECK = {
 }
 
 
+_ARCHIVE_FAULTS = 120  # injected into the archive after the others
+
+
 def random_schedule(
     seed: int, deck: dict[str, tuple[int, float, float]], longest_pause: float
 ) -> Iterator[Step]:
@@ -405,7 +412,12 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kills", type=int, help="kill so many proxies, and inject no other fault")
+    parser.add_argument(
+        "--archive-faults", type=int, help="inject so many faults into the archive, and no others"
+    )
     options = parser.parse_args()
+    if options.archive_faults is not None:
+        return _run_archive(options.seed, options.archive_faults)
     deck, pause = (_DECK, 3.0) if options.kills is None else (_KILL_DECK, 1.0)
     schedule = random_schedule(options.seed, deck, pause)
     with tempfile.TemporaryDirectory(prefix="artifactapi-chaos-") as folder:
@@ -414,7 +426,15 @@ def main() -> int:
     sys.stdout.write(
         f"seed {options.seed}, {options.minutes:g} minutes, {bounds}\n{report.text()}\n"
     )
-    return bool(report.complaints)
+    if options.kills is not None:
+        return bool(report.complaints)
+    return bool(report.complaints) | _run_archive(options.seed, _ARCHIVE_FAULTS)
+
+
+def _run_archive(seed: int, faults: int) -> int:
+    chaos = chaos_archive.run(islice(chaos_archive.schedule(seed), faults), seed)
+    sys.stdout.write(f"{chaos.report()}\n")
+    return bool(chaos.complaints)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ def prune(
                 partition.name, partition.from_at, partition.until_at, rows, partition.bytes
             )
     finally:
-        connection.execute("RESET lock_timeout")
+        if not connection.closed:
+            connection.execute("RESET lock_timeout")
 
 
 def _candidates(connection: Connection[Any], before: datetime) -> list[Partition]:
