@@ -41,6 +41,8 @@ class DatabaseSettings(_Section, frozen=True):
     retry_max_seconds: Seconds = 30.0  # longest pause between attempts
     # false: faster on a slow disk, but a server crash loses its last second
     synchronous_commit: bool = True
+    # an index for the filter `text` on days that are over, if the database has the extension pg_trgm
+    index_text: bool = True
 
 
 class BufferSettings(_Section, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -32,6 +33,7 @@ from exporter.postgres.embedded import EmbeddedServer, programs
 from exporter.postgres.indexes import build_missing_indexes
 from exporter.postgres.schema import grants, schema_name
 from exporter.read.session import DATABASE_ERRORS, open_database
+from exporter.retention.text_indexes import build_text_indexes
 from exporter.settings import ReadSettings
 
 SCRIPT = Path(__file__).resolve().parents[1] / "artifactapi.py"
@@ -165,7 +167,11 @@ def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
         with open_database(settings) as connection:
             schema = schema_name(connection)
             connection.call_deadline = None
-            for day in build_missing_indexes(connection):
+            connection.call_seconds = float("inf")  # an index of a large day takes minutes
+            days = itertools.chain(
+                build_missing_indexes(connection), build_text_indexes(connection, settings.database)
+            )
+            for day in days:
                 click.echo(f"Building an index of {day}", err=True)
     except DATABASE_ERRORS as e:
         raise click.ClickException(describe(e)) from None

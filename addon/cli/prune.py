@@ -17,6 +17,7 @@ from exporter.retention.days import LogInUseError, owns_log
 from exporter.retention.prune import oldest_kept, prunable
 from exporter.retention.prune import prune as prune_days
 from exporter.retention.rollups import roll_up_days
+from exporter.retention.text_indexes import build_text_indexes
 
 if TYPE_CHECKING:
     from exporter import Settings
@@ -57,15 +58,16 @@ def prune(settings: Settings, keep: str | None, archive: Path | None, *, dry_run
                 raise click.ClickException(
                     "This role does not own the table access_log; use --dsn with the role that does."
                 )
-            if not dry_run:
-                for _ in roll_up_days(connection):
-                    pass
-            done = (
-                prunable(connection, before) if dry_run else prune_days(connection, before, archive)
-            )
+            if dry_run:
+                done = prunable(connection, before)
+            else:
+                list(roll_up_days(connection))
+                done = prune_days(connection, before, archive)
             for partition in done:
                 total += partition.rows
                 click.echo(_line(partition))
+            if not dry_run:
+                list(build_text_indexes(connection, settings.database))  # of the days that stay
     except ArchiveError as e:
         raise click.ClickException(str(e)) from None
     except LogInUseError as e:

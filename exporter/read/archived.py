@@ -68,10 +68,13 @@ _REMOVE_DUPLICATES = sql.SQL("""
     WHERE other.started_at = loaded.started_at AND other.flow_id = loaded.flow_id AND other.ctid < loaded.ctid
 """)
 _FETCHES = "artifact_complete"
-# In the files, addresses are texts.
-_CALLER = (
-    "CREATE TEMP MACRO access_log_caller(proxy_user, client_ip) AS coalesce(proxy_user, client_ip)"
-)
+# The functions that conditions call, for DuckDB. In the files, addresses are texts.
+_FUNCTIONS = """
+    CREATE TEMP MACRO access_log_caller(proxy_user, client_ip) AS coalesce(proxy_user, client_ip);
+    CREATE TEMP MACRO access_log_search_text(host, path, package, purl, proxy_user) AS
+      coalesce(host, '') || chr(10) || coalesce(path, '') || chr(10) || coalesce(package, '') || chr(10)
+      || coalesce(purl, '') || chr(10) || coalesce(proxy_user, '');
+"""
 
 
 def _midnight(day: date) -> datetime:
@@ -190,7 +193,7 @@ class ArchiveLoader:
         names = sql.SQL(", ").join(sql.Identifier(column.name) for column in columns)
         statement = _COPY.format(columns=names, **self._names)
         with engine() as reader, self._connection.cursor() as cursor:
-            reader.execute(_CALLER)
+            reader.execute(_FUNCTIONS)
             with cursor.copy(statement) as copy:
                 for lines in copy_lines(reader, columns, rows, values):
                     copy.write(lines)

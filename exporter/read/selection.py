@@ -305,10 +305,20 @@ def _error_condition(error: bool | str) -> Condition:
 
 
 def _text_condition(text: str) -> Condition:
+    """Search all columns at once, because that can use an index; see retention/text_indexes.py.
+
+    A text with the character that separates the columns could match across two of them, and an empty
+    one matches a row without values.
+    """
+    columns: LiteralString = ", ".join(_TEXT_COLUMNS)
     any_column: LiteralString = " OR ".join(
         f"{column} ILIKE %(where_text)s ESCAPE '\\'" for column in _TEXT_COLUMNS
     )
-    return f"({any_column})", f"%{_like_escaped(text)}%"
+    all_columns: LiteralString = (
+        f"access_log_search_text({columns}) ILIKE %(where_text)s ESCAPE '\\'"
+    )
+    condition = all_columns if text and "\n" not in text else f"({any_column})"
+    return condition, f"%{_like_escaped(text)}%"
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:

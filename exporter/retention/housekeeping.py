@@ -21,6 +21,7 @@ from ..postgres.schema import SchemaError, ensure_schema
 from .days import LogInUseError, create_days_ahead, owns_log
 from .prune import oldest_kept, prune
 from .rollups import roll_up_days
+from .text_indexes import build_text_indexes
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -124,6 +125,8 @@ class Housekeeping:
                     pruned.rows,
                     "row" if pruned.rows == 1 else "rows",
                 )
+        for _ in build_text_indexes(connection, settings.database):  # of the days that stay
+            pass
 
     def _report(self, problem: str) -> None:
         """Log a problem, but not again while it lasts."""

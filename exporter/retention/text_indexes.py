@@ -1,0 +1,84 @@
+"""Give each day that is over an index for the filter `text`, so that such a search reads few rows.
+
+The index is built once, when the day gets no more rows: it would double the work that PostgreSQL has
+with each row.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from psycopg import sql
+
+from .days import owns_log
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from psycopg import Connection
+
+    from ..settings import DatabaseSettings
+
+# Where the operators are; a DBA may have installed the extension in any schema.
+_OPERATORS = """
+    SELECT nspname FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace
+    WHERE extname = 'pg_trgm'
+"""
+_CREATE_EXTENSION = "CREATE EXTENSION IF NOT EXISTS pg_trgm"
+# The newest first, because these days are searched most. Others may be archived, or not plain tables.
+_DUE = """
+    SELECT nspname, relname
+    FROM access_log_partitions
+    JOIN pg_class ON pg_class.oid = partition_oid JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE until_at < now() - interval '2 hours' AND relkind = 'r'
+    AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = partition_oid AND indisvalid
+                    AND pg_get_expr(indexprs, indrelid) LIKE '%access_log_search_text(%')
+    ORDER BY until_at DESC
+"""
+_BUILD = """
+    CREATE INDEX CONCURRENTLY {index} ON {partition}
+    USING gin (access_log_search_text(host, path, package, purl, proxy_user) {operators})
+"""
+_SUFFIX = "_search_text_idx"
+_MAX_NAME_BYTES = 63  # PostgreSQL docs, 4.1.1
+
+
+def build_text_indexes(connection: Connection[Any], settings: DatabaseSettings) -> Iterator[str]:
+    """Build the index of each day that is over and has none; yield the day's table before.
+
+    Other sessions can read and write meanwhile. If interrupted at any point, the next call continues.
+    Without the extension pg_trgm this does nothing; in the embedded server, it creates the extension.
+    It does nothing either if the role does not own the tables.
+
+    Args:
+        connection: In autocommit mode.
+        settings: Whether to build indexes, and whether the server is the embedded one.
+
+    Raises:
+        psycopg.Error: The server reported an error.
+    """
+    if not settings.index_text or not owns_log(connection):
+        return
+    if not settings.dsn:
+        connection.execute(_CREATE_EXTENSION)
+    found = connection.execute(_OPERATORS).fetchone()
+    if found is None:
+        return
+    operators = sql.Identifier(found[0], "gin_trgm_ops")
+    for schema, name in connection.execute(_DUE).fetchall():
+        yield name
+        partition = sql.Identifier(schema, name)
+        index_name = name[: _MAX_NAME_BYTES - len(_SUFFIX)] + _SUFFIX
+        # What is left of a build that was interrupted is invalid.
+        connection.execute(
+            sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(
+                sql.Identifier(schema, index_name)
+            )
+        )
+        connection.execute(
+            sql.SQL(_BUILD).format(
+                index=sql.Identifier(index_name), partition=partition, operators=operators
+            )
+        )
+        # How common a text is decides whether its search uses the index.
+        connection.execute(sql.SQL("ANALYZE {}").format(partition))
