@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
+import psycopg
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -29,8 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from exporter import Settings
+    from exporter.advisories.matching import Advisories
     from exporter.advisories.sources import SourceReader
+    from exporter.postgres.connection import DeadlineConnection
     from exporter.read.affected import Affected
+    from exporter.read.kept_advisories import KeptState
     from exporter.read.selection import Selection
 
 _HIT_EXIT, _UNCERTAIN_EXIT = 1, 2
@@ -78,11 +82,17 @@ def _no_answer() -> Iterator[None]:
 
 
 @click.command(cls=AnswerCommand)
-@click.argument("sources", nargs=-1, required=True)
+@click.argument("sources", nargs=-1)
 @click.option(
     "--type",
     "default_type",
     help="Ecosystem of the names in lists that are not Package URLs, such as npm or PyPI.",
+)
+@click.option(
+    "--keep",
+    is_flag=True,
+    help="Store the advisories, so that the page and reports mark affected packages. Without SOURCES,"
+    " compare the stored ones again. Needs a role that can change the tables.",
 )
 @click.option("--withdrawn", is_flag=True, help="Also use advisories that were withdrawn.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -99,6 +109,7 @@ def affected(
     sources: tuple[str, ...],
     *,
     default_type: str | None,
+    keep: bool,
     withdrawn: bool,
     as_json: bool,
     as_csv: bool,
@@ -109,7 +120,8 @@ def affected(
 
     SOURCES are files, folders, zip files or - (standard input). They hold OSV advisories (JSON, JSON lines
     or YAML), CycloneDX or SPDX documents, or lists: a Package URL or name@version per line, or CSV with a
-    header. Nothing is sent to or fetched from the network.
+    header. Without SOURCES, the advisories are those that --keep stored. Nothing is sent to or fetched
+    from the network.
 
     The exit status is 0 if no affected package was fetched, 1 if one was, 2 if it is uncertain (a version
     cannot be compared, or the log has gaps in this time), and 3 if there is no answer.
@@ -123,12 +135,11 @@ def affected(
     settings: Settings = context.obj
     console = Console(stderr=True)
     columns = _PROGRESS_COLUMNS
-    with Progress(
-        *columns, console=console, disable=not console.is_terminal, transient=True
-    ) as progress:
-        reader = _read(sources, default_type, progress, withdrawn=withdrawn)
+    is_shown = console.is_terminal
+    with Progress(*columns, console=console, disable=not is_shown, transient=True) as progress:
+        reader = _read(sources, default_type, progress, withdrawn=withdrawn) if sources else None
         with errors_in_one_sentence():
-            found = _find(settings, reader, selection, progress)
+            found = _find(settings, reader, selection, progress, keep=keep)
     with errors_in_one_sentence():
         if html is not None:
             from exporter.read.affected_html import affected_html  # noqa: PLC0415 - loads a template engine
@@ -168,21 +179,56 @@ def _read(
 
 
 def _find(
-    settings: Settings, reader: SourceReader, selection: Selection, progress: Progress
+    settings: Settings,
+    reader: SourceReader | None,
+    selection: Selection,
+    progress: Progress,
+    *,
+    keep: bool,
 ) -> Affected:
-    from exporter.read.affected import find_affected  # noqa: PLC0415 - as above
+    from exporter.read import advisory_store  # noqa: PLC0415 - as above
+    from exporter.read.affected import compare, find_affected, stored_summary  # noqa: PLC0415
 
-    task = progress.add_task("compared", total=None)
-    with open_database(settings.for_reading()) as connection:
-        found = find_affected(
+    with open_database(settings if keep else settings.for_reading()) as connection:
+        state = None
+        if reader is None:
+            state, advisories = _load_kept(connection)
+            summary = stored_summary(state)
+        else:
+            advisories, summary = reader.advisories, reader.summary
+        task = progress.add_task("compared", total=None)
+        comparison = compare(
             connection,
-            reader.advisories,
-            reader.summary,
-            selection,
+            advisories,
             lambda done, total: progress.update(task, completed=done, total=total),
         )
-    progress.update(task, total=max(1, found.checked), completed=max(1, found.checked))
-    return found
+        progress.update(task, total=1, completed=1)
+        if keep:
+            counts = summary.advisories, summary.packages
+            try:
+                advisory_store.keep(
+                    connection,
+                    None if reader is None else advisories,
+                    comparison.matches,
+                    comparison.fetched,
+                    counts,
+                )
+            except advisory_store.TooManyAdvisoriesError as e:
+                raise NoAnswerError(printable(str(e))) from None
+            except psycopg.errors.InsufficientPrivilege:
+                raise NoAnswerError(
+                    "This database role cannot store advisories; set --dsn to the role that owns the tables."
+                ) from None
+        return find_affected(connection, advisories, summary, selection, comparison, kept=state)
+
+
+def _load_kept(connection: DeadlineConnection) -> tuple[KeptState, Advisories]:
+    from exporter.read.affected import load_advisories  # noqa: PLC0415 - as above
+
+    state, advisories = load_advisories(connection)
+    if state is None:
+        raise NoAnswerError("No advisories are stored; name SOURCES, or store some with --keep.")
+    return state, advisories
 
 
 def _print(found: Affected, *, as_json: bool, as_csv: bool, briefly: bool) -> None:

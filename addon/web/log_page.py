@@ -9,7 +9,7 @@ from __future__ import annotations
 import http
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit, urlunsplit
 from uuid import UUID
 
@@ -22,11 +22,19 @@ from exporter.health import judge
 from exporter.read import human, lines, time_search
 from exporter.read import page as queries
 from exporter.read.gaps import recent_gaps
+from exporter.read.kept_advisories import compared_at, marks
 from exporter.read.log_size import log_size
 from exporter.read.newest import Cursor
 from exporter.read.nodes import nodes_summary
 from exporter.read.selection import FILTER_NAMES, Selection, SelectionError
 from exporter.read.session import DATABASE_ERRORS
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+    from exporter.read.gaps import RecordedGap
+    from exporter.read.kept_advisories import Mark
+    from exporter.read.page import RowPage
 
 PATH = "/access-log"
 MAX_ROWS = 50
@@ -156,12 +164,14 @@ class _ListHandler(_PageHandler):
         if page.is_first and selection.since is None:
             seconds = min(seconds, time_search.SEARCH_SECONDS)
         try:
-            page.rows, page.gaps, page.proxies = await self.query_pool.run(
-                lambda connection: (
-                    queries.list_rows(connection, selection, MAX_ROWS, after, seconds),
-                    recent_gaps(connection, _MAX_GAPS),
-                    nodes_summary(connection, UTC),
-                )
+            (
+                page.rows,
+                page.gaps,
+                page.proxies,
+                page.compared_at,
+                page.marks,
+            ) = await self.query_pool.run(
+                lambda connection: _read_list(connection, selection, after, seconds)
             )
             if page.with_traffic:
                 kept_days = self.query_pool.settings.retention.days
@@ -214,6 +224,20 @@ class _RowHandler(_PageHandler):
             flow_id = str(cursor.flow_id)
             in_mitmweb = self.view.get_by_id(flow_id) is not None
             self.render("row.html", columns=columns, flow_id=flow_id if in_mitmweb else None)
+
+
+def _read_list(
+    connection: Connection[Any], selection: Selection, after: Cursor | None, seconds: float
+) -> tuple[RowPage, list[RecordedGap], datetime | None, dict[str, Mark]]:
+    """Return the rows, the recent gaps, when kept advisories were compared, and what they say."""
+    rows = queries.list_rows(connection, selection, MAX_ROWS, after, seconds)
+    purls = [row.purl for row in rows.rows if row.purl]
+    return (
+        rows,
+        recent_gaps(connection, _MAX_GAPS),
+        compared_at(connection),
+        marks(connection, purls),
+    )
 
 
 def _cursor(handler: _PageHandler) -> Cursor | None:

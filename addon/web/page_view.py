@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from exporter.health import Health
     from exporter.read.chart import SvgChart
     from exporter.read.gaps import RecordedGap
+    from exporter.read.kept_advisories import Mark
     from exporter.read.log_size import LogSize
     from exporter.read.newest import Row
     from exporter.read.nodes import NodesSummary
@@ -30,6 +31,7 @@ _CHART_HEIGHT = 120  # units of the viewBox
 _STYLE_SHEET = Path(__file__).with_name("files") / "style.css"
 _MAX_PATH_LENGTH = 400
 _FIRST_REDIRECT = 300
+_MAX_ADVISORIES = 5  # that a row names
 
 
 @dataclass
@@ -47,6 +49,8 @@ class Page:
     traffic: Traffic | None = None
     proxies: NodesSummary | None = None
     log: LogSize | None = None
+    compared_at: datetime | None = None  # when kept advisories were compared; None: none are kept
+    marks: dict[str, Mark] = field(default_factory=dict)  # by Package URL
 
 
 def alert(page: Page) -> str:
@@ -113,6 +117,13 @@ def value(column: ColumnValue) -> str | None:
 def package(row: Row) -> str:
     """Return the package with its ecosystem, such as "npm left-pad 1.3.0"; empty: it is not known."""
     return package_text(row.purl) if row.purl else ""
+
+
+def mark_title(mark: Mark) -> str:
+    """Return the advisories that are about a package."""
+    shown = ", ".join(map(printable, mark.advisories[:_MAX_ADVISORIES]))
+    more = len(mark.advisories) - _MAX_ADVISORIES
+    return f"{shown} and {more:,} more" if more > 0 else shown
 
 
 def chart(traffic: Traffic) -> SvgChart:

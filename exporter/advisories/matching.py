@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +12,7 @@ from .names import DISTRIBUTIONS, parse_purl, search_key
 from .versions import SEMVER, UncomparableError, scheme_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from .model import Advisory, AffectedPackage, Range
     from .versions import Scheme
@@ -43,6 +44,10 @@ class Advisories:
     def __len__(self) -> int:
         """Number of different packages."""
         return len(self._by_key)
+
+    def __iter__(self) -> Iterator[AffectedPackage]:
+        """Iterate over what all advisories say about all packages."""
+        return itertools.chain.from_iterable(self._by_key.values())
 
     def search_keys(self) -> set[str]:
         """Return the search keys of all packages."""

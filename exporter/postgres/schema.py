@@ -67,6 +67,10 @@ _READER_RELATIONS = (
     "access_log_days",
     "access_log_artifacts",
     "access_log_first_seen",
+    "advisory",
+    "advisory_match",
+    "advisory_state",
+    "access_log_affected",
     "access_log_partial_reads",
     *_VIEWS_WITH_FUNCTION,
 )

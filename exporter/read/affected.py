@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from ..advisories.matching import Advisories, Match
 from ..advisories.model import Verdict
 from ..advisories.names import parse_purl
+from ..advisories.sources import SourceSummary
+from .advisory_store import load_kept
 from .fetched import (
     EverFetched,
     Fetches,
@@ -25,13 +28,12 @@ from .fetched import (
     seen_purls,
 )
 from .gaps import GapSummary, gap_summary
+from .kept_advisories import KeptState, kept_state
 from .session import read_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..advisories.matching import Advisories, Match
-    from ..advisories.sources import SourceSummary
     from ..postgres.connection import DeadlineConnection
     from .selection import Selection
 
@@ -107,6 +109,7 @@ class Affected(Struct, frozen=True, kw_only=True):
     hits: list[Hit]
     looked_at: list[LookedAt]
     gaps: GapSummary
+    kept: KeptState | None = None  # if the advisories are those that are kept
 
     @property
     def is_uncertain(self) -> bool:
@@ -123,36 +126,67 @@ class Affected(Struct, frozen=True, kw_only=True):
         return any(hit.verdict == Verdict.AFFECTED for hit in self.hits)
 
 
+class Comparison(Struct, frozen=True):
+    """Which packages ever fetched the advisories are about."""
+
+    matches: dict[str, list[Match]]  # by Package URL
+    checked: int  # fetched packages that were compared
+    fetched: int  # all packages ever fetched; the others have none of the names
+
+
+def compare(
+    connection: DeadlineConnection,
+    advisories: Advisories,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Compare every package ever fetched with the advisories.
+
+    Args:
+        connection: To the database.
+        advisories: What to look for.
+        on_progress: Called with the numbers of fetched packages compared so far and in total.
+
+    Raises:
+        psycopg.Error, DeadlineExceededError: a query failed, took too long, or lost its connection.
+    """
+    keys = advisories.search_keys() if len(advisories) <= _MAX_NAMED else None
+    matches: dict[str, list[Match]] = {}
+    checked = 0
+    with read_only(connection, _STATEMENT_SECONDS):
+        fetched = count_fetched(connection)
+        for checked, purl in enumerate(fetched_purls(connection, keys), 1):
+            if found := advisories.match(purl):
+                matches[purl] = found
+            if on_progress is not None and checked % _REPORT_EVERY == 0:
+                on_progress(checked, fetched)
+    return Comparison(matches, checked, fetched)
+
+
 def find_affected(
     connection: DeadlineConnection,
     advisories: Advisories,
     summary: SourceSummary,
     selection: Selection,
-    on_progress: Callable[[int, int | None], None] | None = None,
+    comparison: Comparison,
+    *,
+    kept: KeptState | None = None,
 ) -> Affected:
-    """Compare every fetched package with the advisories, in one snapshot of the database.
+    """Find out who fetched the packages that advisories are about, in one snapshot of the database.
 
     Args:
         connection: To the database.
         advisories: What to look for.
         summary: What was read from the sources.
         selection: Which requests count.
-        on_progress: Called with the numbers of fetched packages compared so far and in total, if known.
+        comparison: What `compare` returned for these advisories.
+        kept: How old they are, if they are those that are kept.
 
     Raises:
         psycopg.Error, DeadlineExceededError: a query failed, took too long, or lost its connection.
     """
-    keys = advisories.search_keys() if len(advisories) <= _MAX_NAMED else None
+    matches = comparison.matches
     with read_only(connection, _STATEMENT_SECONDS):
         start = log_start(connection)
-        matches: dict[str, list[Match]] = {}
-        total = count_fetched(connection) if keys is None else None
-        checked = 0
-        for checked, purl in enumerate(fetched_purls(connection, keys), 1):
-            if found := advisories.match(purl):
-                matches[purl] = found
-            if on_progress is not None and checked % _REPORT_EVERY == 0:
-                on_progress(checked, total)
         removed = {
             purl: ever
             for purl, ever in ever_fetched(connection, matches).items()
@@ -171,14 +205,27 @@ def find_affected(
         advisories=summary.advisories,
         packages=summary.packages,
         skipped=summary.skipped,
-        checked=checked,
+        checked=comparison.checked,
         unattributed=unattributed,
         hits=sorted(hits, key=lambda hit: (hit.verdict, hit.advisory.id, hit.purl)),
         looked_at=sorted(
             looks, key=lambda look: (look.advisory.id, look.looks.purl, look.looks.how)
         ),
         gaps=gaps,
+        kept=kept,
     )
+
+
+def load_advisories(connection: DeadlineConnection) -> tuple[KeptState | None, Advisories]:
+    """Return the kept advisories and how old they are. Raises as `compare`."""
+    with read_only(connection, _STATEMENT_SECONDS):
+        state = kept_state(connection)
+        return state, load_kept(connection) if state is not None else Advisories()
+
+
+def stored_summary(state: KeptState) -> SourceSummary:
+    """Return what sources with the kept advisories would hold."""
+    return SourceSummary(0, state.advisories, state.packages, {})
 
 
 def _hits(

@@ -89,6 +89,8 @@ def span(affected: Affected) -> str:
 
 def notes(affected: Affected) -> Iterator[str]:
     """Yield what limits the answer, one sentence each."""
+    if affected.kept is not None:
+        yield f"The advisories were stored {_moment(affected.kept.kept_at)}."
     index_reads = [each for each in affected.looked_at if each.version is None]
     if index_reads:
         packages = {each.package for each in index_reads}

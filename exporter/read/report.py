@@ -17,6 +17,7 @@ from . import report_queries as queries
 from .archived import rows_loaded
 from .chart import bar_edges, bar_width, width_name
 from .gaps import GapSummary, gap_summary
+from .kept_advisories import KeptSummary, Mark, kept_summary, marks
 from .log_size import LogSize, log_size
 from .nodes import NodesSummary, nodes_summary
 from .rolled_up import RolledUp, fits_bars, rolled_up
@@ -125,6 +126,12 @@ class Artifacts(Struct, frozen=True):
     avoidable: list[ArtifactSummary]
     first_seen: list[FirstSeen]
 
+    @property
+    def purls(self) -> set[str]:
+        """The artifacts in the lists."""
+        fetched = {each.purl for each in (*self.biggest, *self.avoidable)}
+        return fetched | {each.purl for each in self.first_seen}
+
 
 class Report(Struct, frozen=True):
     """A summary of a time span. Each list except `traffic` has at most TOP items, largest first.
@@ -150,6 +157,8 @@ class Report(Struct, frozen=True):
     gaps: GapSummary
     proxies: NodesSummary | None  # now, whatever the span is; None: the database knows none
     log: LogSize | None  # None: it could not be measured now
+    kept: KeptSummary | None  # None: no advisories are kept
+    marks: dict[str, Mark]  # by Package URL: of the listed artifacts that kept advisories are about
 
     @property
     def edges(self) -> list[datetime]:
@@ -232,6 +241,8 @@ def make_report(
         gaps = gap_summary(connection, selected, TOP)
         proxies = nodes_summary(connection)
         log = log_size(connection, kept_days) if archive is None else None
+        kept = kept_summary(connection, where, values, TOP)
+        marked = marks(connection, fetched.purls)
     bars = _traffic_bars(traffic, rolled_up_bars, edges)
     return Report(
         since=since,
@@ -252,6 +263,8 @@ def make_report(
         gaps=gaps,
         proxies=proxies,
         log=log,
+        kept=kept,
+        marks=marked,
     )
 
 

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from .chart import SEGMENTS, SVG_WIDTH, svg_chart
 from .human import duration, noun_for, package_text, plural, printable, share, size
 from .log_size import log_size_text
+from .report_text import note_on_advisories
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -31,6 +32,7 @@ def report_html(report: Report) -> str:
         (bar.failures, bar.refusals, bar.requests - bar.failures - bar.refusals) for bar in traffic
     ]
     return _template().render(
+        note_on_advisories=note_on_advisories(report.kept) if report.kept is not None else "",
         report=report,
         titles=list(map(_bar_title, traffic)),
         requests_chart=svg_chart(requests, report.edges, _CHART_HEIGHT),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from .kept_advisories import KeptSummary
     from .report import Report
 
 _TOP = 5
@@ -39,14 +40,17 @@ def report_text(report: Report, width: int) -> RenderableType:
     tables = [_remotes(report), _failures(report), _biggest(report), _cache(report)]
     tables += [_first_seen(report), _unknown_hosts(report), _avoidable(report), _gaps(report)]
     notes = [Text(report.note_on_gaps, style="dim")] if report.note_on_gaps else []
+    if report.kept is not None:
+        notes.insert(0, Text(note_on_advisories(report.kept), style="dim"))
+    affected = [_affected(report.kept)] if report.kept is not None else []
     if width < _TWO_COLUMN_WIDTH:
-        return Group(_head(report, width), _chart(report, width), *tables, *notes)
+        return Group(_head(report, width), _chart(report, width), *affected, *tables, *notes)
     grid = Table.grid(padding=(0, 3), expand=True)
     grid.add_column(ratio=3)
     grid.add_column(ratio=2)
     for left, right in zip(tables[::2], tables[1::2], strict=True):
         grid.add_row(left, right)
-    return Group(_head(report, width), _chart(report, width), grid, *notes)
+    return Group(_head(report, width), _chart(report, width), *affected, grid, *notes)
 
 
 def _head(report: Report, width: int) -> Text:
@@ -174,7 +178,7 @@ def _biggest(report: Report) -> Table:
     table = _table("Biggest artifacts", "fetches", "size")
     for artifact in report.fetched.biggest[:_TOP]:
         table.add_row(
-            _name(package_text(artifact.purl)), f"{artifact.fetches:,}", size(artifact.bytes)
+            _artifact(report, artifact.purl), f"{artifact.fetches:,}", size(artifact.bytes)
         )
     return _or_none(table)
 
@@ -184,7 +188,7 @@ def _avoidable(report: Report) -> Table:
     table = _table(title, "fetches", "saved")
     for artifact in report.fetched.avoidable[:_TOP]:
         table.add_row(
-            _name(package_text(artifact.purl)),
+            _artifact(report, artifact.purl),
             f"{artifact.fetches:,}",
             size(artifact.avoidable_bytes),
         )
@@ -195,7 +199,7 @@ def _first_seen(report: Report) -> Table:
     table = _table(f"Never seen before: {report.fetched.new_artifacts:,}", "at", "user")
     for artifact in report.fetched.first_seen[:_TOP]:
         first_seen, user = _moment(artifact.first_seen), _name(artifact.first_user)
-        table.add_row(_name(package_text(artifact.purl)), first_seen, user)
+        table.add_row(_artifact(report, artifact.purl), first_seen, user)
     return _or_none(table)
 
 
@@ -217,6 +221,44 @@ def _gaps(report: Report) -> Table:
         start, end = _moment(gap.from_at), _moment(gap.to_at)
         table.add_row(name, f"{gap.entries:,}", start, end, style="red")
     return _or_none(table)
+
+
+def _affected(kept: KeptSummary) -> Table:
+    table = _table(f"Affected packages: {kept.packages:,}", "advisory", "fetches", "users", "last")
+    for each in kept.top[:_TOP]:
+        more = f" and {len(each.advisories) - 1} more" if len(each.advisories) > 1 else ""
+        possible = "possible: " if each.verdict == "possible" else ""
+        table.add_row(
+            _name(package_text(each.purl)),
+            Text(f"{possible}{printable(each.advisories[0])}{more}"),
+            f"{each.fetches:,}",
+            f"{each.users:,}",
+            _moment(each.last_at),
+            style="yellow" if possible else "red",
+        )
+    return _or_none(table)
+
+
+def note_on_advisories(kept: KeptSummary) -> str:
+    """Say how old the kept advisories are, and what was not compared with them."""
+    stored, compared = _moment(kept.kept_at), _moment(kept.compared_at)
+    text = f"Advisories: {kept.advisories:,}, stored {stored}, compared {compared}."
+    if kept.unchecked:
+        text += (
+            f" {plural(kept.unchecked, 'package')} fetched since then {'was' if kept.unchecked == 1 else 'were'}"
+            " not compared (artifactapi affected --keep)."
+        )
+    return text
+
+
+def _artifact(report: Report, purl: str) -> Text:
+    """Return the package, marked if kept advisories are about it."""
+    mark = report.marks.get(purl)
+    name = _name(package_text(purl))
+    if mark is None:
+        return name
+    style = "red" if mark.verdict == "affected" else "yellow"
+    return Text(f"{mark.verdict}: ", style=style).append_text(name)
 
 
 def _table(title: str, *columns: str) -> Table:
