@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from exporter.read.gaps import RecordedGap
     from exporter.read.kept_advisories import Mark
+    from exporter.read.nodes import NodesSummary
     from exporter.read.page import RowPage
 
 PATH = "/access-log"
@@ -228,13 +229,14 @@ class _RowHandler(_PageHandler):
 
 def _read_list(
     connection: Connection[Any], selection: Selection, after: Cursor | None, seconds: float
-) -> tuple[RowPage, list[RecordedGap], datetime | None, dict[str, Mark]]:
-    """Return the rows, the recent gaps, when kept advisories were compared, and what they say."""
+) -> tuple[RowPage, list[RecordedGap], NodesSummary | None, datetime | None, dict[str, Mark]]:
+    """Return the rows, the recent gaps, the proxies, when advisories were compared, and what they say."""
     rows = queries.list_rows(connection, selection, MAX_ROWS, after, seconds)
     purls = [row.purl for row in rows.rows if row.purl]
     return (
         rows,
         recent_gaps(connection, _MAX_GAPS),
+        nodes_summary(connection, UTC),
         compared_at(connection),
         marks(connection, purls),
     )

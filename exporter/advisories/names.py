@@ -167,7 +167,7 @@ def _normalized(purl_type: str, name: str) -> str:
 
 
 def search_key(key: str) -> str:
-    """Return what exporter/read/fetched.py computes in SQL from every purl with this key.
+    """Return what the SQL function access_log_package_key makes of every purl with this key.
 
     Different packages can have the same search key, so compare `package_key` as well.
     """

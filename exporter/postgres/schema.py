@@ -81,6 +81,7 @@ _READER_FUNCTIONS = (
     "access_log_from_cache",
     "access_log_caller",
     "access_log_search_text",
+    "access_log_package_key",
     "access_log_run_state",
     "access_log_duration_bucket",
     "access_log_has_grown",

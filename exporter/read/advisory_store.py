@@ -1,6 +1,6 @@
 """Store advisories in the database, with the fetched packages that they are about; load them again.
 
-The only module of this package that writes. The tables: migrations/005_advisories.sql.
+The only module of this package that writes. The tables: migrations/006_advisories.sql.
 """
 
 from __future__ import annotations

@@ -26,12 +26,8 @@ _FETCH_ROWS = 20_000
 _PURLS_AT_ONCE = 20_000
 _CURSOR_NAME = "artifactapi_fetched"
 
-# The same as names.search_key.
-_SEARCH_KEY = sql.SQL(
-    "translate(lower(split_part(split_part(split_part(purl, '@', 1), '?', 1), '#', 1)), '_', '-')"
-)
 _ALL_FETCHED = sql.SQL("SELECT purl FROM artifact")
-_FETCHED = sql.SQL("SELECT purl FROM artifact WHERE {} = ANY(%(keys)s)").format(_SEARCH_KEY)
+_FETCHED = sql.SQL("SELECT purl FROM artifact WHERE access_log_package_key(purl) = ANY(%(keys)s)")
 _COUNT = sql.SQL("SELECT count(*) FROM artifact")
 _EVER = sql.SQL("""
     SELECT purl, fetches, bytes, first_seen, last_seen, first_user, remote FROM artifact

@@ -14,8 +14,9 @@ from click.testing import CliRunner
 
 from addon.cli.main import main
 from exporter import Settings
+from exporter.advisories.names import parse_purl, search_key
 from exporter.postgres.connection import connect
-from exporter.postgres.schema import grants, schema_name
+from exporter.postgres.schema import ensure_schema, grants, schema_name
 from exporter.retention.prune import prune
 from tests.support.command import call, write
 
@@ -336,7 +337,7 @@ def test_no_answer_is_status_3(dsn: str, bad: Path, tmp_path: Path) -> None:
     for arguments, message in {
         ("affected", str(bad)): "the ecosystem of 'left-pad@1.3.0' is not known",
         ("affected", "nowhere.json"): "nowhere.json: no such file or folder",
-        ("affected",): "Missing argument",
+        ("affected",): "No advisories are stored; name SOURCES",
         ("affected", str(bad), "--since", "never"): "since 'never' is not valid",
         ("affected", str(bad), "--type", "n p m"): "--type 'n p m' is not an ecosystem",
         ("affected", str(bad), "--json", "--csv"): "--json and --csv exclude each other",
@@ -353,6 +354,32 @@ def test_the_exit_status_is_that_of_the_process(dsn: str, bad: Path) -> None:
     left_pad(dsn, 1)
     for arguments, status in {("--type", "npm"): 1, ("--type", "PyPI"): 0, (): 3}.items():
         assert call("affected", str(bad), *arguments, ARTIFACTAPI_DSN=dsn).returncode == status
+
+
+@pytest.mark.parametrize(
+    "purl",
+    [
+        "pkg:npm/%40Scope/left-pad@1.3.0",
+        "pkg:pypi/foo-bar@1.0?x=y",
+        "pkg:nuget/Newtonsoft.Json@13.0.1",
+        "pkg:cargo/serde_json@1.0.0",
+        "pkg:golang/github.com/BurntSushi/toml@v1.0.0",
+        "pkg:maven/org.x/y@1.0?type=pom",
+        "pkg:deb/debian/g%2B%2B-12@12.2.0-14%2Bdeb12u1?arch=amd64",
+        "pkg:oci/app?repository_url=ghcr.example/x/app&tag=1",
+        "pkg:github/actions/checkout@v4#action.yml",
+        "pkg:github/a/b#file",
+        "pkg:pub/http_parser@1.0.0",
+        "pkg:hackage/aeson",
+        "pkg:swift/github.com/apple/swift-nio@2.0.0",
+    ],
+)
+def test_search_keys_mean_the_same_in_sql_and_python(dsn: str, query: Query, purl: str) -> None:
+    with connect(dsn, Settings().database) as connection:
+        ensure_schema(connection)
+    package = parse_purl(purl)
+    assert package is not None
+    assert query("SELECT access_log_package_key(%s)", purl) == [(search_key(package.key),)]
 
 
 def test_an_empty_log_has_no_hits(dsn: str, bad: Path) -> None:

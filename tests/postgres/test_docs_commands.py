@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -180,6 +181,9 @@ def folder(dsn: str, tmp_path: Path) -> Path:
     (tmp_path / "services").write_text(f"[logs]\n{parameters}\n", encoding="utf-8")
     for lock_file in LOCK_FILES.iterdir():
         shutil.copy(lock_file, tmp_path)
+    advisory = b'{"id": "TEST-1", "modified": "2026-01-01T00:00:00Z", "affected": []}'
+    with zipfile.ZipFile(tmp_path / "advisories.zip", "w") as archive:
+        archive.writestr("TEST-1.json", advisory)
     (tmp_path / "etc").mkdir()
     (tmp_path / "archive").mkdir()
     for page in PAGES:
