@@ -367,7 +367,8 @@ def whole_mirror(tmp_path: Path) -> Remotes:
 @pytest.mark.parametrize(
     "path",
     [
-        "/pub/central/org/slf4j/slf4j-api/2.0.9/slf4j-api-2.0.9.jar",
+        "/pub/central/junit/junit/4.13/junit-4.13.jar",
+        "/com/org/slf4j/slf4j-api/2.0.9/slf4j-api-2.0.9.jar",
         "/pub/org/slf4j/slf4j-api/1-SNAPSHOT/slf4j-api-1-20260102.030405-6.jar",
         "/pub/org/slf4j/slf4j-api/maven-metadata.xml",
         "/go.d/h.example/a/@v/v1.0.0.zip",

@@ -19,10 +19,10 @@ from urllib.parse import unquote_to_bytes
 from ..redaction import REDACTED
 from ..url_path import leaves_folder, resolve_path
 from .remotes import RemotesError, read_remotes
-from .rules import ANY, LARGE_SET_BYTES, PatternSet, RemoteMatch, TooLargeError
+from .rules import LARGE_SET_BYTES, PatternSet, RemoteMatch, TooLargeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
     from .rules import Remote, Rule
 
@@ -118,20 +118,18 @@ class Remotes:
         """
         text = _decoded(path)
         response = _Response(digest, content_type)
+        number = port or _DEFAULT_PORTS.get(scheme, 0)
         for name in (host, upstream):
             if name is None or len(name) > _HOST_MAX:
                 continue
             name = name.rpartition("@")[2].rstrip(".").lower()  # noqa: PLW2901
             authority = _authority(name, scheme, port)
-            for remote in self._candidates(name, port or _DEFAULT_PORTS.get(scheme, 0), text):
-                if remote.needs_oci_response and not response.is_oci:
-                    continue
-                match = remote.match(text or "", authority)
-                if match is None:
-                    continue
-                identity = _identify_match(authority, match, response)
-                if identity.artifact_kind is not None or not match.is_guess:
-                    return identity
+            identity = _identify(self._remotes_of_host(name, number), authority, text, response)
+            if identity is None and text and name:
+                candidates = [self._by_path[i] for i in self._paths.matching(text.encode())]
+                identity = _identify(candidates, authority, text, response)
+            if identity is not None:
+                return identity
         return UNKNOWN
 
     def identify_elsewhere(self, host: str, path: str) -> Identity:
@@ -142,16 +140,9 @@ class Remotes:
         text = _decoded(path)
         if text is None or len(host) > _HOST_MAX or not self._by_host:
             return UNKNOWN
-        rules = self._by_host[0].rule_sets.by_format[ANY]
+        rules = self._by_host[0].rule_sets.any_at_root
         match = RemoteMatch("", rules, "", text, None, is_guess=True)
         return _identify_match(host, match, _Response(None, None))
-
-    def _candidates(self, host: str, port: int, path: str | None) -> Iterator[Remote]:
-        """Yield the remotes to try, in order: those with this host, then those of any host."""
-        yield from self._remotes_of_host(host, port)
-        if path and host:
-            for index in self._paths.matching(path.encode()):
-                yield self._by_path[index]
 
     def _find_remotes(self, host: str, port: int) -> tuple[Remote, ...]:
         try:
@@ -177,6 +168,20 @@ class _Response(NamedTuple):
         if self.valid_digest:
             return True
         return self.content_type is not None and _OCI_TYPE.match(self.content_type) is not None
+
+
+def _identify(
+    remotes: Iterable[Remote], authority: str, path: str | None, response: _Response
+) -> Identity | None:
+    """Return what the first of these remotes that matches identifies; None if none of them does."""
+    for remote in remotes:
+        match = remote.match(path or "", authority)
+        if match is None or (remote.needs_oci_response and not response.is_oci):
+            continue
+        identity = _identify_match(authority, match, response)
+        if identity.artifact_kind is not None or not match.is_guess:
+            return identity
+    return None
 
 
 def _authority(host: str, scheme: str, port: int | None) -> str:
@@ -245,9 +250,11 @@ def _decoded(path: str) -> str | None:
     resolve such paths before they send them), dot segments and empty ones that only decoding shows,
     and a doubly encoded path.
     """
-    if len(path) > PATH_MAX or ((".." in path or "%2" in path) and leaves_folder(path)):
+    if len(path) > PATH_MAX or (("/.." in path or "%2" in path) and leaves_folder(path)):
         return None
-    text = _SLASHES.sub("/", resolve_path(path))
+    text = resolve_path(path) if "/." in path or "%2" in path else path
+    if "//" in text:
+        text = _SLASHES.sub("/", text)
     if "%" in text:
         try:
             text = unquote_to_bytes(text).decode()

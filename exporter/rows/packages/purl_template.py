@@ -52,6 +52,11 @@ def _dots(group: str) -> str | None:
     return None if _NO_MAVEN_GROUP.fullmatch(name) else name
 
 
+def _rooted(group: str) -> str | None:
+    """Reject folders of a Maven group that may begin before it, such as de/mirror/org/apache."""
+    return None if re.search(r"/(?:com|io|net|org|maven2)/", f"{group}/") else group
+
+
 _NUGET_VERSION = re.compile(
     r"(\d{1,10})(?:\.(\d{1,10}))?(?:\.(\d{1,10}))?(?:\.(\d{1,10}))?(?P<label>-[0-9A-Za-z.-]+)?"
 )
@@ -104,6 +109,7 @@ FILTERS: dict[str, Callable[[str], str | None]] = {
     "notjar": _notjar,
     "pep503": _pep503,
     "nuget": _nuget,
+    "rooted": _rooted,
     "tap": _tap,
 }
 

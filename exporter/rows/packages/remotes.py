@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _PLACE = re.compile(r"%\{(\w+)\}")  # in a pattern, for a named one
-# Values of a rule's key `any`. Each includes those before it.
-_ANY = ("false", "folder", "true", "certain")
+# Values of a rule's key `any`, but for `unnamed`: each allows what those before it allow.
+_LEVELS = ("false", "named", "folder", "true", "certain")
+_UNNAMED = "unnamed"
 _MAX_PATTERN_DEPTH = 8  # named patterns in named patterns
 
 
@@ -181,12 +182,14 @@ class _Node(NamedTuple):
 
 
 class _Format(NamedTuple):
-    rules: tuple[Rule, ...]
-    rules_for_any: tuple[Rule, ...]  # those that are also tried for remotes of format `any`
-    rules_at_root: tuple[Rule, ...]  # those that are also tried for a whole host of format `any`
-    certain_rules: tuple[Rule, ...]  # those that are also tried on unknown hosts
+    rules: tuple[tuple[Rule, str], ...]  # with the value of the key `any`
     alias_of: str | None  # then it has no rules
     node: _Node
+
+    def rules_from(self, level: str, *, unnamed: bool = False) -> tuple[Rule, ...]:
+        """Return the rules that allow this level, and those that are only for unnamed hosts."""
+        levels = {*_LEVELS[_LEVELS.index(level) :], *([_UNNAMED] if unnamed else [])}
+        return tuple(rule for rule, allowed in self.rules if allowed in levels)
 
 
 class _RemoteDefinition(NamedTuple):
@@ -249,14 +252,14 @@ def _parse_formats(node: _Node | None) -> dict[str, _Format]:
             format_node.report(f"the format name {name} is reserved, expected another name")
         elif isinstance(format_node.yaml_node, yaml.ScalarNode):
             alias_of = format_node.text(f"format {name}")
-            formats[name] = _Format((), (), (), (), alias_of, format_node)
+            formats[name] = _Format((), alias_of, format_node)
         else:
             formats[name] = _parse_format(name, format_node)
     return formats
 
 
 def _parse_format(name: str, node: _Node) -> _Format:
-    rules: dict[str, list[Rule]] = {each: [] for each in _ANY}
+    rules: list[tuple[Rule, str]] = []
     if isinstance(node.yaml_node, yaml.SequenceNode) and not node.yaml_node.value:
         node.report(f"format {name} has no rules")
     for number, rule_node in enumerate(node.items(f"format {name}"), start=1):
@@ -266,11 +269,8 @@ def _parse_format(name: str, node: _Node) -> _Format:
         )
         rule = _parse_rule(label, fields)
         if rule is not None:
-            allowed = _parse_any(label, fields.get("any"))
-            for each in _ANY[: _ANY.index(allowed) + 1]:
-                rules[each].append(rule)
-    in_folder, at_root, certain = (tuple(rules[each]) for each in _ANY[1:])
-    return _Format(tuple(rules["false"]), in_folder, at_root, certain, None, node)
+            rules.append((rule, _parse_any(label, fields.get("any"))))
+    return _Format(tuple(rules), None, node)
 
 
 def _parse_rule(label: str, fields: Mapping[str, _Node]) -> Rule | None:
@@ -296,8 +296,9 @@ def _parse_any(label: str, node: _Node | None) -> str:
     if node is None:
         return "true"
     text = node.text(f"any of rule {label}")
-    if text not in _ANY:
-        node.report(f"rule {label} has any: {text}, expected one of {', '.join(_ANY)}")
+    if text not in {*_LEVELS, _UNNAMED}:
+        known = ", ".join((*_LEVELS, _UNNAMED))
+        node.report(f"rule {label} has any: {text}, expected one of {known}")
         return "false"
     return text
 
@@ -312,14 +313,15 @@ def _parse_pattern(label: str, text: str, node: _Node) -> Pattern | None:
 
 def _parse_refinement(rule_label: str, node: _Node, rule_pattern: Pattern) -> Refinement | None:
     label = f"then of rule {rule_label}"
-    fields = node.fields(label, required=("group", "re"), optional=("after",))
+    fields = node.fields(label, required=("group", "re"), optional=("after", "ignore_case"))
     if "group" not in fields or "re" not in fields:
         return None
     group = fields["group"].text(f"group in {label}")
     after = Template(fields["after"].text(f"after in {label}") if "after" in fields else "")
     pattern = _parse_pattern(label, fields["re"].pattern(f"re in {label}"), fields["re"])
+    ignores_case = "ignore_case" in fields and fields["ignore_case"].flag(f"ignore_case in {label}")
     _check_names(label, {group, *after.names}, set(rule_pattern.groups), node)
-    return None if pattern is None else Refinement(group, after, pattern)
+    return None if pattern is None else Refinement(group, after, pattern, ignores_case)
 
 
 def _parse_purl(rule_label: str, node: _Node, groups: set[str]) -> PurlTemplate | None:
@@ -428,21 +430,25 @@ def _check_references(formats: Mapping[str, _Format], remotes: Sequence[_RemoteD
 
 def _requires_vendor(formats: Mapping[str, _Format], name: str) -> bool:
     target = formats.get(formats[name].alias_of or name)  # None: an alias of an unknown format
-    return target is not None and any("vendor" in rule.required_context for rule in target.rules)
+    return target is not None and any("vendor" in rule.required_context for rule, _ in target.rules)
 
 
 def _rule_sets(formats: Mapping[str, _Format]) -> RuleSets:
-    """Compile the rules of each format, of its aliases and of `any`."""
-    own = {name: each for name, each in formats.items() if each.alias_of is None}
-    by_format = {name: RuleSet(each.rules) for name, each in own.items()}
-    distinctive = {name: RuleSet(each.rules_for_any) for name, each in own.items()}
-    for name, each in formats.items():
-        if each.alias_of is not None:
-            by_format[name] = by_format[each.alias_of]
-            distinctive[name] = distinctive[each.alias_of]
-    in_folder = [rule for each in formats.values() for rule in each.rules_for_any]
-    at_root = [rule for each in formats.values() for rule in each.rules_at_root]
-    certain = [rule for each in formats.values() for rule in each.certain_rules]
-    by_format[ANY] = distinctive[ANY] = RuleSet(in_folder, LARGE_SET_BYTES)
-    by_format[CERTAIN] = distinctive[CERTAIN] = RuleSet(certain, LARGE_SET_BYTES)
-    return RuleSets(by_format, RuleSet(at_root, LARGE_SET_BYTES), distinctive)
+    """Make the rule sets of each format, of its aliases, of `any` and of `certain`."""
+
+    def by_format(level: str) -> dict[str, RuleSet]:
+        sets = {n: RuleSet(f.rules_from(level)) for n, f in formats.items() if f.alias_of is None}
+        aliases = {n: f.alias_of for n, f in formats.items() if f.alias_of is not None}
+        return sets | {name: sets[target] for name, target in aliases.items()} | common
+
+    def of_all(level: str, *, unnamed: bool = False) -> RuleSet:
+        rules = [r for f in formats.values() for r in f.rules_from(level, unnamed=unnamed)]
+        return RuleSet(rules, LARGE_SET_BYTES)
+
+    common = {ANY: of_all("folder"), CERTAIN: of_all("certain", unnamed=True)}
+    sets = RuleSets(
+        by_format("false"), of_all("true", unnamed=True), by_format("named"), by_format("folder")
+    )
+    for each in (*sets.by_format.values(), sets.any_at_root):
+        _ = each.patterns  # the others have fewer, so that they can't be too large
+    return sets

@@ -8,6 +8,7 @@ linear time (back-references, look-around). RE2's doc/syntax.txt describes the s
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import re2
@@ -143,6 +144,7 @@ class Refinement(NamedTuple):
     group: str
     after: Template  # what the value must start with
     pattern: Pattern  # what all of the rest must match
+    ignores_case: bool  # of what `after` says
 
 
 class Rule(NamedTuple):
@@ -162,9 +164,10 @@ class Rule(NamedTuple):
         if values is None or self.refinement is None:
             return values
         value, start = values[self.refinement.group] or "", self.refinement.after.fill(values)
-        if not value.startswith(start):
+        found = value[: len(start)]
+        if found != start and not (self.refinement.ignores_case and found.lower() == start.lower()):
             return None
-        refined = self.refinement.pattern.fullmatch(value.removeprefix(start).encode())
+        refined = self.refinement.pattern.fullmatch(value[len(start) :].encode())
         return None if refined is None else values | refined
 
 
@@ -173,11 +176,20 @@ class RuleSet:
 
     def __init__(self, rules: Sequence[Rule], max_bytes: int = _SET_BYTES) -> None:
         self.rules = tuple(rules)
-        self._patterns = PatternSet((rule.source for rule in rules), max_bytes)
+        self._max_bytes = max_bytes
+
+    @cached_property
+    def patterns(self) -> PatternSet:
+        """The patterns of all rules. Compiled when they are first used.
+
+        Raises:
+            TooLargeError: they need too much memory.
+        """
+        return PatternSet((rule.source for rule in self.rules), self._max_bytes)
 
     def candidates(self, path: bytes) -> list[Rule]:
         """Return the rules whose pattern matches the path, in order."""
-        return [self.rules[index] for index in self._patterns.matching(path)]
+        return [self.rules[index] for index in self.patterns.matching(path)]
 
 
 # Where on its host a remote begins: plain text, or a pattern with a group `folder` that is matched
@@ -199,9 +211,14 @@ class RemoteMatch(NamedTuple):
 class RuleSets(NamedTuple):
     """The compiled rules of all formats."""
 
-    by_format: Mapping[str, RuleSet]  # also aliases, and `any` for a remote with a folder
+    by_format: Mapping[
+        str, RuleSet
+    ]  # also aliases, `certain`, and `any` for a remote with a folder
     any_at_root: RuleSet  # `any` for a whole host
-    distinctive: Mapping[str, RuleSet]  # by format: the rules that no other registry's paths match
+    # By format, for a guess: the rules for the format that the path names, and those for a format
+    # that only the remote names.
+    if_path_names_format: Mapping[str, RuleSet]
+    distinctive: Mapping[str, RuleSet]
 
 
 class Remote(NamedTuple):
@@ -235,9 +252,7 @@ class Remote(NamedTuple):
                 values, prefix = found, found["folder"] or ""
                 rest = path.removeprefix(prefix)
             return RemoteMatch(
-                self.name.fill({"host": authority, **values})
-                if self.name.names
-                else self.name.fill({}),
+                self.name.fill({"host": authority, **values} if self.name.names else {}),
                 self._rules(values.get("format"), prefix),
                 prefix,
                 rest,
@@ -257,11 +272,14 @@ class Remote(NamedTuple):
 
     def _rules(self, format_in_path: str | None, prefix: str) -> RuleSet | None:
         sets = self.rule_sets
-        by_format = sets.distinctive if self.is_guess else sets.by_format
-        name = format_in_path if format_in_path in by_format else self.format
-        if name == ANY and not prefix:
+        if format_in_path and format_in_path in sets.by_format:
+            by_format = sets.if_path_names_format if self.is_guess else sets.by_format
+            return by_format[format_in_path]
+        if self.format is None:
+            return None
+        if self.format == ANY and not prefix:
             return sets.any_at_root
-        return by_format[name] if name else None
+        return (sets.distinctive if self.is_guess else sets.by_format)[self.format]
 
 
 def parse_folder(text: str) -> Folder:
