@@ -10,7 +10,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from addon.cli.queries import errors_in_one_sentence, filters
+from addon.cli.queries import archive_option, errors_in_one_sentence, filters
 from exporter.read.audit import audit as audit_evidence
 from exporter.read.audit_text import audit_lines
 from exporter.read.human import printable_json
@@ -19,6 +19,8 @@ from exporter.read.nodes import find_nodes, node_lines
 from exporter.read.session import open_database
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from exporter import Settings
     from exporter.postgres.connection import DeadlineConnection
     from exporter.read.audit import Verdict
@@ -59,12 +61,16 @@ class _AuditCommand(click.Command):
 
 @click.command(cls=_AuditCommand)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@archive_option
 @filters("node", "since", "until")
 @click.pass_context
-def audit(context: click.Context, *, as_json: bool, selection: Selection) -> None:
+def audit(
+    context: click.Context, *, as_json: bool, archive: Path | None, selection: Selection
+) -> None:
     """Say whether the log is complete: count its rows, and compare them with what the proxies saw.
 
-    Rows are compared by whole days (UTC), so --since and --until include the rest of their days.
+    Rows are compared by whole days (UTC), so --since and --until include the rest of their days. With
+    --archive, every value of the archived days is checked.
 
     The exit status is 0 if the log is complete, 1 if requests are missing and their number is known,
     2 if that is not known for some time, and 3 if the log could not be read.
@@ -73,7 +79,7 @@ def audit(context: click.Context, *, as_json: bool, selection: Selection) -> Non
     days = Days.covering(selection.since, selection.until)
     with errors_in_one_sentence():
         with open_database(settings.for_reading()) as connection:
-            evidence = _collect(connection, days)
+            evidence = _collect(connection, days, archive)
         found = audit_evidence(evidence, days, (selection.since, selection.until), selection.node)
         if as_json:
             click.echo(printable_json(msgspec.json.encode(found).decode()))
@@ -104,7 +110,7 @@ def nodes(settings: Settings, *, as_json: bool) -> None:
                 console.print(line)
 
 
-def _collect(connection: DeadlineConnection, days: Days) -> Evidence:
+def _collect(connection: DeadlineConnection, days: Days, archive: Path | None) -> Evidence:
     """Show a progress bar if it takes seconds and a person waits for it."""
     console = Console(stderr=True)
     bar = Progress(*_COLUMNS, console=console, disable=not console.is_terminal, transient=True)
@@ -117,6 +123,7 @@ def _collect(connection: DeadlineConnection, days: Days) -> Evidence:
             connection,
             days,
             lambda done, total: bar.update(task, completed=done, total=total or None),
+            archive,
         )
     finally:
         timer.cancel()

@@ -98,7 +98,7 @@ _FILTERS = {
     ),
     "text": click.option("--text", help="Part of the host, path, package, purl or user."),
 }
-_archive = click.option(
+archive_option = click.option(
     "--archive",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of archived days to include.",
@@ -146,7 +146,7 @@ def filters(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]
 @click.option(
     "--json", "as_json", is_flag=True, help="Print all columns, one JSON object per line."
 )
-@_archive
+@archive_option
 @filters(*FILTER_NAMES)
 @click.pass_obj
 def tail(
@@ -200,7 +200,7 @@ def tail(
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     help="Write a self-contained HTML file.",
 )
-@_archive
+@archive_option
 @filters(*FILTER_NAMES)
 @click.pass_obj
 def report(
@@ -239,7 +239,7 @@ def report(
     type=click.Path(dir_okay=False, path_type=Path),
     help="In parquet, the file to write.",
 )
-@_archive
+@archive_option
 @filters(*FILTER_NAMES)
 @click.pass_obj
 def export(

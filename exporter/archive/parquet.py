@@ -18,6 +18,7 @@ from .columns import (
     as_digest,
     duckdb_csv,
     duckdb_digest,
+    quoted_name,
     quoted_text,
 )
 
@@ -194,6 +195,18 @@ class ParquetWriter:
             if not self._thread.is_alive():
                 self._raise_error()
                 raise ArchiveError(f"DuckDB did not read the rows for {self._path}.")
+
+
+def count_by(paths: Sequence[Path], column: str) -> dict[Any, int]:
+    """Return the number of rows by the value of a column.
+
+    Raises:
+        ArchiveError: DuckDB is not installed, or a file is damaged.
+    """
+    name = quoted_name(column)
+    query = f"SELECT {name}, count(*) FROM {files_relation(paths)} GROUP BY 1"  # noqa: S608
+    with engine() as connection:
+        return dict(connection.execute(query).fetchall())
 
 
 def read_records(paths: Sequence[Path]) -> list[FileRecord]:

@@ -19,7 +19,9 @@ from ..archive.files import archived_days, files_of_day
 from ..archive.parquet import (
     ArchiveError,
     FileRecord,
+    check_file,
     copy_lines,
+    count_by,
     engine,
     files_relation,
     read_records,
@@ -27,13 +29,13 @@ from ..archive.parquet import (
 from ..archive.restore import common_columns
 from ..postgres.connection import describe
 from ..postgres.schema import schema_name
+from .selection import Selection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from ..postgres.connection import DeadlineConnection
-    from .selection import Selection
 
 # Bounds the disk space that a query takes on the server: about 4 GB.
 MAX_LOADED_ROWS = 10_000_000
@@ -45,7 +47,9 @@ _DAY = timedelta(days=1)
 # one that left it before has its files. So no row is in neither.
 _LOCK = "LOCK TABLE ONLY access_log IN ACCESS SHARE MODE"
 _CREATE = sql.SQL("""
-    CREATE TEMP TABLE {loaded} ON COMMIT DROP AS SELECT * FROM {log} WITH NO DATA;
+    CREATE TEMP TABLE {loaded} ON COMMIT DROP AS SELECT * FROM {log} WITH NO DATA
+""")
+_CREATE_VIEWS = sql.SQL("""
     CREATE TEMP VIEW access_log AS SELECT * FROM {log} UNION ALL SELECT * FROM pg_temp.{loaded};
     CREATE TEMP VIEW access_log_fetches AS SELECT * FROM pg_temp.access_log WHERE artifact_complete;
 """)
@@ -58,6 +62,7 @@ _SETTINGS = """
 _COPY = sql.SQL("COPY pg_temp.{loaded} ({columns}) FROM STDIN")
 _ANALYZE = sql.SQL("ANALYZE pg_temp.{loaded}")
 _FORGET = sql.SQL("DELETE FROM pg_temp.{loaded}")
+_COUNT_BY_NODE = sql.SQL("SELECT coalesce(node, ''), count(*) FROM pg_temp.{loaded} GROUP BY 1")
 _REMOVE_KNOWN = sql.SQL("""
     DELETE FROM pg_temp.{loaded} AS loaded USING {log} AS known
     WHERE known.started_at = loaded.started_at AND known.flow_id = loaded.flow_id
@@ -184,6 +189,26 @@ class ArchiveLoader:
             self._execute(_REMOVE_DUPLICATES)
         self._execute(_REMOVE_KNOWN, spans[0].start, spans[-1].end)
 
+    def count_missing(self, span: ArchivedSpan, *, in_table: bool) -> dict[str, int]:
+        """Check every value of the day's files, and count the rows by node that are not in the table.
+
+        Args:
+            span: The day.
+            in_table: Whether the table has any rows of the day.
+
+        Raises:
+            ArchiveError: a file is damaged, or the day has more than MAX_LOADED_ROWS.
+            psycopg.Error, DeadlineExceededError: loading failed.
+        """
+        for path in span.paths:
+            check_file(path)
+        if not in_table and len(span.paths) == 1:
+            return {node or "": rows for node, rows in count_by(span.paths, "node").items()}
+        self.load(Selection(since=span.start, until=span.end), [span])
+        found = self._connection.execute(_COUNT_BY_NODE.format(**self._names)).fetchall()
+        self.forget()
+        return dict(found)
+
     def forget(self) -> None:
         """Remove all loaded rows."""
         self._execute(_FORGET)
@@ -212,10 +237,17 @@ class ArchiveLoader:
 
 
 @contextlib.contextmanager
-def with_archive(connection: DeadlineConnection, folder: Path) -> Iterator[ArchiveLoader]:
+def with_archive(
+    connection: DeadlineConnection, folder: Path, *, with_views: bool = True
+) -> Iterator[ArchiveLoader]:
     """Run the block in a read-only transaction in which `access_log` and `access_log_fetches` include loaded rows.
 
     Nothing of it is left afterwards.
+
+    Args:
+        connection: In autocommit mode, outside a transaction.
+        folder: The archive.
+        with_views: False: only the table LOADED_ROWS has the loaded rows.
 
     Raises:
         ArchiveError: the role may not create temporary tables, or DuckDB is not installed.
@@ -237,7 +269,10 @@ def with_archive(connection: DeadlineConnection, folder: Path) -> Iterator[Archi
         try:
             log = sql.Identifier(schema, "access_log")
             loader = ArchiveLoader(connection, folder, log)
-            connection.execute(_CREATE.format(loaded=sql.Identifier(LOADED_ROWS), log=log))
+            names = {"loaded": sql.Identifier(LOADED_ROWS), "log": log}
+            connection.execute(_CREATE.format(**names))
+            if with_views:
+                connection.execute(_CREATE_VIEWS.format(**names))
         except psycopg.errors.InsufficientPrivilege as e:
             raise ArchiveError(
                 f"This database role cannot create the temporary table that --archive needs ({describe(e)});"

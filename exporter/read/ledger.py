@@ -5,20 +5,25 @@ exporter/write/ledger.py keeps the ledger. docs/architecture.md says what it pro
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psycopg import sql
 
+from .archived import with_archive
+from .selection import Selection
 from .session import read_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from psycopg import Connection
 
     from ..postgres.connection import DeadlineConnection
+    from .archived import ArchiveLoader
 
 _STATEMENT_SECONDS = 3600.0  # counting a day of a billion rows takes minutes
 
@@ -137,17 +142,30 @@ class Evidence(NamedTuple):
 
 
 def collect(
-    connection: DeadlineConnection, days: Days, progress: Callable[[int, int], None]
+    connection: DeadlineConnection,
+    days: Days,
+    progress: Callable[[int, int], None],
+    archive: Path | None = None,
 ) -> Evidence:
     """Read the ledger, and count the rows of these days.
 
-    `progress` is called with the rows counted so far and a rough total: before the first partition
-    and after each.
+    Args:
+        connection: In autocommit mode, outside a transaction.
+        days: Which days to count.
+        progress: Called with the rows counted so far and a rough total: before the first partition and
+            after each.
+        archive: The folder of archived days to check and count as well. A row that is in the table and
+            in a file counts once.
 
     Raises:
+        ArchiveError: the archive cannot be read, or a file is damaged.
         psycopg.Error, DeadlineExceededError: a query failed or lost its connection.
     """
-    with read_only(connection, _STATEMENT_SECONDS):
+    with contextlib.ExitStack() as transaction:
+        loader = archive and transaction.enter_context(
+            with_archive(connection, archive, with_views=False)
+        )
+        transaction.enter_context(read_only(connection, _STATEMENT_SECONDS))
         runs = [Run(*row) for row in connection.execute(_RUNS)]
         counted = [Counted(*row) for row in connection.execute(_COUNTED)]
         gaps = [GapSum(*row) for row in connection.execute(_GAPS)]
@@ -161,7 +179,19 @@ def collect(
             table.update(dict(count_rows(connection, days, partition)))
             done += partition.rows
         progress(total, total)
+        if loader:
+            table.update(_archived_rows(loader, days, {day for _, day in table}))
     return Evidence(runs, counted, gaps, dict(table), pruned, now)
+
+
+def _archived_rows(loader: ArchiveLoader, days: Days, days_in_table: set[date]) -> Counter[NodeDay]:
+    """Count the rows that are in files and not in the table."""
+    found: Counter[NodeDay] = Counter()
+    for span in loader.days(Selection()):
+        if span.day in days:
+            counted = loader.count_missing(span, in_table=span.day in days_in_table)
+            found.update({(node, span.day): rows for node, rows in counted.items()})
+    return found
 
 
 def pruned_rows(connection: Connection[Any]) -> dict[NodeDay, int]:

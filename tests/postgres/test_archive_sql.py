@@ -133,7 +133,7 @@ def test_view_equals_that_of_postgresql(
 def test_function_equals_that_of_postgresql(
     seeded: AccessLog, archive: duckdb.DuckDBPyConnection, name: str
 ) -> None:
-    for span in ("'2026-05-29 07:00Z', '2026-05-30 11:30Z'", "'2026-05-29'"):
+    for span in ("'2026-05-29 07:00:00Z', '2026-05-30 11:30:00Z'", "'2026-05-29'"):
         with psycopg.connect(seeded.dsn) as connection:
             connection.execute("SET timezone = 'UTC'")
             expected = connection.execute(f"SELECT * FROM {name}({span})".encode()).fetchall()

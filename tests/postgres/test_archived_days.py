@@ -220,6 +220,7 @@ def test_reader_role_needs_only_its_grants_and_temporary_tables(
         schema = schema_name(owner)
         owner.execute(f"CREATE ROLE {ROLE} LOGIN; CREATE ROLE archive_proxy".encode())
         owner.execute(grants(schema, "archive_proxy", ROLE).encode())
+        owner.execute(f"ALTER ROLE {ROLE} SET default_transaction_read_only = on".encode())
         try:
             reader = logs.rest.replace("user=postgres", f"user={ROLE}")
             assert (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from exporter import Exporter, Settings, redirect_spool
+from exporter.archive.restore import restore_day
 from exporter.postgres.connection import connect
 from exporter.postgres.schema import ensure_schema, grants, schema_name
 from exporter.read.audit import Audit, audit
@@ -33,6 +34,7 @@ from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from tests.support.postgres import Postgres
 
@@ -50,10 +52,15 @@ def log(dsn: str, numbers: Iterable[int], node: str = "gate-1", **changes: Any) 
     assert exporter.stop()
 
 
-def audited(dsn: str, since: datetime | None = None, until: datetime | None = None) -> Audit:
+def audited(
+    dsn: str,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    archive: Path | None = None,
+) -> Audit:
     days = Days.covering(since, until)
     with connect(dsn, DatabaseSettings()) as connection:
-        evidence = collect(connection, days, lambda _done, _total: None)
+        evidence = collect(connection, days, lambda _done, _total: None, archive)
     return audit(evidence, days, (since, until))
 
 
@@ -213,6 +220,25 @@ def test_pruned_days_are_no_holes(dsn: str, query: Query) -> None:
     assert audited(dsn).verdict == "complete"
     query("DELETE FROM access_log WHERE flow_id = %s", make_exchange(41).flow_id)
     assert counts(audited(dsn))["missing_rows"] == 1
+
+
+def test_archived_days_are_counted_in_their_files(dsn: str, query: Query, tmp_path: Path) -> None:
+    log(dsn, range(30))
+    log(dsn, range(30, 35), started_at=1_700_000_000.0 + 3 * _DAY_SECONDS)
+    with connect(dsn, DatabaseSettings()) as connection:
+        list(prune(connection, datetime(2023, 11, 16, tzinfo=UTC), tmp_path))
+        rows = {"seen": 35, "rows": 35}
+        assert counts(audited(dsn, archive=tmp_path)) == rows
+        restore_day(connection, tmp_path, date(2023, 11, 14))  # the rows are in both now
+    assert counts(audited(dsn, archive=tmp_path)) == rows
+    query("DELETE FROM access_log WHERE flow_id = %s", make_exchange(7).flow_id)
+    assert counts(audited(dsn, archive=tmp_path)) == rows
+    query("DELETE FROM access_log WHERE flow_id = %s", make_exchange(31).flow_id)
+    assert counts(audited(dsn, archive=tmp_path)) == {"seen": 35, "rows": 34, "missing_rows": 1}
+    (file,) = tmp_path.glob("day=*/*.parquet")
+    file.write_bytes(file.read_bytes()[:-100])
+    done = call("--dsn", dsn, "audit", "--archive", str(tmp_path))
+    assert (done.returncode, f"{file} is damaged" in done.stderr) == (3, True)
 
 
 # --- holes
