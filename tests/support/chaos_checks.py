@@ -32,6 +32,7 @@ class Report:
         self._episodes()
         self._generations()
         self._runs()
+        self._audit()
         self._totals()
         self._counters()
         self._latency()
@@ -127,6 +128,29 @@ class Report:
             self._expect(end, f"{node}: the ledger does not know how it ended")
             self._expect(seen == found, f"{node}: saw {seen} requests, {found} are rows or gaps")
         self._expect(not self._environment.journals(), "journals are left over")
+
+    def _audit(self) -> None:
+        """Check that `artifactapi audit` finds every row, every gap, and nothing unknown."""
+        nodes = self._environment.audit()["nodes"]
+        sums = {
+            name: sum(day["count"] for node in nodes for day in node[name])
+            for name in ("missing_rows", "missing_gaps", "uncounted_rows")
+        }
+        undelivered = sum(node["undelivered"] + node["waiting"] for node in nodes)
+        seen, lost = sum(node["seen"] for node in nodes), Counter[str]()
+        for node in nodes:
+            lost.update(node["lost"])
+        self._say(f"audit: saw {seen}, lost {dict(lost)}, {sums}, undelivered {undelivered}")
+        expected = {"missing_rows": self._environment.count_detached_rows()}
+        for name, count in sums.items():
+            self._expect(count == expected.get(name, 0), f"audit: {name} {count}")
+        self._expect(not undelivered, f"audit: {undelivered} requests are not delivered")
+        unknown = [node["node"] for node in nodes if node["unknown"]]
+        self._expect(not unknown, f"audit: unknown times of {unknown}")
+        self._expect(
+            seen == len(self._rows) + lost.total(),
+            f"audit: saw {seen} requests, {len(self._rows)} rows and {lost.total()} lost",
+        )
 
     def _totals(self) -> None:
         answered = sum(1 for r in self._requests if r.answered)

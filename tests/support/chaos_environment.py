@@ -383,6 +383,27 @@ class ChaosEnvironment:
         with self.admin() as connection:
             return [(node, end, seen, int(n)) for node, end, seen, n in connection.execute(sql)]
 
+    def audit(self) -> dict[str, Any]:
+        """What `artifactapi audit` finds."""
+        script = self._product / "addon" / "cli" / "main.py"
+        done = subprocess.run(
+            [sys.executable, str(script), "--dsn", self.postgres.dsn(), "audit", "--json"],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout, done.stderr
+        return dict(json.loads(done.stdout))
+
+    def count_detached_rows(self) -> int:
+        """Count the rows of the detached partitions."""
+        with self.admin() as connection:
+            counts = [
+                connection.execute(f"SELECT count(*) FROM {table}".encode()).fetchone() or (0,)
+                for table in self._detached
+            ]
+        return sum(count for (count,) in counts)
+
     def _configuration(self, node: str) -> Path:
         file = self._folder / f"settings-{node}.yaml"
         file.write_text(
