@@ -49,7 +49,7 @@ package:
     {{uv}} build
     {{dev}} python tests/wheel_check.py dist/*.whl
 
-# inject faults around a proxy under load, e.g. `just chaos --minutes 10 --seed 7`
+# inject faults around a proxy under load, e.g. `just chaos --minutes 10 --seed 7` or `just chaos --minutes 60 --kills 70`
 chaos *options:
     {{dev}} python -m tests.chaos {{options}}
 

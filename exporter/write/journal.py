@@ -23,7 +23,6 @@ from ..postgres.dsn import database_name
 from ..rows.text import clean
 from ..settings import data_folder
 from .journal_file import (
-    ACCEPTED,
     ALIVE_AT,
     BEGUN,
     CHECK,
@@ -86,7 +85,7 @@ class Journal:
     """What recovery needs to know about this run, if it is killed.
 
     The event loop's thread calls `begin`, `skip`, `put`, `count_drop` and `set_in_flight`; the writer's
-    thread calls the others. None of them raises, waits or makes a system call, except `close`.
+    thread calls the others. None of them raises or waits; the event loop's make no system call.
     """
 
     def __init__(self, run: Run, settings: Settings) -> None:
@@ -99,7 +98,7 @@ class Journal:
         self._memory = memory
         words = memoryview(memory)[COUNTERS_AT : COUNTERS_AT + 8 * COUNTERS]
         self._counters, self._times = words.cast("Q"), words.cast("d")
-        for word in (*range(ACCEPTED + 2), *range(RELEASED, ELSEWHERE_LOST + 1)):
+        for word in (BEGUN, SKIPPED, DROPPED, *range(RELEASED, ELSEWHERE_LOST + 1)):
             self._counters[word] = CHECK
         for word in (LAST_BEGUN_AT, OLDEST_OPEN_AT, ALIVE_AT):
             self._times[word] = run.started_at
@@ -162,33 +161,34 @@ class Journal:
     def put(self, exchange: Exchange) -> None:
         """A request ends, and the buffer has accepted its exchange. The body is not recorded."""
         number = self._accepted
-        if self._capacity:
-            try:
-                payload = _encode(
-                    exchange if exchange.body is None else replace(exchange, body=None)
-                )
-            except Exception:  # noqa: BLE001 - a value that MessagePack cannot hold
-                payload = _encode_repaired(exchange)
-            size = _RECORD_BYTES + len(payload)
-            if payload and (size <= self._room or self._make_room(size)):
-                start = self._offset
-                self._offset = end = start + size
-                self._room -= size
-                self._memory[start:end] = (
-                    _pack(self._key, adler32(payload, number % CHECK), len(payload), number)
-                    + payload
-                )
-            else:
-                self.unrecorded += 1
         self._accepted = number + 1
-        self._counters[ACCEPTED] = (number + 2) * CHECK
+        if not self._capacity:
+            return
+        try:
+            payload = _encode(exchange if exchange.body is None else replace(exchange, body=None))
+        except Exception:  # noqa: BLE001 - a value that MessagePack cannot hold
+            payload = _encode_repaired(exchange)
+        size = _RECORD_BYTES + (length := len(payload))
+        if size > self._room and not self._make_room(size):
+            self.unrecorded += 1
+            return
+        self._room -= size
+        start = self._offset
+        self._offset = end = start + size
+        head = _pack(self._key, adler32(payload, number % CHECK), length, number)
+        self._memory[start:end] = head + payload
 
     def _make_room(self, size: int) -> bool:
-        """Reserve the next portion of the ring, at least `size` bytes; False if that is not free."""
+        """Reserve the next portion of the ring, at least `size` bytes; False if that is not free.
+
+        Also False if there is nothing to record.
+        """
+        if size == _RECORD_BYTES:
+            return False
         offset, lap = self._offset, self._lap
         if self._marked != lap + offset:
             self._marked = lap + offset
-            self._marks.append((self._accepted, self._marked))
+            self._marks.append((self._accepted - 1, self._marked))
         if self._end - offset < size:  # no exchange lies across the end of the ring
             offset, lap = RING_AT, lap + self._capacity
         free = self._tail + self._capacity - (lap + offset)
@@ -219,12 +219,22 @@ class Journal:
 
     def set_identity(self, run: Run, settings: Settings) -> None:
         """What is not safe belongs to this run and this database now. The size stays."""
-        if self._file and (run, settings) != self._identified:
+        if self._file and (run is not self._identified[0] or settings is not self._identified[1]):
             self._identified = run, settings
             try:
                 self._file.set_identity(run, journal_database(settings))
             except JournalError as e:
                 logger.warning("artifactapi: the journal still names the old database: %s", e)
+
+    def check(self) -> None:
+        """Notice that somebody has deleted the file, as systemd does when a user logs out."""
+        if self._file and self.off_reason is None and not self._file.path.exists():
+            self.off_reason = f"{self._file.path} was deleted"
+            logger.warning(
+                "artifactapi: the journal is gone: %s; if the proxy is killed, its last rows are lost without a "
+                "gap. Restart the proxy.",
+                self.off_reason,
+            )
 
     def close(self) -> None:
         """Delete the file: the run ends in order."""
@@ -233,7 +243,7 @@ class Journal:
 
 
 def _encode_repaired(exchange: Exchange) -> bytes:
-    """Encode with each text as its column will have it; empty if even that is not possible.
+    """Encode with each text as its column will have it; empty if that is not possible either.
 
     MessagePack holds no lone surrogates, which stand for bytes that are not UTF-8.
     """

@@ -42,7 +42,7 @@ RECORD = struct.Struct("<8sIIQ")  # key, checksum and length of the exchange, it
 CHECK = 65_521  # a prime: a counter is stored as a multiple of it, so a changed byte shows
 
 # Counters: 64-bit words. The event loop writes the first line, the writer's thread the second.
-BEGUN, SKIPPED, ACCEPTED, DROPPED, LAST_BEGUN_AT = range(5)
+BEGUN, SKIPPED, DROPPED, LAST_BEGUN_AT = range(4)
 RELEASED, DROPS_RECORDED, REJECTED, SPOOLED, LOST, ELSEWHERE, ELSEWHERE_LOST = range(8, 15)
 OLDEST_OPEN_AT, ALIVE_AT = range(16, 18)
 COUNTERS = 24

@@ -23,7 +23,6 @@ from .gaps import Gap
 from .gil import yielding_gil
 from .journal import checksum, journal_database
 from .journal_file import (
-    ACCEPTED,
     ALIVE_AT,
     BEGUN,
     CHECK,
@@ -71,7 +70,6 @@ class Counters(NamedTuple):
 
     begun: int | None
     skipped: int | None
-    accepted: int | None
     dropped: int | None
     released: int | None
     drops_recorded: int | None
@@ -95,9 +93,6 @@ class JournalContent:
         found = _find_records(content, identity.key)
         released = counters.released or 0
         self._records = {n: at for n, at in sorted(found.items()) if n >= released}
-        # One kill can come between the store of an exchange and that of the counter.
-        ends = (max(found, default=-1) + 1, counters.accepted or 0, released)
-        self._accepted = max(ends)
         self.is_damaged = None in counters
 
     def __len__(self) -> int:
@@ -110,23 +105,17 @@ class JournalContent:
             yield _decode(self._content[start:end], fields)
 
     @property
-    def ended(self) -> int:
-        """Requests of this process that had ended."""
-        return self._accepted + (self.counters.dropped or 0)
+    def begun(self) -> int:
+        """Requests of this process that had begun, without those that were not to be logged."""
+        return max((self.counters.begun or 0) - (self.counters.skipped or 0), 0)
 
     @property
-    def missing(self) -> int:
-        """Exchanges that were not safe yet and are not in the journal: it was full, or is damaged."""
-        released = self.counters.released
-        return 0 if released is None else max(self._accepted - released - len(self._records), 0)
-
-    @property
-    def in_flight(self) -> int:
-        """Requests that had begun and not ended."""
-        begun, skipped, _, dropped, *_ = self.counters
-        if begun is None or skipped is None or dropped is None:
+    def lost(self) -> int:
+        """Requests that were in flight, or are not in the journal because it was full or is damaged."""
+        dropped, released = self.counters.dropped, self.counters.released
+        if dropped is None or released is None:
             return 0
-        return max(begun - skipped - dropped - self._accepted, 0)
+        return max(self.begun - dropped - released - len(self._records), 0)
 
     @property
     def unrecorded_drops(self) -> int:
@@ -151,7 +140,6 @@ def _read_counters(content: bytes, identity: Identity) -> Counters:
     return Counters(
         begun=count(BEGUN),
         skipped=count(SKIPPED),
-        accepted=count(ACCEPTED),
         dropped=count(DROPPED),
         released=count(RELEASED),
         drops_recorded=count(DROPS_RECORDED),
@@ -252,7 +240,7 @@ class DeadJournal:
     def gaps(self) -> list[Gap]:
         """What is lost, once all batches are written. Another recovery finds gaps with the same ids."""
         content = self._content
-        self._lose("killed", content.in_flight + content.missing)
+        self._lose("killed", content.lost)
         self._lose("buffer_full", content.unrecorded_drops)
         self._lose("journal_damaged", int(content.is_damaged))
         return list(self._lost.values())
@@ -265,12 +253,12 @@ class DeadJournal:
         )
         rejected = (counters.rejected or 0) + self._losses("rejected", "unreadable")
         spooled = counters.spooled or 0
-        killed = content.in_flight + content.missing
-        before = content.ended - (counters.elsewhere or 0) + content.in_flight
-        written = max(before - dropped - rejected - spooled - killed - self._entries, 0)
+        seen = content.begun - (counters.elsewhere or 0)
+        lost = dropped + content.lost
+        written = max(seen - lost - rejected - spooled - self._entries, 0)
         return RunEnd(
             self.run,
-            RunCounts(written, dropped + killed, rejected, self._entries, spooled),
+            RunCounts(written, lost, rejected, self._entries, spooled),
             "unknown" if content.is_damaged else "killed",
             max(counters.alive_at, counters.last_begun_at),
         )

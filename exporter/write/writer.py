@@ -171,9 +171,9 @@ class Writer:
         while True:
             is_last = self._is_stopping and not len(self._buffer)
             self._apply_settings()
+            self._journal.set_identity(self._ledger.run, self._applied_settings)
             self._find_journals()
             self._take_batch()
-            self._journal.set_identity(self._ledger.run, self._applied_settings)
             self._journal.tick(self.oldest_open_at())
             self.progress.count_drops(self._buffer)
             self.progress.count_spool_losses(self.spool.lost)
@@ -322,6 +322,7 @@ class Writer:
     def _find_journals(self) -> None:
         if time.monotonic() >= self._find_at and not self._is_stopping:
             self._find_at = time.monotonic() + _FIND_SECONDS
+            self._journal.check()
             self._recovery.find()
 
     def _recover(self, deliver: Callable[[DeadJournal], bool]) -> None:

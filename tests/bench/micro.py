@@ -13,9 +13,11 @@ from exporter import Settings, load_remotes
 from exporter.rows.entry_builder import EntryBuilder
 from exporter.rows.redaction import redact_path, redact_query
 from exporter.rows.text import path_text
+from exporter.run import Run
 from exporter.settings import BufferSettings
 from exporter.write.buffer import Buffer
 from exporter.write.copy_batch import copy_text
+from exporter.write.journal import Journal, Safe
 from tests.bench.synthetic_flows import REPEATING_URLS, capture_exchanges, generate_url, make_flows
 
 if TYPE_CHECKING:
@@ -78,6 +80,23 @@ def test_buffer(benchmark: Any, repeating: list[Exchange]) -> None:
         return buffer.take(1)
 
     assert benchmark(_cycle_through(work, repeating))
+
+
+def test_journal(benchmark: Any, repeating: list[Exchange]) -> None:
+    """Both calls for one request."""
+    journal = Journal(Run.start("bench"), Settings().with_dsn("host=db.example"))
+    numbers = itertools.count(1)
+
+    def work(exchange: Exchange) -> None:
+        journal.begin(exchange.started_at)
+        journal.put(exchange)
+        number = next(numbers)
+        if not number % 1000:
+            journal.release(Safe(number))
+
+    benchmark(_cycle_through(work, repeating))
+    assert journal.unrecorded == 0
+    journal.close()
 
 
 def test_entry_of_repeating_urls(benchmark: Any, repeating: list[Exchange]) -> None:
