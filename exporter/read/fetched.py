@@ -81,6 +81,7 @@ _HOW = sql.SQL("""
          WHEN access_log_refused(status_code) THEN 'refused'
          WHEN artifact_kind = 'index' THEN 'index'
          WHEN artifact_kind = 'sidecar' THEN 'metadata'
+         WHEN artifact_kind = 'blob' THEN 'image layer'
          ELSE 'other' END
 """)
 _LOOKS = sql.SQL("""

@@ -13,6 +13,7 @@ from ..settings import SettingsError
 from .cache_status import CacheStatus, read_cache_status
 from .downloads import Download, Downloads
 from .entry import AccessLogEntry
+from .images import Images
 from .packages.identity import UNKNOWN, Identity, Remotes, RemotesError
 from .redaction import PathPatterns, redact
 from .redirects import REDIRECTS, Redirects
@@ -38,6 +39,7 @@ from .text import (
 if TYPE_CHECKING:
     from ..exchange import Exchange
     from ..settings import Settings
+    from .images import Client
 
 # A longer exchange goes past the caches: its values are large, and they seldom repeat.
 _MAX_CACHED_BYTES = 1280
@@ -69,6 +71,7 @@ class EntryBuilder:
         """Raises SettingsError if the user's remotes file is wrong."""
         self._remotes = load_remotes(settings)
         self._redirects = Redirects()
+        self._images = Images()
         self._downloads = Downloads()
         self._node = column_text(settings.node_name, MAX_TEXT) or ""
         self._query_policy = settings.redact.query
@@ -85,12 +88,12 @@ class EntryBuilder:
         target = (self._cached_target if cacheable else self._target)(
             x.scheme, x.host, x.port, raw_path
         )
-        identity = self._identity(x, target)
         client_ip, client_port = _client(x.client)
         request_texts = _request_texts if cacheable else _request_texts.__wrapped__
         user_agent, proxy_user, method, scheme, http_version = request_texts(
             x.user_agent, x.proxy_user, x.method, x.scheme, x.http_version
         )
+        identity = self._identity(x, target, (client_ip, proxy_user))
         cacheable = cacheable and len(x.response_fields) <= _MAX_CACHED_FIELDS
         response_facts = _response_facts if cacheable else _response_facts.__wrapped__
         content_type, cache = response_facts(x.response_fields, x.status_code, x.response_source)
@@ -174,18 +177,32 @@ class EntryBuilder:
                 return Identity(column_text(identity.remote, MAX_TEXT), identity.artifact_kind)
         return identity
 
-    def _identity(self, x: Exchange, target: _Target) -> Identity:
-        """What the URL identifies, plus what the response adds: a tag's digest, a redirect's target."""
+    def _identity(self, x: Exchange, target: _Target, client: Client) -> Identity:
+        """What the URL identifies, plus what the response and earlier requests add.
+
+        Those are a tag's digest, the image that a blob belongs to, and the target of a redirect.
+        """
         host, path, identity = target.host, target.package_path, target.identity
         if host is None or path is None:
             return identity
-        if _OCI_PATH in path and (_MANIFESTS in path or _BLOBS in path):
+        is_oci = _OCI_PATH in path and (_MANIFESTS in path or _BLOBS in path)
+        if is_oci:
             digest = _field(x.response_fields, b"docker-content-digest")
             content_type = _field(x.response_fields, b"content-type")
             if digest or (content_type and identity.remote is None):
                 identity = self._identify(
                     target, column_text(digest, MAX_TEXT), column_text(content_type, MAX_TEXT)
                 )
+        if is_oci:
+            content_type = _field(x.response_fields, b"content-type")
+            identity = self._images.link(
+                client,
+                f"{host}:{x.port}",
+                path,
+                identity,
+                status_code=x.status_code,
+                content_type=column_text(content_type, MAX_TEXT),
+            )
         if identity.purl is None and self._redirects and not _is_page(x):
             identity = self._redirects.find(host, x.port, x.target) or identity
         if x.status_code in REDIRECTS and identity.artifact_kind is not None:
