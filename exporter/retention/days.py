@@ -39,6 +39,7 @@ _USERS = """
     WHERE locktype = 'relation' AND relation = 'access_log'::regclass AND granted AND pid <> pg_backend_pid()
 """
 _SHORT_SECONDS = 1.0  # a batch takes less
+_CHECKS = 20  # during that time
 _OWNS = "SELECT pg_has_role(relowner, 'MEMBER') FROM pg_class WHERE oid = 'access_log'::regclass"
 _ROLL_UP = "SELECT access_log_roll_up(%s::regclass, %s, %s)"
 _MARK_PRUNED = "UPDATE access_log_rollup SET pruned_at = now() WHERE rollup_id = %s"
@@ -124,14 +125,17 @@ def detach(connection: Connection[Any], partition: Partition) -> None:
 
 
 def _check_short_use(connection: Connection[Any]) -> None:
-    before = set(connection.execute(_USERS).fetchall())
-    if before:
-        connection.execute("SELECT pg_sleep(%s)", (_SHORT_SECONDS,))
-        if still := before & set(connection.execute(_USERS).fetchall()):
-            pids = ", ".join(str(pid) for pid, _ in sorted(still))
-            raise LogInUseError(
-                f"a long transaction uses access_log (process {pids} of PostgreSQL, perhaps a pg_dump)"
-            )
+    users = set(connection.execute(_USERS).fetchall())
+    for _ in range(_CHECKS):
+        if not users:
+            return
+        connection.execute("SELECT pg_sleep(%s)", (_SHORT_SECONDS / _CHECKS,))
+        users &= set(connection.execute(_USERS).fetchall())
+    if users:
+        pids = ", ".join(str(pid) for pid, _ in sorted(users))
+        raise LogInUseError(
+            f"a long transaction uses access_log (process {pids} of PostgreSQL, perhaps a pg_dump)"
+        )
 
 
 def drop(connection: Connection[Any], partition: Partition) -> int:

@@ -67,12 +67,11 @@ def prune(
     connection.execute(_LOCK_TIMEOUT)
     try:
         for partition in _candidates(connection, before):
-            if archive is not None:
-                _archive(connection, partition, archive)
+            archived = _archive(connection, partition, archive) if archive is not None else 0
             if partition.state != "detached":
                 detach(connection, partition)
-                if archive is not None:  # rows that arrived in between
-                    _archive(connection, partition, archive)
+                if archive is not None and partition.count_rows(connection) != archived:
+                    _archive(connection, partition, archive)  # rows that arrived in between
             rows = drop(connection, partition)
             yield PrunedPartition(
                 partition.name, partition.from_at, partition.until_at, rows, partition.bytes
@@ -86,6 +85,6 @@ def _candidates(connection: Connection[Any], before: datetime) -> list[Partition
     return [*left_partitions(connection), *old_partitions(connection, before)]
 
 
-def _archive(connection: Connection[Any], partition: Partition, folder: Path) -> None:
-    for day in partition.days:
-        archive_day(connection, partition.name, day, folder)
+def _archive(connection: Connection[Any], partition: Partition, folder: Path) -> int:
+    """Archive each day of the partition; return the number of rows that are in the archive now."""
+    return sum(archive_day(connection, partition.name, day, folder).rows for day in partition.days)

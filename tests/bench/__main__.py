@@ -33,6 +33,7 @@ _MODULES = {
     "latency": "latency",
     "memory": "memory",
     "growth": "growth",
+    "years": "years",
     "delay": "row_delay",
 }
 _WIDTH = 118
