@@ -47,16 +47,19 @@ class NodeAudit(Struct, frozen=True):
 
     node: str
     seen: int  # requests; all that the following fields count, except `uncounted`
-    rows: int  # found in the table
+    rows: int  # found in the table, and in the archive
     lost: dict[str, int]  # entries of gaps, by reason
     missing_rows: list[DayCount]  # the ledger counted them, and the table does not have them
     missing_gaps: list[
         DayCount
     ]  # entries of gaps that the ledger counted, and the table does not have
     uncounted_rows: list[DayCount]  # in the table; no proxy counted them
+    missing_archived: list[
+        DayCount
+    ]  # pruned rows that are not in the archive; none without --archive
     undelivered: int  # waited on disk or in memory when their proxy ended or was last seen
     waiting: int  # a running proxy is about to write them
-    pruned: int  # rows removed by `artifactapi prune`, or archived
+    pruned: int  # rows removed by `artifactapi prune`, and not in the archive
     no_proxy: list[Span]  # no proxy of this name was running
     unknown: list[Span]  # a proxy was gone or could not report, and left no journal
 
@@ -65,7 +68,10 @@ class NodeAudit(Struct, frozen=True):
         """Whether the log of this node is complete."""
         if self.unknown or self.uncounted_rows:
             return "unknown"
-        holes = (self.lost, self.missing_rows, self.missing_gaps, self.undelivered)
+        holes = (
+            *(self.lost, self.missing_rows, self.missing_gaps, self.missing_archived),
+            self.undelivered,
+        )
         return "incomplete" if any(holes) else "complete"
 
 
@@ -125,6 +131,7 @@ class _NodeLedger:
         self.gaps: list[GapSum] = []
         self.found: dict[date, int] = {}
         self.pruned: dict[date, int] = {}
+        self.has_archive = False
 
     @property
     def is_of_these_days(self) -> bool:
@@ -160,6 +167,7 @@ def _ledgers(evidence: Evidence, days: Days, span: TimeSpan) -> dict[str, _NodeL
     for (node, day), rows in evidence.pruned.items():
         if day in days:
             of(node).pruned[day] = rows
+            of(node).has_archive = evidence.has_archive
     _add_runs(of, evidence, span, {it.origin_run_id for it in counted})
     return ledgers
 
@@ -223,6 +231,7 @@ def _audit_node(ledger: _NodeLedger, span: TimeSpan, now: datetime) -> NodeAudit
         ),
         missing_gaps=_missing_gaps(ledger),
         uncounted_rows=_positive({day: found[day] - expected[day] + removed[day] for day in found}),
+        missing_archived=_positive(removed) if ledger.has_archive else [],
         undelivered=undelivered,
         waiting=waiting,
         pruned=removed.total(),

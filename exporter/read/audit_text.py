@@ -43,7 +43,7 @@ def _sentence(audit: Audit) -> str:
     pruned = sum(node.pruned for node in nodes)
     notes = []
     if pruned:
-        notes.append(f"{plural(pruned, 'row')} of which {_were(pruned)} removed by a prune")
+        notes.append(f"{pruned:,} of these rows {_were(pruned)} pruned")
     if waiting:
         notes.append(f"the newest {plural(waiting, 'row')} {_are(waiting)} about to be written")
     each = "the request" if seen == 1 else f"each of the {seen:,} requests"
@@ -61,6 +61,9 @@ def _holes(nodes: list[NodeAudit]) -> Iterator[str]:
     gaps = _total(it for node in nodes for it in node.missing_gaps)
     if gaps:
         yield f"gaps of {plural(gaps, 'request')} are missing from access_log_gap"
+    archived = _total(it for node in nodes for it in node.missing_archived)
+    if archived:
+        yield f"{plural(archived, 'row')} that {_were(archived)} pruned {_are(archived)} missing from the archive"
     undelivered = sum(node.undelivered for node in nodes)
     if undelivered:
         yield (
@@ -90,7 +93,7 @@ def _parts(node: NodeAudit) -> Iterator[str]:
     yield f"{plural(node.seen, 'request')} seen"
     yield f"{plural(node.rows, 'row')} found"
     if node.pruned:
-        yield f"{node.pruned:,} removed by a prune"
+        yield f"{node.pruned:,} pruned"
     if node.waiting:
         yield f"{node.waiting:,} about to be written"
     if node.undelivered:
@@ -103,6 +106,7 @@ def _parts(node: NodeAudit) -> Iterator[str]:
     for noun, what, counts in (
         ("row", "missing", node.missing_rows),
         ("request", "of missing gaps", node.missing_gaps),
+        ("row", "missing from the archive", node.missing_archived),
         ("row", "that no proxy counted", node.uncounted_rows),
     ):
         if counts:

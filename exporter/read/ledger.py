@@ -139,6 +139,7 @@ class Evidence(NamedTuple):
     table: dict[NodeDay, int]  # rows found by counting
     pruned: dict[NodeDay, int]
     now: datetime
+    has_archive: bool = False  # `table` includes the rows that are only in the archive
 
 
 def collect(
@@ -181,7 +182,7 @@ def collect(
         progress(total, total)
         if loader:
             table.update(_archived_rows(loader, days, {day for _, day in table}))
-    return Evidence(runs, counted, gaps, dict(table), pruned, now)
+    return Evidence(runs, counted, gaps, dict(table), pruned, now, archive is not None)
 
 
 def _archived_rows(loader: ArchiveLoader, days: Days, days_in_table: set[date]) -> Counter[NodeDay]:

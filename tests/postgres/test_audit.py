@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import uuid
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from tests.support.access_log import temporary_schema
 from tests.support.command import call, write
 from tests.support.postgres import free_port
 from tests.support.samples import make_entry, make_exchange
+from tests.support.terminal import on_terminal
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -239,6 +241,36 @@ def test_archived_days_are_counted_in_their_files(dsn: str, query: Query, tmp_pa
     file.write_bytes(file.read_bytes()[:-100])
     done = call("--dsn", dsn, "audit", "--archive", str(tmp_path))
     assert (done.returncode, f"{file} is damaged" in done.stderr) == (3, True)
+
+
+def test_pruned_rows_must_be_in_the_archive_if_one_is_named(dsn: str, tmp_path: Path) -> None:
+    log(dsn, range(30))
+    archive = tmp_path / "archive"
+    with connect(dsn, DatabaseSettings()) as connection:
+        for _ in roll_up_days(connection):
+            pass
+        list(prune(connection, datetime(2023, 11, 16, tzinfo=UTC), archive))
+    assert audited(dsn).verdict == audited(dsn, archive=archive).verdict == "complete"
+    (file,) = archive.rglob("*.parquet")
+    file.unlink()
+    assert audited(dsn).verdict == "complete"
+    done = call("--dsn", dsn, "audit", "--archive", str(archive))
+    assert done.returncode == 1
+    assert "30 rows that were pruned are missing from the archive" in done.stdout
+
+
+@pytest.mark.slow
+def test_audit_that_takes_seconds_shows_a_progress_bar(dsn: str) -> None:
+    log(dsn, range(3))
+    # A lock makes the count take long.
+    with psycopg.connect(dsn) as blocker:
+        blocker.execute("LOCK TABLE access_log IN ACCESS EXCLUSIVE MODE")
+        release = threading.Timer(6.0, blocker.rollback)
+        release.start()
+        shown = on_terminal(120, "--dsn", dsn, "audit")
+        release.join()
+    assert "counting rows" in shown
+    assert "Complete: " in shown
 
 
 # --- holes

@@ -197,6 +197,13 @@ def test_a_pruned_day_is_no_hole_unless_more_is_missing(
     assert total(found, "pruned") == registered
     if registered == rows:
         assert found.verdict == before.verdict
+    # The audit looked into the archive, too, and did not find them.
+    found = audit(
+        world.evidence._replace(table=table, pruned={key: registered}, has_archive=True), Days()
+    )
+    assert total(found, "missing_archived") == registered
+    if registered:
+        assert found.verdict == "incomplete"
     # Someone has restored the rows.
     restored = audit(world.evidence._replace(pruned={key: registered}), Days())
     assert restored == before
