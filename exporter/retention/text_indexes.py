@@ -35,12 +35,24 @@ _DUE = """
                     AND pg_get_expr(indexprs, indrelid) LIKE '%access_log_search_text(%')
     ORDER BY until_at DESC
 """
+# What is left of builds that were interrupted.
+_INVALID = """
+    SELECT nspname, relname
+    FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE indrelid = to_regclass(%s) AND NOT indisvalid
+    AND pg_get_expr(indexprs, indrelid) LIKE '%%access_log_search_text(%%'
+"""
 _BUILD = """
-    CREATE INDEX CONCURRENTLY {index} ON {partition}
+    CREATE INDEX CONCURRENTLY ON {partition}
     USING gin (access_log_search_text(host, path, package, purl, proxy_user) {operators})
 """
-_SUFFIX = "_search_text_idx"
-_MAX_NAME_BYTES = 63  # PostgreSQL docs, 4.1.1
+# Another session's unfinished index looks like what is left of an interrupted build.
+_TRY_LOCK = (
+    "SELECT pg_try_advisory_lock(hashtext('artifactapi text indexes'), hashtext(current_schema()))"
+)
+_UNLOCK = (
+    "SELECT pg_advisory_unlock(hashtext('artifactapi text indexes'), hashtext(current_schema()))"
+)
 
 
 def build_text_indexes(connection: Connection[Any], settings: DatabaseSettings) -> Iterator[str]:
@@ -59,26 +71,30 @@ def build_text_indexes(connection: Connection[Any], settings: DatabaseSettings) 
     """
     if not settings.index_text or not owns_log(connection):
         return
-    if not settings.dsn:
-        connection.execute(_CREATE_EXTENSION)
-    found = connection.execute(_OPERATORS).fetchone()
-    if found is None:
-        return
-    operators = sql.Identifier(found[0], "gin_trgm_ops")
-    for schema, name in connection.execute(_DUE).fetchall():
-        yield name
-        partition = sql.Identifier(schema, name)
-        index_name = name[: _MAX_NAME_BYTES - len(_SUFFIX)] + _SUFFIX
-        # What is left of a build that was interrupted is invalid.
+    if connection.execute(_TRY_LOCK).fetchone() != (True,):
+        return  # another session builds them
+    try:
+        if not settings.dsn:
+            connection.execute(_CREATE_EXTENSION)
+        found = connection.execute(_OPERATORS).fetchone()
+        if found is None:
+            return
+        operators = sql.Identifier(found[0], "gin_trgm_ops")
+        for schema, name in connection.execute(_DUE).fetchall():
+            yield name
+            _build(connection, sql.Identifier(schema, name), operators)
+    finally:
+        if not connection.closed:
+            connection.execute(_UNLOCK)
+
+
+def _build(
+    connection: Connection[Any], partition: sql.Identifier, operators: sql.Identifier
+) -> None:
+    for index in connection.execute(_INVALID, (partition.as_string(connection),)).fetchall():
         connection.execute(
-            sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(
-                sql.Identifier(schema, index_name)
-            )
+            sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(sql.Identifier(*index))
         )
-        connection.execute(
-            sql.SQL(_BUILD).format(
-                index=sql.Identifier(index_name), partition=partition, operators=operators
-            )
-        )
-        # How common a text is decides whether its search uses the index.
-        connection.execute(sql.SQL("ANALYZE {}").format(partition))
+    connection.execute(sql.SQL(_BUILD).format(partition=partition, operators=operators))
+    # How common a text is decides whether its search uses the index.
+    connection.execute(sql.SQL("ANALYZE {}").format(partition))
