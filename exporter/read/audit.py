@@ -160,7 +160,7 @@ def _ledgers(evidence: Evidence, days: Days, span: TimeSpan) -> dict[str, _NodeL
         if it.lost:
             of(it.node).expected_lost[it.origin_run_id, it.day] += it.lost
     for gap in evidence.gaps:
-        if gap.from_day in days or gap.to_day in days:
+        if days.overlap(gap.from_day, gap.to_day):
             of(gap.node).gaps.append(gap)
     for (node, day), rows in evidence.table.items():
         of(node).found[day] = rows

@@ -121,6 +121,12 @@ class Days(NamedTuple):
             return False
         return (self.first is None or day >= self.first) and (self.last is None or day <= self.last)
 
+    def overlap(self, first: date, last: date) -> bool:
+        """Whether any of the days from `first` to `last` is among them."""
+        return (self.first is None or last >= self.first) and (
+            self.last is None or first <= self.last
+        )
+
     @property
     def bounds(self) -> dict[str, Any]:
         """The span as parameters `since` and `until` (exclusive) of a query."""

@@ -20,8 +20,8 @@ NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 _DAYS = [date(2026, 11, 17), date(2026, 11, 18), date(2026, 11, 19)]
 _NODES = ["gate-1", "gate-2"]
 
-settings.register_profile("audit", max_examples=40, deadline=None)
-settings.load_profile("audit")
+# A unit test should be fast, and one example takes a millisecond.
+few_examples = settings(max_examples=40, deadline=None)
 
 
 class Batch(NamedTuple):
@@ -128,6 +128,7 @@ def text_of(found: Audit) -> str:
     return "\n".join(line.plain for line in audit_lines(found))
 
 
+@few_examples
 @given(world=worlds())
 def test_audit_finds_what_happened(world: World) -> None:
     found = audit(world.evidence, Days())
@@ -140,6 +141,7 @@ def test_audit_finds_what_happened(world: World) -> None:
         assert total(found, field) == 0, field
 
 
+@few_examples
 @given(world=worlds(), data=strategies.data())
 def test_every_deleted_row_is_found(world: World, data: strategies.DataObject) -> None:
     if not world.evidence.table:
@@ -158,6 +160,7 @@ def test_every_deleted_row_is_found(world: World, data: strategies.DataObject) -
     assert "missing from the table" in text_of(found)
 
 
+@few_examples
 @given(world=worlds(), data=strategies.data())
 def test_every_deleted_gap_is_found(world: World, data: strategies.DataObject) -> None:
     if not world.evidence.gaps:
@@ -170,6 +173,7 @@ def test_every_deleted_gap_is_found(world: World, data: strategies.DataObject) -
     assert total(found, "seen") == world.seen
 
 
+@few_examples
 @given(world=worlds(), data=strategies.data())
 def test_every_row_that_no_proxy_wrote_is_found(world: World, data: strategies.DataObject) -> None:
     table = dict(world.evidence.table)
@@ -181,6 +185,7 @@ def test_every_row_that_no_proxy_wrote_is_found(world: World, data: strategies.D
     assert total(found, "uncounted_rows") == added
 
 
+@few_examples
 @given(world=worlds(), data=strategies.data())
 def test_a_pruned_day_is_no_hole_unless_more_is_missing(
     world: World, data: strategies.DataObject
@@ -209,6 +214,7 @@ def test_a_pruned_day_is_no_hole_unless_more_is_missing(
     assert restored == before
 
 
+@few_examples
 @given(world=worlds(), day=strategies.sampled_from(_DAYS))
 def test_a_day_counts_only_its_own_rows(world: World, day: date) -> None:
     days = Days(day, day)
@@ -292,6 +298,19 @@ def test_deleted_run_is_found() -> None:
         counted=[Counted("run-0", "run-7", "gate-1", _DAYS[2], 3, 0)], runs=[make_run(0)]
     )
     assert audit(elsewhere, Days()).verdict == "complete"
+
+
+def test_gap_that_reaches_over_the_whole_span_counts() -> None:
+    gap = GapSum("run-0", "gate-1", _DAYS[0], _DAYS[2], "buffer_full", 5)
+    evidence = evidence_of()._replace(gaps=[gap])
+    for first, last, verdict in (
+        (_DAYS[1], _DAYS[1], "incomplete"),
+        (_DAYS[2], None, "incomplete"),
+        (None, _DAYS[0], "incomplete"),
+        (_DAYS[2] + timedelta(days=1), None, "complete"),
+        (None, _DAYS[0] - timedelta(days=1), "complete"),
+    ):
+        assert audit(evidence, Days(first, last)).verdict == verdict
 
 
 def test_only_the_selected_nodes_count() -> None:
