@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from xml.parsers import expat
 
 import msgspec
+import re2
 import yaml
 
 from .locked import MalformedError
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 200  # npm's first format nests a package in those that need it
 MAX_NODES = 5_000_000  # of YAML
+
+# Python's parser takes quadratic time for a key with many parts. RE2 searches in linear time.
+_LONG_KEY = re2.compile(rb"""(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){100}""")
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times faster
 
@@ -51,9 +55,12 @@ def toml_as[T](data: bytes, kind: type[T]) -> T:
 
 def toml(data: bytes) -> dict[str, Any]:
     """Decode TOML."""
+    text = text_of(data)
+    if _LONG_KEY.search(data):
+        raise MalformedError("has a key with a hundred parts")
     try:
-        return tomllib.loads(text_of(data))
-    except tomllib.TOMLDecodeError as e:
+        return tomllib.loads(text)
+    except ValueError as e:  # also for a number with thousands of digits
         raise MalformedError(f"is not valid TOML ({_decapitalized(e)})") from None
     except RecursionError:
         raise MalformedError("is nested too deeply") from None

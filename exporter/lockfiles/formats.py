@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from .locked import Entry
 
-MAX_BYTES = 64 * 1024 * 1024  # the largest known ones have 10 MB
+MAX_BYTES = 32 * 1024 * 1024  # the largest known ones have 10 MB
 MAX_ENTRIES = 500_000
 
 
@@ -107,6 +107,8 @@ def read_lock_file(path: Path, format_name: str | None = None) -> LockFile:
         entries = list(islice(lock_format.read(_bounded_bytes(path)), MAX_ENTRIES + 1))
     except MalformedError as e:
         raise LockFileError(f"{path} {e}.") from None
+    except RecursionError:
+        raise LockFileError(f"{path} is nested too deeply.") from None
     except OSError as e:
         raise LockFileError(f"{path} cannot be read: {e.strerror}.") from None
     if len(entries) > MAX_ENTRIES:

@@ -302,7 +302,7 @@ class _Comparing:
         else:
             counts.different += 1
             locked = ", ".join(sorted(_sha256s(candidates))[:_MAX_VERSIONS_SHOWN])
-            detail = f"SHA-256 {fetch.sha256}, locked is {locked}"
+            detail = f"SHA-256 is {fetch.sha256}, locked is {locked}"
             return [_finding("other digest", fetch, detail)]
         return []
 

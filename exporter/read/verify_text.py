@@ -47,24 +47,20 @@ def _head(result: Verification) -> Text:
 
 def _findings(result: Verification) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
-    for name in ("finding", "package"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("detail", overflow="fold")
-    table.add_column("times", justify="right")
+    table.add_column("finding", no_wrap=True)
+    table.add_column("package", overflow="fold")
+    table.add_column("fetches", justify="right", no_wrap=True)
     findings = result.comparison.findings
     for finding in findings[:MAX_FINDINGS]:
+        package = Text(package_text(finding.purl))
         table.add_row(
             Text(finding.kind, style="red"),
-            Text(package_text(finding.purl)),
-            Text(printable(finding.detail)),
+            package.append(f"\n{printable(finding.detail)}", style="dim"),
             Text(f"{finding.fetches:,}"),
         )
     more = len(findings) - MAX_FINDINGS
-    return (
-        Group(table, Text(f"... and {plural(more, 'more finding')}; --json has all"))
-        if more > 0
-        else table
-    )
+    rest = [Text(f"... and {plural(more, 'more finding')}; --json has all")] if more > 0 else []
+    return Group(table, *rest)
 
 
 def _notes(result: Verification) -> Iterator[str]:

@@ -179,7 +179,7 @@ def test_other_digest_is_found(build: Build, demo_lock: str) -> None:
     assert result.exit_code == 1
     assert result.findings == [("other digest", "pkg:pypi/demo@1.0")]
     assert result.details == [
-        f"SHA-256 {hashlib.sha256(b'other bytes').hexdigest()}, locked is {SHA256}"
+        f"SHA-256 is {hashlib.sha256(b'other bytes').hexdigest()}, locked is {SHA256}"
     ]
     assert result.comparison["as_locked"] == 0
 
@@ -363,7 +363,7 @@ def test_text_is_readable_and_has_no_control_characters(build: Build) -> None:
     printed = " ".join(done.stdout.split())
     for text in (
         "requirements.txt: 2 packages (requirements)",
-        "not locked pypi evil 1.0 in no lock file 1",
+        "not locked pypi evil 1.0 1 in no lock file",
         "Note: 1 locked but not fetched (no request): pypi other 2",
         r"Note: 1 not from a registry, not checked: ./\x1b[31m (from a folder or from git)",
         "1 finding; 1 artifact as locked.",

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import os
-from typing import TYPE_CHECKING
+import re
+from pathlib import Path
+from random import Random
 
 import pytest
 
 from exporter.lockfiles import FORMATS, Digest, LockFile, LockFileError, read_lock_file
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 A, B = "a" * 64, "b" * 64
 SHA512 = "c" * 128
@@ -534,10 +534,15 @@ each_format = pytest.mark.parametrize("format_name", FORMATS)
         b"(" * 100_000,
         b'"a' + b"\\" * 100_000,
         b'{"packages": 1, "dependencies": [], "lockfileVersion": "x", "_meta": null}',
+        b"a" + b".a" * 500_000 + b" = 1",
+        b'"a" . ' * 100_000 + b"b = 1",
+        b"a = " + b"1" * 10_000,
+        b"a==1 ; " + b"(" * 100_000 + b"os_name == 'x'",
+        b'[[packages]]\nname = "a"\nmarker = "' + b"(" * 100_000 + b"os_name == 'x'\"\n",
         b'package = 3\npackages = "x"\nversion = []\nlock-version = "99"\n',
         b"packages: [1, 2]\nlockfileVersion: []\n__metadata: 1\nb: []\n",
     ],
-    ids=range(21),
+    ids=itertools.count(),
 )
 def test_broken_file_gives_one_sentence_or_nothing(
     tmp_path: Path, format_name: str, data: bytes
@@ -604,6 +609,82 @@ def test_endless_file_is_an_error(tmp_path: Path) -> None:
 def test_large_file_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "uv.lock"
     with path.open("wb") as file:
-        file.truncate(65 * 1024 * 1024)
-    with pytest.raises(LockFileError, match=r"is larger than 64 MiB\.$"):
+        file.truncate(33 * 1024 * 1024)
+    with pytest.raises(LockFileError, match=r"is larger than 32 MiB\.$"):
         read_lock_file(path)
+
+
+# --- damage
+
+LOCKS = Path(__file__).parents[1] / "data" / "locks"
+SAMPLES = {
+    "pylock": PYLOCK,
+    "uv": UV,
+    "poetry": POETRY,
+    "pipfile": PIPFILE,
+    "requirements": REQUIREMENTS,
+    "npm": NPM_3,
+    "cargo": "Cargo.lock",
+    "go": "go.sum",
+    "bundler": "Gemfile.lock",
+    "composer": "composer.lock",
+    "nuget": "packages.lock.json",
+    "gradle": "verification-metadata.xml",
+    "conda-lock": "conda-lock.yml",
+    "pub": "pubspec.lock",
+    "mix": "mix.lock",
+    "terraform": "terraform.lock.hcl",
+    "helm": "Chart.lock",
+}
+_VALUES = (
+    '""',
+    "1",
+    "-1",
+    "1e999",
+    "[]",
+    "{}",
+    "null",
+    "true",
+    '"a"',
+    '"\\u0000"',
+    '"%:/[@"',
+    "~",
+    "é",
+)
+
+
+def damaged(text: str, random: Random) -> str:
+    """Return a text with one to three changes: a value of another type, or characters lost or moved."""
+    for _ in range(random.randint(1, 3)):
+        start = random.randrange(len(text))
+        end = start + random.randint(1, 40)
+        values = [found.span() for found in re.finditer(r'"[^"\n]*"|\b\d+\b', text)]
+        kind = random.randrange(4)
+        if kind == 0 and values:
+            start, end = random.choice(values)
+            text = text[:start] + random.choice(_VALUES) + text[end:]
+        elif kind == 1:
+            text = text[:start] + text[end:]
+        elif kind == 2:
+            text = text[:start] + text[start:end] * 3 + text[end:]
+        else:
+            text = (
+                text[:start] + random.choice("\"'[]{}()<>:,=.\\#@/\n \x00\x1b") + text[start + 1 :]
+            )
+    return text
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_damaged_file_gives_packages_or_one_sentence(tmp_path: Path, name: str) -> None:
+    sample = SAMPLES[name]
+    is_file = "\n" not in sample
+    text = (LOCKS / sample).read_text(encoding="utf-8")[:6000] if is_file else sample
+    path, random, errors = tmp_path / "lock", Random(name), []
+    for _ in range(60):
+        path.write_text(damaged(text, random), encoding="utf-8")
+        try:
+            read_lock_file(path, name)
+        except LockFileError as e:
+            errors.append(str(e).removeprefix(f"{path} "))
+    assert errors
+    assert [error for error in errors if not re.fullmatch(r"[^\n/]+[^\n]*\.", error)] == []
