@@ -50,9 +50,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PORTIONS = (
-    64  # of the ring; space is reserved and released by portions, which costs nothing per exchange
-)
+_PORTIONS = 64  # of the ring: by these, space is reserved and released
 _pack = RECORD.pack
 _RECORD_BYTES = RECORD.size
 _encode = msgspec.msgpack.Encoder().encode

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SAME_RUN_SECONDS = 366 * 86_400.0  # a time further away from the start of the run is damaged
+_MAX_RUN_SECONDS = 10 * 366 * 86_400.0  # a time further away from the start of the run is damaged
 
 
 class Counters(NamedTuple):
@@ -134,7 +134,7 @@ def _read_counters(content: bytes, identity: Identity) -> Counters:
 
     def at(word: int) -> float:
         started_at, value = identity.run.started_at, times[word]
-        is_plausible = abs(value - started_at) < _SAME_RUN_SECONDS  # false for NaN
+        is_plausible = abs(value - started_at) < _MAX_RUN_SECONDS  # false for NaN
         return value if is_plausible else started_at
 
     return Counters(
@@ -231,6 +231,9 @@ class DeadJournal:
                 self._from_at = min(self._from_at, entry.started_at)
             self._entries += len(entries)
             yield entries
+        self._lose("killed", self._content.lost)
+        self._lose("buffer_full", self._content.unrecorded_drops)
+        self._lose("journal_damaged", int(self._content.is_damaged))
 
     def reject(self, rejections: Sequence[Rejection]) -> None:
         """PostgreSQL did not accept these rows of the last batch."""
@@ -238,15 +241,11 @@ class DeadJournal:
         self._lose("rejected", len(rejections))
 
     def gaps(self) -> list[Gap]:
-        """What is lost, once all batches are written. Another recovery finds gaps with the same ids."""
-        content = self._content
-        self._lose("killed", content.lost)
-        self._lose("buffer_full", content.unrecorded_drops)
-        self._lose("journal_damaged", int(content.is_damaged))
+        """What is lost, once `batches` has ended. Another recovery finds gaps with the same ids."""
         return list(self._lost.values())
 
     def end(self) -> RunEnd:
-        """How the run ended, once all batches are read. The rows in the journal were waiting then."""
+        """How the run ended, once `batches` has ended. The rows in the journal were waiting then."""
         content, counters = self._content, self._content.counters
         dropped = max(
             (counters.dropped or 0) + (counters.lost or 0) - (counters.elsewhere_lost or 0), 0
