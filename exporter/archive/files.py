@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from msgspec import json
 from psycopg import sql
 
+from ..gil import yielding_gil
 from .columns import (
     KEY,
     NO_ROWS,
@@ -216,7 +217,7 @@ def _copy_keys(connection: Connection[Any], paths: list[Path]) -> None:
         connection.cursor() as cursor,
         cursor.copy(_COPY_KEYS) as copy,
     ):
-        for lines in copy_lines(reader, key, files_relation(paths), {}):
+        for lines in yielding_gil(copy_lines(reader, key, files_relation(paths), {})):
             copy.write(lines)
     connection.execute("ANALYZE pg_temp.archived_key")
 
@@ -236,7 +237,7 @@ def _write(
             connection.cursor() as cursor,
             cursor.copy(query) as copy,
         ):
-            for text in copy:
+            for text in yielding_gil(copy):
                 writer.write(text)
         sync_file(partial)
         if check_file(partial).digest != digest:

@@ -260,7 +260,7 @@ def copy_lines(
     rows: str,
     values: dict[str, Any],
 ) -> Iterator[bytes]:
-    """Run a query in DuckDB and yield its rows in COPY's text format, several thousand rows at a time.
+    """Run a query in DuckDB and yield its rows in COPY's text format, a thousand rows at a time.
 
     Args:
         connection: From `engine`.
@@ -274,7 +274,7 @@ def copy_lines(
         yield "\n".join([*(line for (line,) in lines), ""]).encode()
 
 
-_LINES_AT_ONCE = 5000
+_LINES_AT_ONCE = 1000
 
 
 def _copy_cell(column: ArchiveColumn) -> str:

@@ -27,7 +27,7 @@ _PRUNED = """
     WHERE pruned_at IS NOT NULL AND from_at = %s AND until_at = %s
 """
 _DELETE_ROLLUPS = "DELETE FROM access_log_rollup WHERE rollup_id = ANY(%s)"
-_PIECES_AT_ONCE = 20  # of copy_lines: bounds what the server holds twice
+_PIECES_AT_ONCE = 100  # of copy_lines: bounds what the server holds twice
 _ENSURE_PARTITION = "SELECT access_log_ensure_partition(%s)"
 _RESTORED = "CREATE TEMP TABLE restored ON COMMIT DROP AS SELECT * FROM access_log WITH NO DATA"
 _COPY = sql.SQL("COPY pg_temp.restored ({columns}) FROM STDIN")

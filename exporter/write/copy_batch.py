@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Self, overload
 
 import msgspec
 
+from ..gil import yielding_gil
 from ..rows.entry import AccessLogEntry
 from .artifacts import fetches, record
-from .gil import yielding_gil
 from .ledger import RowCounts, row_counts
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import enum
 import time
 from typing import TYPE_CHECKING
 
+from ..gil import yielding_gil
 from ..rows.text import timestamp
-from .gil import yielding_gil
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,12 +15,12 @@ import msgspec
 from msgspec.structs import replace
 
 from ..exchange import Exchange
+from ..gil import yielding_gil
 from ..rows.entry_builder import EntryBuilder
 from ..rows.text import timestamp
 from ..run import Run
 from .database import Database
 from .gaps import Gap
-from .gil import yielding_gil
 from .journal import checksum, journal_database
 from .journal_file import (
     ALIVE_AT,

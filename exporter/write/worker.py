@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec.structs import astuple, replace
 
 from ..exchange import Exchange
+from ..gil import yielding_gil
 from ..rows.entry_builder import EntryBuilder
 from .copy_batch import CopyBatch
-from .gil import yielding_gil
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -287,15 +288,12 @@ class ArchiveChaos:
             f"  {notes[fault]}".rstrip()
             for fault, found in outcomes.items()
         ]
-        texts = Counter(
-            end.text.splitlines()[-1].replace(str(self._folder), "...")[:150]
+        kinds = Counter(
+            re.sub(r"[0-9a-f-]*\d[0-9a-f-]*", "#", end.text.splitlines()[-1])[:150]
             for _, ends, _ in self.steps
             for end in ends
             if end.code > 0 and end.text
         )
-        kinds: Counter[str] = Counter()
-        for text, count in texts.items():
-            kinds["".join("#" if c.isdigit() else c for c in text)] += count
         lines += ["", *(f"{count:5} x {text}" for text, count in kinds.most_common(20))]
         lines.append(f"{len(self.expected)} rows, {len(self.days)} days, {len(self.steps)} faults")
         lines += [f"FAILED: {complaint}" for complaint in self.complaints]
