@@ -41,16 +41,16 @@ _TYPES = {
     "SwiftURL": "swift",
     "Ubuntu": "deb/ubuntu",
     "Wolfi": "apk/wolfi",
-    "crates.io": "cargo",
+    "crates": "cargo",
     "npm": "npm",
     "openEuler": "rpm/openeuler",
     "openSUSE": "rpm/opensuse",
     "opam": "opam",
 }
 _TYPES_BY_LOWER_NAME = {name.lower(): purl_type for name, purl_type in _TYPES.items()}
+_REGISTRY_SUFFIX = ".io"  # OSV calls Rust's ecosystem by the host name of its registry
 # Names that people and other tools use for a Package URL type.
 _OTHER_NAMES = {
-    "crates": "cargo",
     "go": "golang",
     "java": "maven",
     "javascript": "npm",
@@ -90,15 +90,15 @@ def ecosystem_type(ecosystem: str) -> tuple[str, str | None] | None:
     None: OSV's ecosystem has no packages that a proxy could see (such as Linux or OSS-Fuzz), or is new.
     """
     name, _, release = ecosystem.partition(":")
-    start = _TYPES_BY_LOWER_NAME.get(name.strip().lower())
+    start = _TYPES_BY_LOWER_NAME.get(name.strip().lower().removesuffix(_REGISTRY_SUFFIX))
     if start is None:
         return None
     return start, release if release and start.split("/")[0] in DISTRIBUTIONS else None
 
 
 def purl_type(name: str) -> str | None:
-    """Return the Package URL type that a person means by `npm`, `PyPI`, `crates.io` or `rust`."""
-    lower = name.strip().lower()
+    """Return the Package URL type that a person means by `npm`, `PyPI`, `crates` or `rust`."""
+    lower = name.strip().lower().removesuffix(_REGISTRY_SUFFIX)
     known = _TYPES_BY_LOWER_NAME.get(lower) or _OTHER_NAMES.get(lower)
     if known is not None:
         return known
