@@ -223,11 +223,12 @@ def run(example: Example, dsn: str, folder: Path) -> subprocess.CompletedProcess
 
 
 def masked(line: str) -> str:
-    """A line without what differs from run to run: times, ports, widths."""
+    """A line without what differs from run to run: times, ports, widths, pages of the database."""
     for pattern, name in {
         r"\d{4}-\d\d-\d\d( \d\d:\d\d)?": "DATE",
         r"\d\d:\d\d:\d\d\.\d+": "TIME",
         r"\b[\d.]+ ms\b": "DURATION",
+        r"Log: [\d.]+ [kM]B": "Log: SIZE",
         r"localhost:\d+": "localhost:PORT",
         r'"test_\d+"|\btest_\d+(?=\.)': "public",
         r'"public"': "public",
