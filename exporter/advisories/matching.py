@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .versions import Scheme
 
 _CACHED_KEYS = 50_000
+_CACHED_STARTS = 500_000  # these take 100 MB
+_NOT_CACHED: list[AffectedPackage] = []
 _MAX_EPOCHS = 8  # different epochs in one advisory that are tried
 
 
@@ -34,12 +36,14 @@ class Advisories:
     def __init__(self, affected: Iterable[AffectedPackage] = ()) -> None:
         self._by_key: dict[str, list[AffectedPackage]] = {}
         self._judges: dict[int, Judge] = {}  # by id; made when a package of this name was fetched
+        self._by_start: dict[str, list[AffectedPackage] | None] = {}  # by start of a purl; a cache
         for each in affected:
             self.add(each)
 
     def add(self, affected: AffectedPackage) -> None:
         """Add what one advisory says about one package."""
         self._by_key.setdefault(affected.key, []).append(affected)
+        self._by_start.clear()
 
     def __len__(self) -> int:
         """Number of different packages."""
@@ -58,15 +62,20 @@ class Advisories:
         keys = {key.partition("/")[2] for key in self._by_key}
         return keys | {each.column for found in self._by_key.values() for each in found} - {""}
 
-    def named(self, purl: str) -> list[AffectedPackage]:
-        """Return what the advisories say about the package of a purl, whatever its version."""
-        package = parse_purl(purl)
-        return [] if package is None else self._by_key.get(package.key, [])
-
     def match(self, purl: str) -> list[Match]:
         """Return the advisories that are about a purl, or may be. Each appears once."""
+        # Most of millions of purls have a start that came before, or that nothing names.
+        start = purl.partition("@")[0]
+        affected = self._by_start.get(start, _NOT_CACHED)
+        if affected is None:
+            return []
         package = parse_purl(purl)
-        if package is None or (affected := self._by_key.get(package.key)) is None:
+        if affected is _NOT_CACHED:
+            affected = None if package is None else self._by_key.get(package.key)
+            if len(self._by_start) >= _CACHED_STARTS:
+                self._by_start.clear()
+            self._by_start[start] = affected
+        if affected is None or package is None:
             return []
         found: dict[str, tuple[Advisory, set[Verdict]]] = {}
         for each in affected:

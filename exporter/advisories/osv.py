@@ -62,6 +62,8 @@ class OsvReader:
     def __init__(self, *, include_withdrawn: bool = False) -> None:
         self._include_withdrawn = include_withdrawn
         self.skipped: Counter[str] = Counter()  # by reason, which is the end of a sentence
+        # Many packages have a version 1.0.0: without sharing, versions take most of the memory.
+        self._shared: dict[Any, Any] = {}
 
     def read_json(self, text: bytes, source: str) -> Iterator[AffectedPackage]:
         """Yield the packages that one document names.
@@ -116,11 +118,19 @@ class OsvReader:
         return AffectedPackage(
             advisory=advisory,
             key=key,
-            ranges=tuple(map(_range, ranges)),
-            versions=tuple(versions),
+            ranges=tuple(map(self._range, ranges)),
+            versions=tuple(self._shared.setdefault(version, version) for version in versions),
             release=release,
             column="" if key.endswith(f"/{column}") else column,
         )
+
+    def _range(self, each: _Range) -> Range:
+        events = (Event(kind, version) for event in each.events for kind, version in event.items())
+        found = Range(
+            tuple(self._shared.setdefault(event, event) for event in events),
+            is_semver=each.type == "SEMVER",
+        )
+        return self._shared.setdefault(found, found)  # type: ignore[no-any-return]
 
     def _name(self, package: _Package | None) -> tuple[str, str | None, str] | None:
         """Return the package's key, the distribution's release, and the column package of its rows.
@@ -139,11 +149,6 @@ class OsvReader:
             return parsed.key, None, package_column(package.purl) or ""
         self.skipped["packages of an ecosystem that a proxy does not see"] += 1
         return None
-
-
-def _range(each: _Range) -> Range:
-    events = (Event(kind, version) for event in each.events for kind, version in event.items())
-    return Range(tuple(events), is_semver=each.type == "SEMVER")
 
 
 def _summary(document: _Document) -> str:
