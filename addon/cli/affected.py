@@ -19,7 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from addon.cli.queries import errors_in_one_sentence, filters
+from addon.cli.queries import archive_option, errors_in_one_sentence, filters
 from exporter.advisories.limits import SourceError
 from exporter.advisories.names import purl_type
 from exporter.read.human import printable, printable_json
@@ -102,6 +102,7 @@ def _no_answer() -> Iterator[None]:
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     help="Write a self-contained HTML file.",
 )
+@archive_option
 @filters(*FILTER_NAMES)
 @click.pass_context
 def affected(
@@ -114,6 +115,7 @@ def affected(
     as_json: bool,
     as_csv: bool,
     html: Path | None,
+    archive: Path | None,
     selection: Selection,
 ) -> None:
     """Report which fetched packages SOURCES name, and who fetched them.
@@ -139,7 +141,7 @@ def affected(
     with Progress(*columns, console=console, disable=not is_shown, transient=True) as progress:
         reader = _read(sources, default_type, progress, withdrawn=withdrawn) if sources else None
         with errors_in_one_sentence():
-            found = _find(settings, reader, selection, progress, keep=keep)
+            found = _find(settings, reader, selection, progress, keep=keep, archive=archive)
     with errors_in_one_sentence():
         if html is not None:
             from exporter.read.affected_html import affected_html  # noqa: PLC0415 - loads a template engine
@@ -185,6 +187,7 @@ def _find(
     progress: Progress,
     *,
     keep: bool,
+    archive: Path | None,
 ) -> Affected:
     from exporter.read import advisory_store  # noqa: PLC0415 - as above
     from exporter.read.affected import compare, find_affected, stored_summary  # noqa: PLC0415
@@ -219,7 +222,9 @@ def _find(
                 raise NoAnswerError(
                     "This database role cannot store advisories; set --dsn to the role that owns the tables."
                 ) from None
-        return find_affected(connection, advisories, summary, selection, comparison, kept=state)
+        return find_affected(
+            connection, advisories, summary, selection, comparison, kept=state, archive=archive
+        )
 
 
 def _load_kept(connection: DeadlineConnection) -> tuple[KeptState, Advisories]:

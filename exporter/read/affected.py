@@ -12,6 +12,7 @@ from ..advisories.model import Verdict
 from ..advisories.names import parse_purl
 from ..advisories.sources import SourceSummary
 from .advisory_store import load_kept
+from .archived import rows_loaded
 from .fetched import (
     EverFetched,
     Fetches,
@@ -33,6 +34,7 @@ from .session import read_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from ..postgres.connection import DeadlineConnection
     from .selection import Selection
@@ -170,6 +172,7 @@ def find_affected(
     comparison: Comparison,
     *,
     kept: KeptState | None = None,
+    archive: Path | None = None,
 ) -> Affected:
     """Find out who fetched the packages that advisories are about, in one snapshot of the database.
 
@@ -180,12 +183,14 @@ def find_affected(
         selection: Which requests count.
         comparison: What `compare` returned for these advisories.
         kept: How old they are, if they are those that are kept.
+        archive: The folder of archived days to search as well.
 
     Raises:
+        ArchiveError: the archive cannot be read, or too many of its rows are selected.
         psycopg.Error, DeadlineExceededError: a query failed, took too long, or lost its connection.
     """
     matches = comparison.matches
-    with read_only(connection, _STATEMENT_SECONDS):
+    with rows_loaded(connection, archive, selection), read_only(connection, _STATEMENT_SECONDS):
         start = log_start(connection)
         removed = {
             purl: ever

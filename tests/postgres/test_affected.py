@@ -271,6 +271,26 @@ def test_rollups_still_tell_who_fetched_what_on_pruned_days(dsn: str, bad: Path)
     assert answer(dsn, *arguments, "--client", "198.51.100.1")["status"] == 2
 
 
+def test_archived_rows_tell_what_rollups_do_not(dsn: str, bad: Path, tmp_path: Path) -> None:
+    pytest.importorskip("duckdb")
+    left_pad(dsn, 1, 2, client_ip="192.0.2.8")
+    left_pad(dsn, 3, method="HEAD", client_ip="192.0.2.8")
+    left_pad(dsn, 86_400_000, proxy_user="build-43")
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    with connect(dsn, Settings().database) as connection:
+        assert len(list(prune(connection, datetime(2023, 11, 15, tzinfo=UTC), archive))) == 1
+    arguments = (bad, "--type", "npm", "--client", "192.0.2.8")
+    assert answer(dsn, *arguments)["status"] == 2
+    found = answer(dsn, *arguments, "--archive", archive)
+    assert found["status"] == 1
+    (hit,) = found["hits"]
+    assert (hit["fetches"]["requests"], hit["fetches"]["users"]) == (2, ["build-42"])
+    assert [look["looks"]["how"] for look in found["looked_at"]] == ["HEAD"]
+    (hit,) = answer(dsn, *arguments[:3], "--archive", archive)["hits"]
+    assert (hit["fetches"]["requests"], hit["pruned"], hit["ever"]) == (3, None, None)
+
+
 def test_csv_is_safe_to_open(dsn: str, tmp_path: Path) -> None:
     left_pad(dsn, 1, proxy_user="=cmd|' /C calc'!A0")
     path = osv(tmp_path, ranged("npm", "left-pad", {"introduced": "0"}), summary='@SUM(1)\x1b[2J"')
