@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.read import lines
 from exporter.read.chart import bar_width, svg_chart, width_name
 from exporter.read.human import package_text, plural, printable, share, size
+from exporter.read.log_size import log_size_text
 from exporter.read.status import is_failure, is_refusal
 
 if TYPE_CHECKING:
@@ -149,6 +150,11 @@ def legend(traffic: Traffic) -> list[tuple[str, str]]:
         ("refused", f"refused (4xx) {refused:,}"),
         ("failed", f"failed {failed:,}" + (f" ({share(failed, whole)})" if failed else "")),
     ]
+
+
+def log_size(log: LogSize) -> str:
+    """Return how large the log is."""
+    return log_size_text(log)
 
 
 def per_bar(traffic: Traffic) -> str:
