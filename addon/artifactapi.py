@@ -208,7 +208,8 @@ class ArtifactApi:
 
 def _settings(config: str, dsn: str) -> Settings:
     settings = load_settings(_path(config))
-    load_remotes(settings)
+    for warning in load_remotes(settings).warnings:
+        logger.warning("artifactapi: %s", warning)
     settings = settings.with_dsn(resolve_dsn(dsn, settings))
     check_dsn(settings.database.dsn)
     check_dsn(settings.read.dsn, "read.dsn")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from exporter.read.human import printable_json
+from exporter.rows.packages.explain import explain
 from exporter.rows.packages.identity import UNKNOWN
 
 if TYPE_CHECKING:
@@ -33,20 +34,32 @@ def identify_urls(urls: Iterable[str], remotes: Remotes, *, as_json: bool) -> It
             yield _json_line(parts, identity) if as_json else _text_line(identity)
 
 
+def explain_urls(urls: Iterable[str], remotes: Remotes) -> Iterator[str]:
+    """Yield lines that say which remotes and rules are tried for each URL, and why each one fails.
+
+    The last line of a URL is that of `identify_urls`.
+    """
+    for line in urls:
+        parts = _split(line.strip()) if line.strip() else None
+        if parts is not None:
+            host, path, scheme = parts.hostname or "", parts.path, parts.scheme
+            yield from explain(remotes, host, path, scheme=scheme, port=parts.port)
+        yield from identify_urls([line], remotes, as_json=False)
+
+
 def _identify(parts: SplitResult, remotes: Remotes) -> Identity:
-    try:
-        port = parts.port
-    except ValueError:  # not a number, or too large
-        return UNKNOWN
-    return remotes.identify(parts.hostname or "", parts.path, scheme=parts.scheme, port=port)
+    host, path, scheme = parts.hostname or "", parts.path, parts.scheme
+    return remotes.identify(host, path, scheme=scheme, port=parts.port)
 
 
 def _split(url: str) -> SplitResult | None:
     """Return the parts of a URL, or None if it is invalid. Without a scheme, read it as host/path."""
     try:
-        return urlsplit(url if "://" in url else f"//{url}")
-    except ValueError:  # an invalid IP address in brackets
+        parts = urlsplit(url if "://" in url else f"//{url}")
+        _ = parts.port
+    except ValueError:  # an invalid IP address in brackets, or an invalid port
         return None
+    return parts
 
 
 def _text_line(identity: Identity) -> str:

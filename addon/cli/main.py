@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from addon.cli.affected import NoAnswerError, affected
 from addon.cli.archive import restore
 from addon.cli.audit import AuditFailedError, audit, nodes
-from addon.cli.identify import identify_urls
+from addon.cli.identify import explain_urls, identify_urls
 from addon.cli.prune import prune
 from addon.cli.queries import GapsUnknownError, export, gaps, report, tail
 from addon.cli.recover import recover
@@ -202,19 +202,29 @@ for query_command in _QUERY_COMMANDS:
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+@click.option("--explain", "explains", is_flag=True, help="Show what was tried, and why it failed.")
 @click.argument("urls", nargs=-1)
 @click.pass_obj
-def identify(settings: Settings, urls: tuple[str, ...], *, as_json: bool) -> None:
+def identify(settings: Settings, urls: tuple[str, ...], *, as_json: bool, explains: bool) -> None:
     """Show the remote and the package that each of URLS belongs to.
 
     Without URLS, read them from standard input, one per line. Use this with --config to test a
     remotes.file.
     """
+    if as_json and explains:
+        raise click.UsageError("--explain has no JSON form, leave out --json.")
     try:
         remotes = load_remotes(settings)
     except SettingsError as e:
         raise click.ClickException(str(e)) from None
-    for line in identify_urls(urls or sys.stdin, remotes, as_json=as_json):
+    for warning in remotes.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    lines = (
+        explain_urls(urls or sys.stdin, remotes)
+        if explains
+        else identify_urls(urls or sys.stdin, remotes, as_json=as_json)
+    )
+    for line in lines:
         click.echo(line)
 
 

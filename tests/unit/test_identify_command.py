@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import time
 from itertools import count, islice
+from typing import TYPE_CHECKING
 
 import pytest
 
-from addon.cli.identify import identify_urls
+from addon.cli.identify import explain_urls, identify_urls
 from exporter.rows.packages.identity import Identity, Remotes
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 REMOTES = Remotes.load()
 
@@ -82,3 +86,64 @@ def test_100_000_urls_take_seconds() -> None:
 
     assert sum(1 for _ in identify_urls(urls, REMOTES, as_json=False)) == 100_000
     assert time.thread_time() - started < 30  # about 4 on an idle machine
+
+
+def explained(url: str, remotes: Remotes = REMOTES) -> list[str]:
+    return list(explain_urls([url], remotes))
+
+
+def test_explanation_ends_with_the_identity() -> None:
+    lines = explained("https://pypi.example/simple/Attrs/?token=CANARY")
+
+    assert lines == [
+        "remote pypi: matches /; the rules see /simple/Attrs/",
+        "  re does not match: pypi#1 2 3 4 5 6",
+        "  pypi#7: index pkg:pypi/attrs",
+        "pypi                 index    pypi#7         pkg:pypi/attrs",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("url", "line"),
+    [
+        (
+            "https://registry.npmjs.example/a/-/b-1.0.0.tgz",
+            "  npm#1: then does not match 'b-1.0.0.tgz', which must start with 'a-' and go on",
+        ),
+        ("https://nexus.example/repository/a/pool/c/x_1-1_all.deb", "  deb#1: no value for vendor"),
+        ("https://repo1.maven.example/x/a-1.0.jar", "remote maven: has no format"),
+        ("https://dl.google.example/x", "remote google-maven: its path does not match"),
+        ("https://unknown.example/a", "no remote has the host unknown.example"),
+        ("https://unknown.example:8443/a", "no remote has the host unknown.example:8443"),
+        ("https://unknown.example/v2/a/manifests/1", "remote of any host unknown.example: needs"),
+        ("https://unknown.example/repository/a/b", "  no rule matches, so that it is not this"),
+        ("https://pypi.example/a/%2e%2e/simple/attrs", "path: too long, not printable, or ambig"),
+        ("https://pypi.example/./simple/attrs", "path: /simple/attrs"),
+        (
+            "https://repo1.maven.example/maven2/org/x/maven-metadata.xml",
+            "  maven#6: then does not match 'x', which must start with 'org' and go on",
+        ),
+        (
+            "https://repo1.maven.example/maven2/org/x-y/maven-metadata.xml",
+            "  maven#5: a value for its purl is missing, or a filter rejects it",
+        ),
+    ],
+)
+def test_explanation_says_why_each_remote_and_rule_fails(url: str, line: str) -> None:
+    assert [each for each in explained(url) if each.startswith(line)]
+
+
+@pytest.mark.parametrize("line", ["http://[::1/a", "http://a.example:99999/"])
+def test_invalid_url_is_not_explained(line: str) -> None:
+    assert [each.split() for each in explained(line)] == [["-", "-", "-", "-"]]
+
+
+def test_port_of_the_url_is_used(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("remotes: [{name: verdaccio, host: 'localhost:4873', format: npm}]")
+    remotes = Remotes.load(path)
+    urls = ["http://localhost:4873/left-pad", "http://localhost:4874/left-pad"]
+
+    lines = list(identify_urls(urls, remotes, as_json=False))
+
+    assert [line.split()[0] for line in lines] == ["verdaccio", "-"]

@@ -333,3 +333,66 @@ def test_there_are_at_least_31_shipped_remotes() -> None:
     text = SHIPPED.read_text(encoding="utf-8")
 
     assert len(re.findall(r"^  - \{?name: ", text, re.MULTILINE)) >= 31
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "sentence"),
+    [
+        (
+            "remotes:\n  - {name: ours, host: nexus.corp.example, format: npm}",
+            2,
+            "so that these remotes after it are not tried there: nexus:{repo}.",
+        ),
+        (
+            "remotes:\n  - {name: ours, host: '*.docker.*', path: [/a, /], format: npm}",
+            2,
+            "not tried there: docker-packages, dockerhub",
+        ),
+        (
+            "remotes:\n  - {name: ours, host: h.example}\n  - {name: npm, host: h.example, path: /a}",
+            2,
+            "not tried there: npm.",
+        ),
+        (
+            "remotes:\n  - {name: ours, host: h.example, path: /v2, format: docker}",
+            2,
+            "remote ours never matches, because the format oci expects /v2 after the path.",
+        ),
+        (
+            "remotes:\n  - {name: ours, host: h.example, path: [/x, /mirror/v2/], format: oci}",
+            2,
+            "Leave it out of the path /mirror/v2.",
+        ),
+    ],
+)
+def test_remote_without_effect_gives_a_warning(
+    write_remotes: Callable[[str], Path], text: str, line: int, sentence: str
+) -> None:
+    path = write_remotes(text)
+    (warning,) = Remotes.load(path).warnings
+
+    assert warning.startswith(f"{path}, line {line}: remote ours ")
+    assert sentence in warning
+
+
+@pytest.mark.parametrize(
+    "remote",
+    [
+        "{name: ours, host: pypi.example, format: pypi}",  # as the shipped one
+        "{name: ours, host: pypi.example, path: /team, format: npm}",
+        "{name: ours, host: nexus.corp.example, format: npm, guess: true}",
+        "{name: ours, host: 'nexus.corp.example:8081', path: /npm, format: npm}",
+        "{name: ours, host: mirror.corp.example, format: any}",
+        "{name: ours, host: h.example, path: /v2x, format: oci}",
+        "{name: ours, host: h.example, path: /v2, format: npm}",
+        "{name: ours, path: /v9, format: oci}",
+    ],
+)
+def test_ordinary_remote_gives_no_warning(
+    write_remotes: Callable[[str], Path], remote: str
+) -> None:
+    assert Remotes.load(write_remotes(f"remotes: [{remote}]")).warnings == ()
+
+
+def test_shipped_remotes_give_no_warning() -> None:
+    assert Remotes.load().warnings == ()

@@ -69,12 +69,13 @@ UNKNOWN = Identity()
 class Remotes:
     """The known remotes. Identifies URLs. Thread-safe; caches the remotes of each host."""
 
-    def __init__(self, remotes: tuple[Remote, ...]) -> None:
+    def __init__(self, remotes: tuple[Remote, ...], warnings: tuple[str, ...] = ()) -> None:
+        self.warnings = warnings  # sentences about the user's file, each with its line
         self._by_host = [remote for remote in remotes if remote.host is not None]
         self._hosts = PatternSet(remote.host or "" for remote in self._by_host)
         self._by_path = [remote for remote in remotes if remote.host is None]
         self._paths = PatternSet((each.path_pattern for each in self._by_path), LARGE_SET_BYTES)
-        self._remotes_of_host = lru_cache(maxsize=_MAX_CACHED_HOSTS)(self._find_remotes)
+        self.remotes_of_host = lru_cache(maxsize=_MAX_CACHED_HOSTS)(self._find_remotes)
 
     @classmethod
     def load(cls, extra: Path | None = None) -> Remotes:
@@ -86,7 +87,7 @@ class Remotes:
         """
         paths = [SHIPPED] if extra is None else [SHIPPED, extra]
         try:
-            return cls(read_remotes(paths))
+            return cls(*read_remotes(paths))
         except TooLargeError as e:
             raise RemotesError(
                 f"{paths[-1]}, line 1: the patterns together are too large, expected fewer or "
@@ -116,18 +117,17 @@ class Remotes:
             digest: `Docker-Content-Digest` of the response, which is the version of a tag.
             content_type: of the response.
         """
-        text = _decoded(path)
-        response = _Response(digest, content_type)
+        text = decoded_path(path)
+        response = Response(digest, content_type)
         number = port or _DEFAULT_PORTS.get(scheme, 0)
         for name in (host, upstream):
             if name is None or len(name) > _HOST_MAX:
                 continue
             name = name.rpartition("@")[2].rstrip(".").lower()  # noqa: PLW2901
-            authority = _authority(name, scheme, port)
-            identity = _identify(self._remotes_of_host(name, number), authority, text, response)
+            authority = authority_of(name, scheme, port)
+            identity = _identify(self.remotes_of_host(name, number), authority, text, response)
             if identity is None and text and name:
-                candidates = [self._by_path[i] for i in self._paths.matching(text.encode())]
-                identity = _identify(candidates, authority, text, response)
+                identity = _identify(self.remotes_of_path(text), authority, text, response)
             if identity is not None:
                 return identity
         return UNKNOWN
@@ -137,12 +137,16 @@ class Remotes:
 
         For hosts that no remote describes. The arguments are those of `identify`.
         """
-        text = _decoded(path)
+        text = decoded_path(path)
         if text is None or len(host) > _HOST_MAX or not self._by_host:
             return UNKNOWN
         rules = self._by_host[0].rule_sets.any_at_root
         match = RemoteMatch("", rules, "", text, None, is_guess=True)
-        return _identify_match(host, match, _Response(None, None))
+        return _identify_match(host, match, Response(None, None))
+
+    def remotes_of_path(self, path: str) -> list[Remote]:
+        """Return the remotes of any host that may have this path, in the order to try them."""
+        return [self._by_path[index] for index in self._paths.matching(path.encode())]
 
     def _find_remotes(self, host: str, port: int) -> tuple[Remote, ...]:
         try:
@@ -152,7 +156,7 @@ class Remotes:
         return tuple(self._by_host[index] for index in self._hosts.matching(encoded))
 
 
-class _Response(NamedTuple):
+class Response(NamedTuple):
     """What a response says about the artifact."""
 
     digest: str | None
@@ -171,7 +175,7 @@ class _Response(NamedTuple):
 
 
 def _identify(
-    remotes: Iterable[Remote], authority: str, path: str | None, response: _Response
+    remotes: Iterable[Remote], authority: str, path: str | None, response: Response
 ) -> Identity | None:
     """Return what the first of these remotes that matches identifies; None if none of them does."""
     for remote in remotes:
@@ -184,34 +188,39 @@ def _identify(
     return None
 
 
-def _authority(host: str, scheme: str, port: int | None) -> str:
+def authority_of(host: str, scheme: str, port: int | None) -> str:
     """Host and port as in a URL, without the scheme's default port (RFC 3986 6.2.3)."""
     text = f"[{host}]" if ":" in host else host
     defaults = {_DEFAULT_PORTS[scheme]} if scheme in _DEFAULT_PORTS else _DEFAULT_PORTS.values()
     return text if port is None or port in defaults else f"{text}:{port}"
 
 
-def _identify_match(host: str, match: RemoteMatch, response: _Response) -> Identity:
+def _identify_match(host: str, match: RemoteMatch, response: Response) -> Identity:
     if match.rules is None:
         return Identity(match.name)
-    context = {
+    context = context_of(host, match, response)
+    path = match.path.encode()
+    for rule in match.rules.candidates(path):
+        if any(context[name] is None for name in rule.required_context):
+            continue
+        identity = apply_rule(match.name, rule, path, context)
+        if identity is not None:
+            return identity
+    return Identity(match.name)
+
+
+def context_of(host: str, match: RemoteMatch, response: Response) -> dict[str, str | None]:
+    """Return the values of CONTEXT_NAMES. `host` may have a port."""
+    return {
         "host": host,
         "base": host + match.prefix,
         "folder": match.prefix.rpartition("/")[2] or None,
         "vendor": match.vendor,
         "digest": response.valid_digest,
     }
-    path = match.path.encode()
-    for rule in match.rules.candidates(path):
-        if any(context[name] is None for name in rule.required_context):
-            continue
-        identity = _apply_rule(match.name, rule, path, context)
-        if identity is not None:
-            return identity
-    return Identity(match.name)
 
 
-def _apply_rule(
+def apply_rule(
     remote: str, rule: Rule, path: bytes, context: dict[str, str | None]
 ) -> Identity | None:
     """Return None if the rule does not match or a value for its purl is missing."""
@@ -242,7 +251,7 @@ def _apply_rule(
     )
 
 
-def _decoded(path: str) -> str | None:
+def decoded_path(path: str) -> str | None:
     """Resolve and percent-decode a path; None if it can't be a registry's file or is ambiguous.
 
     Registries use only printable UTF-8 in file names. Repeated slashes are one, as most servers read

@@ -40,6 +40,7 @@ _PLACE = re.compile(r"%\{(\w+)\}")  # in a pattern, for a named one
 # Values of a rule's key `any`, but for `unnamed`: each allows what those before it allow.
 _LEVELS = ("false", "named", "folder", "true", "certain")
 _UNNAMED = "unnamed"
+_MAX_NAMES = 5  # in one warning
 _MAX_PATTERN_DEPTH = 8  # named patterns in named patterns
 
 
@@ -47,8 +48,10 @@ class RemotesError(Exception):
     """Files of remotes are not valid. The message has one line per error, with file and line."""
 
 
-def read_remotes(paths: Sequence[Path]) -> tuple[Remote, ...]:
+def read_remotes(paths: Sequence[Path]) -> tuple[tuple[Remote, ...], tuple[str, ...]]:
     """Return the remotes of these files in the order to try them, starting with the last file.
+
+    Also returns warnings about the files after the first one, one sentence each.
 
     Raises:
         RemotesError: a file can't be read or is not valid. The message lists all errors.
@@ -70,7 +73,7 @@ def read_remotes(paths: Sequence[Path]) -> tuple[Remote, ...]:
     if errors:
         raise RemotesError("\n".join(errors))
     rule_sets = _rule_sets(formats)
-    return tuple(
+    result = tuple(
         Remote(
             remote.name,
             remote.host,
@@ -83,6 +86,7 @@ def read_remotes(paths: Sequence[Path]) -> tuple[Remote, ...]:
         )
         for remote in remotes
     )
+    return result, tuple(_warnings(paths[0], formats, remotes))
 
 
 class _Node(NamedTuple):
@@ -197,7 +201,8 @@ class _RemoteDefinition(NamedTuple):
 
     name: Template
     label: str  # the name as written
-    host: str | None  # None: any host
+    globs: tuple[str, ...]  # of hosts; none: any host
+    host: str | None  # their pattern
     folders: tuple[Folder, ...]
     format: str | None
     vendor: str | None
@@ -374,10 +379,12 @@ def _parse_remote(node: _Node, fields: Mapping[str, _Node]) -> _RemoteDefinition
     folders = _parse_folders(label, fields["path"]) if "path" in fields else ("",)
     for folder in folders:
         _check_names(f"name of {label}", template.names - {"host"}, _groups(folder), fields["name"])
-    host = None
+    host: str | None = None
+    globs: tuple[str, ...] = ()
     if "host" in fields:
+        globs = tuple(fields["host"].texts(f"host of {label}"))
         try:
-            host = host_pattern(fields["host"].texts(f"host of {label}"))
+            host = host_pattern(globs)
         except ValueError as e:
             fields["host"].report(f"{label} {e}")
             return None
@@ -388,7 +395,7 @@ def _parse_remote(node: _Node, fields: Mapping[str, _Node]) -> _RemoteDefinition
     if response not in {"any", "oci"}:
         fields["response"].report(f"{label} has response: {response}, expected oci")
     return _RemoteDefinition(
-        template, name, host, folders, format_name, vendor, is_guess, response == "oci", node
+        template, name, globs, host, folders, format_name, vendor, is_guess, response == "oci", node
     )
 
 
@@ -431,6 +438,62 @@ def _check_references(formats: Mapping[str, _Format], remotes: Sequence[_RemoteD
 def _requires_vendor(formats: Mapping[str, _Format], name: str) -> bool:
     target = formats.get(formats[name].alias_of or name)  # None: an alias of an unknown format
     return target is not None and any("vendor" in rule.required_context for rule, _ in target.rules)
+
+
+def _warnings(
+    shipped: Path, formats: Mapping[str, _Format], remotes: Sequence[_RemoteDefinition]
+) -> Iterator[str]:
+    """Find the mistakes of a user's remotes that leave them, or others, without effect."""
+    for index, remote in enumerate(remotes):
+        if remote.node.path == shipped:
+            return
+        place = f"{remote.node.path}, line {remote.node.yaml_node.start_mark.line + 1}"
+        hidden = _hidden_by(remote, remotes[index + 1 :])
+        if hidden:
+            yield (
+                f"{place}: remote {remote.label} covers the whole host, so that these remotes after it "
+                f"are not tried there: {', '.join(hidden)}. Give it a path, or put it after them."
+            )
+        known = formats.get(remote.format or "")
+        is_oci = "oci" in {remote.format, known.alias_of if known else None}
+        for folder in remote.folders if is_oci else ():
+            if isinstance(folder, str) and folder.endswith("/v2"):
+                yield (
+                    f"{place}: remote {remote.label} never matches, because the format oci expects /v2 "
+                    f"after the path. Leave it out of the path {folder}."
+                )
+
+
+def _hidden_by(remote: _RemoteDefinition, later: Iterable[_RemoteDefinition]) -> list[str]:
+    """Return names of later remotes, with another format, for whose host this one is tried first."""
+    if "" not in remote.folders or remote.is_guess or remote.host is None:
+        return []
+    hidden = []
+    for each in later:
+        is_same = (each.format, each.folders) == (remote.format, ("",))
+        is_vague = each.host is None or each.is_guess or "host" in each.name.names
+        if is_same or is_vague:
+            continue
+        if _may_match_same_host(remote, each):
+            hidden.append(each.label)
+    if len(hidden) > _MAX_NAMES:
+        hidden[_MAX_NAMES:] = [f"and {len(hidden) - _MAX_NAMES} others"]
+    return hidden
+
+
+def _may_match_same_host(first: _RemoteDefinition, second: _RemoteDefinition) -> bool:
+    """Whether an example of one's hosts is a host of the other."""
+    return any(
+        re.search(pattern or "", _example(glob)) is not None
+        for globs, pattern in ((first.globs, second.host), (second.globs, first.host))
+        for glob in globs
+    )
+
+
+def _example(glob: str) -> str:
+    """Return a host:port that a glob matches."""
+    name = glob.replace("**", "x.x").replace("*", "x")
+    return name if re.search(r":\d+$", name) and name.count(":") == 1 else f"{name}:443"
 
 
 def _rule_sets(formats: Mapping[str, _Format]) -> RuleSets:

@@ -125,6 +125,7 @@ class Template:
     """Text with `{group}` placeholders. Immutable and thread-safe."""
 
     def __init__(self, template: str) -> None:
+        self.text = template
         self._pieces = re.split(r"\{([a-z_][a-z0-9_]*)\}", template)
         self.names = frozenset(self._pieces[1::2])
 
