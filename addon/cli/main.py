@@ -33,7 +33,7 @@ from exporter.postgres.embedded import EmbeddedServer, programs
 from exporter.postgres.indexes import build_missing_indexes
 from exporter.postgres.schema import grants, schema_name
 from exporter.read.session import DATABASE_ERRORS, open_database
-from exporter.retention.text_indexes import build_text_indexes
+from exporter.retention.text_indexes import build_text_indexes, lacks_extension
 from exporter.settings import ReadSettings
 
 SCRIPT = Path(__file__).resolve().parents[1] / "artifactapi.py"
@@ -173,6 +173,7 @@ def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
             )
             for day in days:
                 click.echo(f"Building an index of {day}", err=True)
+            can_speed_up_text = lacks_extension(connection, settings.database)
     except DATABASE_ERRORS as e:
         raise click.ClickException(describe(e)) from None
     click.echo(
@@ -180,6 +181,8 @@ def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
     )
     click.echo(f"-- CREATE ROLE {proxy_role} LOGIN; CREATE ROLE {reader_role} LOGIN;")
     click.echo(grants(schema, proxy_role, reader_role), nl=False)
+    if can_speed_up_text:
+        click.echo("-- To find text in days that are over by an index: CREATE EXTENSION pg_trgm;")
 
 
 _QUERY_COMMANDS = (

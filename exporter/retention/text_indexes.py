@@ -76,16 +76,25 @@ def build_text_indexes(connection: Connection[Any], settings: DatabaseSettings) 
     try:
         if not settings.dsn:
             connection.execute(_CREATE_EXTENSION)
-        found = connection.execute(_OPERATORS).fetchone()
-        if found is None:
+        operators = _operators(connection)
+        if operators is None:
             return
-        operators = sql.Identifier(found[0], "gin_trgm_ops")
         for schema, name in connection.execute(_DUE).fetchall():
             yield name
             _build(connection, sql.Identifier(schema, name), operators)
     finally:
         if not connection.closed:
             connection.execute(_UNLOCK)
+
+
+def lacks_extension(connection: Connection[Any], settings: DatabaseSettings) -> bool:
+    """Whether only the extension is missing to build indexes. Raises psycopg.Error."""
+    return settings.index_text and _operators(connection) is None
+
+
+def _operators(connection: Connection[Any]) -> sql.Identifier | None:
+    found = connection.execute(_OPERATORS).fetchone()
+    return sql.Identifier(found[0], "gin_trgm_ops") if found else None
 
 
 def _build(

@@ -272,7 +272,8 @@ def test_housekeeping_and_init_build_the_indexes(log: DeadlineConnection, any_ds
     eventually(lambda: len(indexed(log)) == DAYS, timeout=30)
     housekeeping.stop()
     log.execute("DROP EXTENSION pg_trgm CASCADE")
+    assert "CREATE EXTENSION pg_trgm;" in call("--dsn", any_dsn, "init").stdout
     assert indexed(log) == set()
     log.execute("CREATE EXTENSION pg_trgm")
-    call("--dsn", any_dsn, "init")
+    assert "pg_trgm" not in call("--dsn", any_dsn, "init").stdout
     assert len(indexed(log)) == DAYS
