@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shutil
+import sys
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -285,6 +286,17 @@ def test_command_line_takes_the_folder(logs: Logs) -> None:
     assert len(call(logs.rest, "export", "jsonl", *given).stdout.splitlines()) == ROWS
     missing = call(logs.rest, "tail", "--archive", "/no/such/folder")
     assert (missing.exit_code, "does not exist" in missing.stderr) == (2, True)
+
+
+def test_missing_package_is_named(logs: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    for command in (("tail",), ("report",), ("export", "csv"), ("audit",)):
+        done = call(logs.rest, *command, "--since", "2026-05-01", "--archive", str(logs.folder))
+        assert done.exit_code == (3 if command == ("audit",) else 1)
+        assert "needs an optional package: pip install 'duckdb>=1.4,<3'.\n" in done.stderr
+    done = call(logs.rest, "export", "parquet", "-o", str(logs.folder / "rows.parquet"))
+    assert (done.exit_code, "pip install 'duckdb" in done.stderr) == (1, True)
+    assert not (logs.folder / "rows.parquet").exists()
 
 
 def test_damaged_file_is_named(logs: Logs, tmp_path: Path) -> None:
