@@ -33,6 +33,7 @@ _HINT = re.compile(r"\s*Is the server running .*\?")
 # The lines of an error's context that say where it comes from, in any language of lc_messages.
 _FUNCTION = re.compile(r"^PL/.*", re.MULTILINE)
 _COPY_COLUMN = re.compile(r"^COPY \w+, \D*\d+, \w+ (\w+)", re.MULTILINE)
+_COPY_LINES = re.compile(r"\bCOPY \w+, \D*\d+")  # before the values of a row
 _TICK_SECONDS = 0.05  # how often a wait checks its deadline
 # With these the server notices soon that a client has vanished, and releases its locks: the
 # keepalives while it waits for data, the check interval while it waits for a lock. Values that the
@@ -325,6 +326,8 @@ def describe(error: Exception) -> str:
     diagnosis = getattr(error, "diag", None)
     message = (diagnosis.message_primary if diagnosis is not None else None) or str(error)
     message = _HINT.sub("", _REPETITION.sub("", message))
+    if _COPY_LINES.search(message):  # the text of a broken connection: all that the server said
+        message = message.splitlines()[0]
     text = re.sub(r"(?i)(password\s*=\s*)\S+", r"\1***", " ".join(message.split()))
     text = re.sub(r"://[^/@\s]*@", "://***@", text)
     context = getattr(diagnosis, "context", None) or ""

@@ -71,6 +71,8 @@ _FAULTS_BY_CLASS = {
 }
 _FATAL = {"FATAL", "PANIC"}  # the server ended the session
 _OUR_KEY = re.compile(r"_pkey\d*$")
+# A trigger that refuses a row with a state of its choice. RAISE is a keyword, in any language of lc_messages.
+_RAISED = re.compile(r"\APL/pgSQL .* RAISE$", re.MULTILINE)
 _COPY_LINE = re.compile(r"\bCOPY \S+, \D*?(\d+)")  # in any language of lc_messages
 _FUNCTION = re.compile(r"^PL/", re.MULTILINE)
 _INVALID_TEXT = "22021"  # character_not_in_repertoire: a NUL
@@ -93,8 +95,11 @@ def classify(error: Exception, repaired: Collection[Fault] = ()) -> Fault:
     constraint = getattr(diagnosis, "constraint_name", None)
     if getattr(diagnosis, "severity_nonlocalized", None) in _FATAL:
         return Fault.UNAVAILABLE
+    if _RAISED.search(_context(error)):
+        return Fault.ROW
     fault = _FAULTS_BY_STATE.get(state) or _FAULTS_BY_CLASS.get(state[:2], Fault.ROW)
-    is_other_key = constraint is not None and not _OUR_KEY.search(constraint)
+    # A trigger may write to other tables, with keys like ours.
+    is_other_key = not _OUR_KEY.search(constraint or "") or _is_in_function(error)
     is_other_check = constraint is not None or fault in repaired
     if is_other_key if fault is Fault.DUPLICATE else fault is Fault.PARTITION and is_other_check:
         fault = Fault.ROW
@@ -105,9 +110,9 @@ def classify(error: Exception, repaired: Collection[Fault] = ()) -> Fault:
 
 
 def is_certainly_bad(error: Exception) -> bool:
-    """Whether no server would ever accept the row, however its tables are defined."""
-    state = getattr(error, "sqlstate", None)
-    return isinstance(error, UnicodeError) or state == _INVALID_TEXT
+    """Whether no server would ever accept the row, however its tables and triggers are defined."""
+    is_invalid_text = getattr(error, "sqlstate", None) == _INVALID_TEXT
+    return isinstance(error, UnicodeError) or (is_invalid_text and not _is_in_function(error))
 
 
 def rejected_line(error: Exception, rows: int) -> int | None:
@@ -119,8 +124,11 @@ def rejected_line(error: Exception, rows: int) -> int | None:
 
 def _is_raised_by_row(error: Exception) -> bool:
     """Whether the server was at a row or in a trigger, and not only looking at the statement."""
-    context = _context(error)
-    return _COPY_LINE.search(context) is not None or _FUNCTION.search(context) is not None
+    return _COPY_LINE.search(_context(error)) is not None or _is_in_function(error)
+
+
+def _is_in_function(error: Exception) -> bool:
+    return _FUNCTION.search(_context(error)) is not None
 
 
 def _context(error: Exception) -> str:
