@@ -87,7 +87,7 @@ class RejectionFinder:
         self._ledger_statement = ledger_statement
         self._batch: Sequence[AccessLogEntry] = ()
         self._rejections: list[Rejection] = []
-        self._accepted_kinds: set[_Kind] = set()
+        self._accepted_kinds: dict[_Kind, AccessLogEntry] = {}  # with a row of each
 
     def write(self, batch: Sequence[AccessLogEntry]) -> list[Rejection]:
         """Write the rows, and return the rejected ones.
@@ -153,12 +153,12 @@ class RejectionFinder:
     def _accept(self, rows: list[AccessLogEntry]) -> None:
         for row in rows:
             day = row.started_at[:10]
-            self._accepted_kinds |= {(day, False), (day, bool(row.artifact_complete))}
+            self._accepted_kinds |= {(day, False): row, (day, bool(row.artifact_complete)): row}
         if rows:
             self._accepted.add(rows)
 
     def _reject(self, row: AccessLogEntry, error: Exception) -> bool:
-        """Reject the row; False if it must be tried once more before.
+        """Reject the row, unless it is in the table; False if it must be tried once more before.
 
         Raises:
             NoRowAcceptedError: It must not be rejected.
@@ -172,6 +172,8 @@ class RejectionFinder:
                     raise NoRowAcceptedError(describe(error))
                 self._accept([good])
                 return False
+            if self._is_stored(row, self._accepted_kinds[kind]):
+                return True  # it was written before, when the server still accepted it
         self._rejections.append(
             Rejection(row, getattr(error, "sqlstate", None) or "", describe(error))
         )
@@ -194,6 +196,19 @@ class RejectionFinder:
             ]
             for other in random.sample(others, min(_MAX_PROBES, len(others))):
                 yield other._replace(started_at=row.started_at)
+
+    def _is_stored(self, row: AccessLogEntry, accepted: AccessLogEntry) -> bool:
+        """Whether the row is in the table. Our role may be unable to read it, so insert under its key."""
+        probe = accepted._replace(started_at=row.started_at, flow_id=row.flow_id)
+        try:
+            with self._connection.transaction(force_rollback=True):
+                insert_access_log_batch(self._connection, [probe])
+        except psycopg.Error as e:
+            fault = classify(e, self._repaired)
+            if fault not in {Fault.ROW, Fault.DUPLICATE}:
+                raise
+            return fault is Fault.DUPLICATE
+        return False
 
     def _accepts(self, rows: list[AccessLogEntry], *, count_artifacts: bool = True) -> bool:
         try:

@@ -278,6 +278,28 @@ def test_row_whose_trigger_violates_the_key_of_another_table_is_left_out(
     assert paths(query) == ["/1", "/3"]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE access_log ADD CHECK (path <> '/poison') NOT VALID",
+        _POISON,
+        _POISON.replace("BEFORE INSERT", "AFTER INSERT"),
+    ],
+    ids=["check", "before", "after"],
+)
+@pytest.mark.parametrize("numbers", [(3,), (1, 2, 3, 4)], ids=["alone", "batch"])
+def test_stored_row_that_is_sent_again_after_a_change_is_no_gap(
+    database: Database, query: Query, change: str, numbers: tuple[int, ...]
+) -> None:
+    """A connection that was lost during a commit leaves rows in doubt."""
+    assert database.write(good_and_bad(3, 4)) == []
+    query(change)
+    assert database.write(good_and_bad(*numbers)) == []
+    (rejection,) = database.write(good_and_bad(5, 6))  # a new one is rejected
+    assert rejection.entry == good_and_bad(6)[0]
+    assert paths(query) == [f"/{n}" if n % 3 else "/poison" for n in sorted({*numbers, 3, 4, 5})]
+
+
 def test_error_of_a_broken_connection_shows_no_row() -> None:
     error = psycopg.OperationalError(
         "consuming input failed: FATAL: terminating connection due to transaction timeout\n"
