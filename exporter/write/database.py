@@ -33,6 +33,7 @@ from .insert import (
 )
 from .ledger import end_statement, row_counts
 from .rejections import AcceptedRows, NoRowAcceptedError, Rejection, RejectionFinder
+from .slow_rows import SlowRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -95,6 +96,8 @@ class Database:
         self._settings = settings
         self._waiting = waiting
         self._accepted = AcceptedRows()
+        self._slow_rows = SlowRows()
+        self._sent: Sequence[AccessLogEntry] = ()  # what the server was last asked to write
         self.deadline = deadline or Deadline()
         self._connection: DeadlineConnection | None = None
         self._embedded: EmbeddedServer | None = None
@@ -137,6 +140,7 @@ class Database:
         Idempotent: an entry that is already in the table is not inserted again. An entry is only
         rejected if the server accepts a similar one. If it accepts none, the cause may be a
         constraint, trigger or column type that a DBA has changed, and no entry may be lost for it.
+        If the server is too slow for these entries, the next call sends fewer at a time.
 
         Raises:
             DatabaseUnavailable: none, all or some of them were written; write the same entries again.
@@ -144,8 +148,14 @@ class Database:
         repaired: set[Fault] = set()
         was_idle = self._connection is not None
         while entries:
+            self._sent = ()
             try:
-                return self._write(entries, repaired, origin, spooled)
+                if self._slow_rows.is_in_one_part(entries):
+                    rejections = self._write(entries, repaired, origin, spooled)
+                else:
+                    rejections = self._write_in_parts(entries, repaired, origin)
+                self._slow_rows.succeeded(entries)
+                return rejections  # noqa: TRY300 - the loop goes on after some errors
             except NoRowAcceptedError as e:
                 raise DatabaseUnavailable(f"it accepts no row: {e}", refused=True) from None
             except (psycopg.Error, DeadlineExceededError) as e:
@@ -157,19 +167,66 @@ class Database:
                     was_idle = False
                     self._reconnect()
                 else:
+                    if self._is_too_slow(e):
+                        self._slow_rows.failed(self._sent)
                     raise self._unavailable(e, fault) from None
         return []
+
+    def _write_in_parts(
+        self, entries: Sequence[AccessLogEntry], repaired: Collection[Fault], origin: str | None
+    ) -> list[Rejection]:
+        """Write a few rows at a time. One row that fails alone does not keep the others waiting."""
+        rejections: list[Rejection] = []
+        failure: Exception | None = None
+        for part in self._slow_rows.parts(entries):
+            try:
+                rejections += self._write(part, repaired, origin)
+            except (psycopg.Error, DeadlineExceededError) as e:
+                if failure is not None or len(part) > 1 or not self._is_too_slow(e):
+                    raise
+                self._unavailable(e, classify(e, repaired))
+                self._slow_rows.failed(part)
+                if self._slow_rows.is_given_up(part[0]):
+                    rejections += self._give_up(part[0], e, entries, repaired)
+                else:
+                    failure = e
+        if failure is not None:
+            self._sent = ()  # this failure is counted
+            raise failure
+        return rejections
+
+    def _give_up(
+        self,
+        row: AccessLogEntry,
+        error: Exception,
+        batch: Sequence[AccessLogEntry],
+        repaired: Collection[Fault],
+    ) -> list[Rejection]:
+        connection = self._ready(days_of([row]), repaired)
+        connection.call_deadline = None
+        finder = RejectionFinder(connection, self._accepted, self._waiting, repaired, lambda _: b"")
+        return finder.give_up(row, error, batch)
+
+    def _is_too_slow(self, error: Exception) -> bool:
+        """Whether the server did not write `_sent` in time, or gave up the connection over it."""
+        if not self._sent or time.monotonic() >= self.deadline.give_up_at:
+            return False
+        return isinstance(
+            error, (DeadlineExceededError, psycopg.errors.QueryCanceled)
+        ) or self._is_disconnected(error)
 
     def _write(
         self,
         entries: Sequence[AccessLogEntry],
         repaired: Collection[Fault],
         origin: str | None,
-        spooled: int,
+        spooled: int | None = None,
     ) -> list[Rejection]:
+        """Write the entries at once. `spooled` is None for a part of a batch."""
         connection = self._ready(
             entries.days if isinstance(entries, CopyBatch) else days_of(entries), repaired
         )
+        self._sent = entries
         try:
             with connection.transaction() if self._discards_rows else contextlib.nullcontext():
                 insert_access_log_batch(
@@ -177,7 +234,7 @@ class Database:
                     entries,
                     synchronous_commit=self._settings.synchronous_commit,
                     ledger_statement=self._count_rows(
-                        entries, origin, settled=True, spooled=spooled
+                        entries, origin, settled=spooled is not None, spooled=spooled or 0
                     ),
                 )
         except (psycopg.Error, UnicodeError) as e:
@@ -194,7 +251,7 @@ class Database:
             )
             return finder.write(entries)
         self._accepted.add(entries)
-        if self._ledger is not None:
+        if self._ledger is not None and spooled is not None:
             self._ledger.reported()
         return []
 

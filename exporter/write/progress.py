@@ -120,6 +120,15 @@ class Progress:
         this_run = self._ledger.run
         self.gaps.add(node or this_run.node, reason, started_at, entries, run or this_run.run_id)
 
+    def count_refused_gaps(self, reason: str) -> None:
+        """PostgreSQL rejects the gaps. They wait."""
+        self.retries += 1
+        self.set_error(reason)
+        if self._is_new(f"gaps {reason}"):
+            logger.warning(
+                "artifactapi: PostgreSQL rejects the gaps, which wait; the log goes on: %s", reason
+            )
+
     def set_error(self, error: str | None) -> None:
         """Set or clear the error that the status shows."""
         self.last_error, self.last_error_at = error, error and _now()

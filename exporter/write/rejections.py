@@ -109,6 +109,24 @@ class RejectionFinder:
                 todo += self._split(rows, e)
         return self._rejections
 
+    def give_up(
+        self, row: AccessLogEntry, error: Exception, batch: Sequence[AccessLogEntry]
+    ) -> list[Rejection]:
+        """Reject a row that the server has not written in time, unless it is in the table by now.
+
+        Raises:
+            NoRowAcceptedError: The server accepts no other row either.
+            psycopg.Error, DeadlineExceededError: It is too slow for other rows, too.
+        """
+        self._batch = batch
+        probes = self._probes(row, with_artifact=False)
+        good = next((probe for probe in probes if self._accepts([probe])), None)
+        if good is None:
+            raise NoRowAcceptedError(describe(error))
+        if not self._is_stored(row, good):
+            self._add(row, error)
+        return self._rejections
+
     def _split(self, rows: list[AccessLogEntry], error: Exception) -> list[list[AccessLogEntry]]:
         """The server rejects one of these rows. Returns what is left to write, the last part first."""
         line = rejected_line(error, len(rows))
@@ -174,10 +192,12 @@ class RejectionFinder:
                 return False
             if self._is_stored(row, self._accepted_kinds[kind]):
                 return True  # it was written before, when the server still accepted it
-        self._rejections.append(
-            Rejection(row, getattr(error, "sqlstate", None) or "", describe(error))
-        )
+        self._add(row, error)
         return True
+
+    def _add(self, row: AccessLogEntry, error: Exception) -> None:
+        state = getattr(error, "sqlstate", None) or ""
+        self._rejections.append(Rejection(row, state, describe(error)))
 
     def _kind(self, row: AccessLogEntry) -> _Kind:
         """If the row could be stored without its artifact, it must be compared with such rows."""

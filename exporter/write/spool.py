@@ -434,8 +434,13 @@ class Spool:
             self._inherit().append(file)
         return is_stored
 
-    def settle(self) -> bool:
-        """All gaps are in PostgreSQL: delete the files without batches. True if no batch is left."""
+    def settle(self, *, may_delete: bool = True) -> bool:
+        """Delete the files without batches; True if no batch is left.
+
+        `may_delete`: all gaps are in PostgreSQL. Otherwise the files stay.
+        """
+        if not may_delete:
+            return all(file.is_done() for file in self._files())
         left = []
         for file in self._files():
             if file.is_done():

@@ -43,6 +43,9 @@ _STOP_RETRY_SECONDS = 0.1  # between the last attempts of a stop
 _SPOOL_SHARE = 0.25  # of the time to stop: reserved for the spool
 _COMPACT_SECONDS = 0.2  # how often the buffer is compacted during a pause
 _REPLAY_BATCHES = 100  # from the spool, between two new batches
+_GAPS_RETRY_SECONDS = (
+    15.0  # after access_log_gap has rejected the gaps, which only the user can fix
+)
 _MAX_REFUSED_ENTRIES = 1024  # in memory, while we look for an entry that the server accepts
 _SAMPLE_BATCHES = 8  # of the spool
 _FIND_SECONDS = 60.0  # between two looks for the journals of killed proxies
@@ -86,6 +89,7 @@ class Writer:
         self._is_replaying = False  # the spool holds more than one round of replay
         self._is_stopping = False
         self._stop_by = float("inf")  # monotonic seconds; after that, entries in memory are lost
+        self._next_gaps_at = 0.0  # monotonic seconds
         self._stop_attempt_failed = False  # then a stop only saves to disk
         self._interrupt = threading.Event()  # ends a pause: a stop, or new settings
         self._thread = self._start()
@@ -179,7 +183,7 @@ class Writer:
             self.progress.count_spool_losses(self.spool.lost)
             if self._may_try():
                 self._deliver()
-            if self._batch or self._retry.is_unavailable:
+            if self._batch or self._retry.is_unavailable or self.progress.gaps:
                 self._save()
             self._release()
             if is_last and not self._batch and self._intake.state is State.EMPTY:
@@ -276,7 +280,7 @@ class Writer:
             if self._retry.is_unavailable:
                 self.progress.set_error(None)
             self._retry.succeeded(self.progress.all_written)
-            self._is_replaying = not self.spool.settle()
+            self._is_replaying = not self.spool.settle(may_delete=not self.progress.gaps)
 
     def _write_batch(self) -> None:
         if self._batch:
@@ -285,10 +289,22 @@ class Writer:
             self.progress.count_written(batch, rejections)
 
     def _write_gaps(self) -> None:
-        if self.progress.gaps:
+        is_due = self._is_stopping or time.monotonic() >= self._next_gaps_at
+        if self.progress.gaps and is_due:
             gaps = self.progress.gaps.to_send()
-            self._database.write_gaps(gaps)
-            self.progress.gaps.written(gaps)
+            try:
+                self._database.write_gaps(gaps)
+            except DatabaseUnavailable as e:
+                if not e.configuration:
+                    raise
+                # The rows do not wait for the gaps.
+                self._next_gaps_at = time.monotonic() + _GAPS_RETRY_SECONDS
+                self.progress.count_refused_gaps(str(e))
+            else:
+                self.progress.gaps.written(gaps)
+                if self._next_gaps_at:
+                    self._next_gaps_at = 0.0
+                    self.progress.set_error(None)
         while self._unreported_ends:
             self._database.report_end(self._unreported_ends[-1])
             self._unreported_ends.pop()

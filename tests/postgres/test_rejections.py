@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from exporter import Exporter, Settings
 from exporter.postgres.connection import connect, describe
 from exporter.postgres.faults import _FAULTS_BY_CLASS, _FAULTS_BY_STATE, rejected_line
 from exporter.postgres.schema import ensure_schema
 from exporter.settings import BatchSettings, DatabaseSettings, SpoolSettings
-from exporter.write.database import COLUMNS, Database, DatabaseUnavailable
+from exporter.write.database import COLUMNS, Database, DatabaseUnavailable, Rejection
 from tests.support.command import call
 from tests.support.samples import make_entry, make_exchange
 from tests.support.wait import eventually
@@ -588,3 +589,102 @@ def test_a_database_that_is_not_utf_8_is_refused_and_nothing_is_lost(
             assert query("SELECT user_agent FROM access_log") == [("\u2603",)]
         finally:
             admin.execute(f"DROP DATABASE {name} (FORCE)".encode())
+
+
+@pytest.mark.parametrize("spool_bytes", [2**28, 0])
+def test_rows_do_not_wait_for_gaps(dsn: str, query: Query, spool_bytes: int) -> None:
+    create_schema(dsn)
+    query(_POISON)
+    query("ALTER TABLE access_log_gap ADD COLUMN extra text NOT NULL")
+    exporter = start(dsn, spool_bytes)
+    send(exporter, "/1", "/poison", "/2")
+    eventually(lambda: exporter.status()["rejected"] == 1)
+    for number in range(3, 30):
+        send(exporter, f"/{number}")
+        eventually(lambda number=number: exporter.status()["written"] == number)  # type: ignore[misc]
+    status = exporter.status()
+    assert (status["away"], status["spooled"], status["waiting"]) == (False, 0, 0)
+    assert "extra" in status["last_error"]
+    assert query("SELECT count(*) FROM access_log_gap") == [(0,)]
+    exporter.stop()
+    query("ALTER TABLE access_log_gap DROP COLUMN extra")
+    if spool_bytes:
+        second = start(dsn)
+        eventually(lambda: query("SELECT sum(entries) FROM access_log_gap") == [(1,)])
+        assert second.stop()
+
+
+def test_refused_gaps_are_sent_again(
+    dsn: str, query: Query, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.write.writer._GAPS_RETRY_SECONDS", 0.2)
+    create_schema(dsn)
+    query(_POISON)
+    query("ALTER TABLE access_log_gap ADD COLUMN extra text NOT NULL")
+    exporter = start(dsn)
+    send(exporter, "/1", "/poison")
+    eventually(lambda: exporter.status()["retries"] > 2)
+    query("ALTER TABLE access_log_gap DROP COLUMN extra")
+    eventually(lambda: query("SELECT sum(entries) FROM access_log_gap") == [(1,)])
+    assert exporter.status()["away"] is False
+    assert exporter.stop()
+
+
+_SLOW_ROW = _TRIGGER.format(body="IF NEW.path = '/poison' THEN PERFORM pg_sleep(30); END IF;")
+
+
+@pytest.mark.parametrize(
+    ("limit", "position"),
+    [
+        ("", 0),
+        ("", 20),
+        ("-cstatement_timeout=300ms", 20),
+        ("-ctransaction_timeout=300ms", 20),
+    ],
+    ids=["first", "our deadline", "statement_timeout", "transaction_timeout"],
+)
+def test_one_row_that_is_too_slow_does_not_block_the_others(
+    dsn: str, query: Query, limit: str, position: int
+) -> None:
+    create_schema(dsn)
+    query(_SLOW_ROW)
+    limited = make_conninfo(dsn, options=f"{conninfo_to_dict(dsn)['options']} {limit}")
+    database = Database(DatabaseSettings(dsn=limited, call_seconds=0.5))
+    batch = [make_entry(n, path="/poison" if n == position else f"/{n}") for n in range(40)]
+    rejections = write_until_done(database, batch)
+    assert [it.entry.path for it in rejections] == ["/poison"]
+    assert query("SELECT count(*) FROM access_log") == [(39,)]
+    assert database.write(good_and_bad(1000, 1001)) == []
+    database.close()
+
+
+def test_trigger_that_is_too_slow_for_a_batch_only_delays_it(dsn: str, query: Query) -> None:
+    create_schema(dsn)
+    query(_TRIGGER.format(body="PERFORM pg_sleep(0.05);"))
+    database = Database(DatabaseSettings(dsn=dsn, call_seconds=1.0))
+    assert write_until_done(database, [make_entry(n) for n in range(40)]) == []
+    assert query("SELECT count(*) FROM access_log") == [(40,)]
+    database.close()
+
+
+def test_trigger_that_is_too_slow_for_every_row_drops_none(dsn: str, query: Query) -> None:
+    create_schema(dsn)
+    query(_TRIGGER.format(body="PERFORM pg_sleep(30);"))
+    database = Database(DatabaseSettings(dsn=dsn, call_seconds=0.2))
+    batch = [make_entry(n) for n in range(3)]
+    for _ in range(12):
+        with pytest.raises(DatabaseUnavailable):
+            database.write(batch)
+    query("DROP FUNCTION check_row CASCADE")
+    assert write_until_done(database, batch) == []
+    assert query("SELECT count(*) FROM access_log") == [(3,)]
+    database.close()
+
+
+def write_until_done(database: Database, batch: list[AccessLogEntry]) -> list[Rejection]:
+    for _ in range(20):
+        try:
+            return database.write(batch)
+        except DatabaseUnavailable:
+            continue
+    raise AssertionError("the batch still waits")
