@@ -6,6 +6,8 @@ from collections import deque
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from .compact_queue import CompactQueue
 
 if TYPE_CHECKING:
@@ -107,6 +109,15 @@ class Buffer:
         self.taken += len(batch)
         self.bytes_out += size
         return batch
+
+    def sample(self, count: int) -> list[Exchange]:
+        """Some entries, among them the newest, without their bodies. At most three times `count`.
+
+        They stay here. For the consumer.
+        """
+        newest = [self._entries[-1 - i] for i in range(min(count, len(self._entries)))]
+        bare = [x if x.body is None else replace(x, body=None) for x in newest]
+        return [*bare, *self._compacted.sample(count)]
 
     def _oldest(self) -> deque[Exchange]:
         if not self._expanded and self._compacted:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from ..exchange import Exchange
     from ..postgres.connection import Deadline
+    from ..rows.entry import AccessLogEntry
     from ..settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,10 @@ class RowBuilder:
         self.start_worker()
         self._send(pending)
         return pending
+
+    def preview(self, exchanges: Sequence[Exchange]) -> Sequence[AccessLogEntry]:
+        """Rows of exchanges that stay where they are: like those that `build` will make, or nearly so."""
+        return build_rows(EntryBuilder(self._settings), exchanges).entries
 
     def start_worker(self) -> None:
         """Start the worker if there is none and an attempt is due."""

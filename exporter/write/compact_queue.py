@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import pickle
+import random
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -39,10 +40,23 @@ class CompactQueue:
         memory.write(pickled)
         self._batches.append((memory, bodies))
 
+    def sample(self, count: int) -> list[Exchange]:
+        """At most `count` of the newest exchanges, and of a batch at random, without their bodies."""
+        if not self._batches:
+            return []
+        newest = _load(self._batches[-1][0])[-count:]
+        others = _load(random.choice(self._batches)[0])  # noqa: S311 - not a secret
+        return [*newest, *random.sample(others, min(count, len(others)))]
+
     def popleft(self) -> list[Exchange]:
         """Remove and return the oldest batch. Raises IndexError if there is none."""
         memory, bodies = self._batches.popleft()
         with memory:
-            exchanges = pickle.loads(memory)  # noqa: S301 - pickled by `append`
+            exchanges = _load(memory)
         pairs = zip(exchanges, bodies, strict=True)
         return [x if body is None else replace(x, body=body) for x, body in pairs]
+
+
+def _load(memory: mmap.mmap) -> list[Exchange]:
+    exchanges: list[Exchange] = pickle.loads(memory)  # noqa: S301 - pickled by `append`
+    return exchanges

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .spool import Spool
 
 _SPOOL_AFTER_SECONDS = 0.5  # a call to PostgreSQL that takes longer is slow
+_SAMPLE_ENTRIES = 8
 
 
 class State(enum.Enum):
@@ -107,6 +108,10 @@ class Intake:
         """Compact what stays in memory, in steps that let the event loop run."""
         for _ in yielding_gil(iter(self._buffer.compact, False)):
             pass
+
+    def sample(self) -> Sequence[AccessLogEntry]:
+        """Some of the entries that wait in the buffer, as they will be. They stay there."""
+        return self._builder.preview(self._buffer.sample(_SAMPLE_ENTRIES))
 
     def discard(self) -> list[str]:
         """Drop everything, for a stop that is out of time; started_at of each entry dropped."""

@@ -395,7 +395,7 @@ class Writer:
 
     def _sample_waiting(self) -> list[AccessLogEntry]:
         """Some of the entries that wait, at random, to find one that the server accepts."""
-        return [*self._batch, *self.spool.sample(_SAMPLE_BATCHES)]
+        return [*self._batch, *self.spool.sample(_SAMPLE_BATCHES), *self._intake.sample()]
 
     def _count_failed_attempt(self, error: DatabaseUnavailable) -> None:
         self.progress.retries += 1

@@ -368,6 +368,22 @@ def test_many_rows_refused_alone_at_startup_do_not_block(dsn: str, query: Query)
     assert query("SELECT sum(entries), min(reason) FROM access_log_gap") == [(20, "rejected")]
 
 
+def test_more_refused_rows_than_memory_holds_do_not_block_without_a_spool(
+    dsn: str, query: Query
+) -> None:
+    """A good row behind them is still in the buffer."""
+    create_schema(dsn)
+    query(_POISON)
+    exporter = start(dsn, spool_bytes=0)
+    send(exporter, *["/poison"] * 1500)
+    eventually(lambda: exporter.status()["retries"] > 1, timeout=30)
+    assert exporter.status()["rejected"] == 0
+    send(exporter, "/good")
+    eventually(lambda: exporter.status()["rejected"] == 1500, timeout=60)
+    eventually(lambda: paths(query) == ["/good"])
+    assert exporter.stop()
+
+
 def test_refused_row_waits_through_a_restart(dsn: str, query: Query) -> None:
     create_schema(dsn)
     query(_POISON)

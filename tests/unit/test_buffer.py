@@ -189,3 +189,19 @@ print(fill() - before, drain() - before)
     full_bytes, drained_bytes = map(int, done.stdout.split())
     assert full_bytes > 10 * 1024 * 1024
     assert drained_bytes < full_bytes / 3
+
+
+@pytest.mark.parametrize("compacted", [0, 1, 3])
+def test_a_sample_has_the_newest_entries_and_takes_none(compacted: int) -> None:
+    buffer = Buffer(BufferSettings(), wake_entries=8)
+    entries = [make_exchange(number, body=b"x" * 100) for number in range(400)]
+    for exchange in entries:
+        buffer.put(exchange)
+    for _ in range(compacted):
+        assert buffer.compact()
+    found = buffer.sample(5)
+    assert {x.flow_id for x in found} >= {x.flow_id for x in entries[-5:]}
+    assert len(found) <= 15
+    assert all(x.body is None for x in found)
+    assert len(buffer) == 400
+    assert [x for _ in range(400) for x in buffer.take(1)] == entries
