@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import uuid
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,10 @@ _OK = 200
 _SWITCHING_PROTOCOLS = 101
 # Modes in which the client connects to an address; the name is in the Host header or the TLS handshake.
 _TRANSPARENT_MODES = ("transparent", "wireguard", "local", "tun")
+# Modes in which it may: if it resolves names itself before it opens a tunnel.
+_TUNNEL_MODES = ("socks5", "regular", "upstream")
+# How mitmproxy reports a client that left before its TLS ClientHello was answered.
+_CLIENT_LEFT = "connection closed early"
 
 _bytes: Interner[bytes] = Interner()
 _names: Interner[str] = Interner()
@@ -155,7 +160,7 @@ def capture_tls_failure(data: TlsData, tunnel: http.HTTPFlow | None) -> Exchange
         user_agent=None,
         request_bytes=None,
         status_code=None,
-        error_type="tls_client",
+        error_type="client_disconnected" if client.error == _CLIENT_LEFT else "tls_client",
         error=(client.error or "")[:MAX_ERROR_CHARACTERS] or None,
         response_fields=(),
         response_bytes=None,
@@ -214,9 +219,27 @@ def _cut_target(target: bytes) -> bytes:
 
 def _host(flow: http.HTTPFlow) -> str:
     """The requested host: the name that the client used, even if it connected to an address."""
-    if flow.client_conn.proxy_mode.type_name in _TRANSPARENT_MODES:
-        return flow.request.pretty_host
-    return flow.request.data.host
+    request, mode = flow.request, flow.client_conn.proxy_mode.type_name
+    host = request.data.host
+    is_in_tunnel = (
+        mode in _TUNNEL_MODES
+        and (host[-1:].isdigit() or ":" in host)
+        # An HTTP/1 target with an authority names the host, whatever Host says (RFC 9112 3.2.2).
+        and (request.is_http2 or request.is_http3 or not request.data.authority)
+        and _is_address(host)
+    )
+    if not (is_in_tunnel or mode in _TRANSPARENT_MODES):
+        return host
+    name: str = request.pretty_host
+    return (flow.client_conn.sni or name) if name == host else name
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 def _ended_at(flow: http.HTTPFlow) -> float | None:

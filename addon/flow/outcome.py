@@ -67,6 +67,8 @@ _QUIC_MESSAGES = tuple(
         (r"(?i)protocol|invalid", "protocol"),
     )
 )
+# The client left. In lower case it is why mitmproxy canceled the attempt to connect to upstream.
+_DISCONNECTED = ("Client disconnected", "client disconnected")
 # Messages of a client that left. For any other message after an incomplete HTTP/1 head, mitmproxy sends 400.
 _CLIENT_GONE = re.compile(r"Client disconnected|HTTP/1 protocol error|peer closed|NO_ERROR|stream ")
 # mitmproxy says "by client" no matter which side reset the stream.
@@ -135,7 +137,8 @@ def _connect_outcome(flow: http.HTTPFlow, state: FlowState) -> Outcome:
     status = flow.response.status_code if flow.response else None
     text = flow.server_conn.error
     if text:
-        return Outcome(status, _failure(flow, state, text)[0], text)
+        left = text.startswith(_DISCONNECTED)  # before it could receive the response
+        return Outcome(None if left else status, _failure(flow, state, text)[0], text)
     return Outcome(status, "proxy_auth" if status == _PROXY_AUTH else None, None)
 
 
@@ -147,7 +150,7 @@ def _failure(flow: http.HTTPFlow, state: FlowState, message: str) -> tuple[str, 
     """
     if state.refused_by_mitmproxy:
         return "protocol", _BAD_REQUEST
-    if message.startswith("Client disconnected"):
+    if message.startswith(_DISCONNECTED):
         return ("upstream_timeout" if _timed_out(flow) else "client_disconnected"), None
     # The client of a saved or replayed flow left long ago.
     has_client = flow.live and flow.is_replay != "request"

@@ -175,6 +175,37 @@ def test_http2_in_every_mode(setup: ProxySetup, mode: Mode) -> None:
     _assert_row(setup.log.row_for_agent(agent), upstream, "HTTP/2.0", via_proxy=mode == "upstream")
 
 
+@pytest.mark.parametrize("names", ["host", "sni"])
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
+@pytest.mark.parametrize("mode", ["socks5", "regular", "upstream"])
+def test_name_of_a_client_that_resolves_names_itself(
+    setup: ProxySetup, mode: Mode, secure: bool, names: str
+) -> None:
+    """It opens a tunnel to an address. The Host header, or else the TLS handshake, has the name."""
+    if not secure and (mode != "socks5" or names == "sni"):
+        pytest.skip("there is no tunnel, or no name")
+    upstream, agent = setup.secure if secure else setup.plain, f"resolved-{mode}-{secure}-{names}"
+    with setup.open(mode, upstream) as client:
+        if secure:
+            client.start_tls("pypi.example", setup.ca)
+        host = ["Host: pypi.example:8080"] if names == "host" else []
+        client.request("GET", "/sized?size=3456", *host, f"User-Agent: {agent}")
+        client.read_response()
+    row = setup.log.row_for_agent(agent)
+    assert (row["host"], row["port"]) == ("pypi.example", upstream.port)
+    assert row["path"] == "/sized"
+
+
+def test_host_header_does_not_replace_the_host_of_the_target(setup: ProxySetup) -> None:
+    fetch(
+        setup.proxy.address,
+        f"{setup.plain.url}/sized?size=1",
+        "Host: pypi.example",
+        "User-Agent: absolute",
+    )
+    assert setup.log.row_for_agent("absolute")["host"] == "127.0.0.1"
+
+
 def test_parallel_http2_streams_are_separate_rows(setup: ProxySetup) -> None:
     with Http2Client.through(
         setup.proxy.address, setup.secure.host, setup.secure.port, setup.ca
