@@ -62,6 +62,13 @@ _FILTERS = {
     ),
     "method": click.option("--method", help="Request method, such as POST."),
     "status": click.option("--status", help="404, 4xx, or none: no response."),
+    "failed": click.option(
+        "--failed",
+        is_flag=True,
+        flag_value="yes",
+        default=None,
+        help="Requests that failed: no response, or status 500 and above.",
+    ),
     "error": click.option(
         "--error",
         is_flag=False,

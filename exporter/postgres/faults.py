@@ -99,7 +99,9 @@ def classify(error: Exception, repaired: Collection[Fault] = ()) -> Fault:
         return Fault.ROW
     fault = _FAULTS_BY_STATE.get(state) or _FAULTS_BY_CLASS.get(state[:2], Fault.ROW)
     # A trigger may write to other tables, with keys like ours.
-    is_other_key = not _OUR_KEY.search(constraint or "") or _is_in_function(error)
+    is_other_key = _is_in_function(error) or (
+        constraint is not None and not _OUR_KEY.search(constraint)
+    )
     is_other_check = constraint is not None or fault in repaired
     if is_other_key if fault is Fault.DUPLICATE else fault is Fault.PARTITION and is_other_check:
         fault = Fault.ROW

@@ -79,6 +79,7 @@ _FUNCTIONS = """
     CREATE TEMP MACRO access_log_search_text(host, path, package, purl, proxy_user) AS
       coalesce(host, '') || chr(10) || coalesce(path, '') || chr(10) || coalesce(package, '') || chr(10)
       || coalesce(purl, '') || chr(10) || coalesce(proxy_user, '');
+    CREATE TEMP MACRO access_log_failed(status_code) AS status_code IS NULL OR status_code >= 500;
 """
 
 

@@ -31,6 +31,7 @@ ERROR_TYPES = (
 )
 _ERROR_TYPES = {name.lower(): name for name in ERROR_TYPES}
 _ANY_ERROR = {"": True, "any": True, "true": True, "none": False, "false": False}
+_FLAGS = {"yes": True, "true": True, "no": False, "false": False}
 _TIMES = ("since", "until")
 # The columns that the filter `text` searches.
 _TEXT_COLUMNS: tuple[LiteralString, ...] = ("host", "path", "package", "purl", "proxy_user")
@@ -65,6 +66,7 @@ class Selection:
     package: str | None = None
     method: str | None = None  # ignores case
     status: str | None = None  # "404", "4xx", or "none": no response
+    failed: bool | None = None  # without a response, or with status 500 and above
     error: bool | str | None = None  # with or without an error, or one of ERROR_TYPES
     slower_ms: float | None = None
     who: str | None = None  # proxy_user, or else the client address
@@ -104,6 +106,7 @@ class Selection:
         Args:
             texts: Values by filter name, which is the name of the attribute. Only the filter of
                 `slower_ms` is called slower; it is a duration. `error` is "any", "none" or a type.
+                `failed` is "yes" or "no".
                 For since and until see `parse_time`. None means no filter. So does an empty value,
                 except for `error`, where it means "any".
             now: The time that durations such as "10m" count back from, with a time zone; default: now.
@@ -120,6 +123,8 @@ class Selection:
         for name, text in given.items():
             if name == "error":
                 values["error"] = _parse_error(text)
+            elif text and name == "failed":
+                values["failed"] = _parse_flag(text, "failed")
             elif text and name == "slower":
                 values["slower_ms"] = parse_duration(text, "slower") / timedelta(milliseconds=1)
             elif text and name in _TIMES:
@@ -245,6 +250,12 @@ def _days_ago(word: str, today: int) -> int | None:
     return None
 
 
+def _parse_flag(text: str, name: str) -> bool:
+    if text.lower() not in _FLAGS:
+        raise SelectionError(f"{name} {text!r} is not valid; expected yes or no.")
+    return _FLAGS[text.lower()]
+
+
 def _parse_error(text: str) -> bool | str:
     name = text.lower()
     return _ANY_ERROR[name] if name in _ANY_ERROR else _ERROR_TYPES.get(name, text)
@@ -358,6 +369,10 @@ _CONDITIONS: dict[str, Callable[[Any], Condition]] = {
     "package": lambda value: glob_condition("package", "package", value),
     "method": _method_condition,
     "status": _status_condition,
+    "failed": lambda value: (
+        "access_log_failed(status_code)" if value else "NOT access_log_failed(status_code)",
+        None,
+    ),
     "error": _error_condition,
     "slower": lambda value: ("duration_ms > %(where_slower)s", float(value)),
     "who": _who_condition,

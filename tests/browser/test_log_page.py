@@ -273,7 +273,7 @@ def test_rows_of_yesterday_are_found_on_several_pages(web: Web) -> None:
 
 def test_form_has_a_field_for_each_filter_and_keeps_its_value(web: Web) -> None:
     values = {"status": "404", "error": "dns", "slower": "1ms", "since": "7d", "until": "1d"}
-    values |= {"client": "192.0.2.0/24"}
+    values |= {"client": "192.0.2.0/24", "failed": "yes"}
     for name in FILTER_NAMES:
         value = values.get(name, "abc")
         code, text = web.page.get(f"{PAGE}?{urllib.parse.urlencode({name: value})}")
@@ -293,6 +293,8 @@ def test_form_has_a_field_for_each_filter_and_keeps_its_value(web: Web) -> None:
         ("since=today", ["/b"]),
         ("since=yesterday&until=today", ["/a"]),
         ("until=now", ["/a", "/b"]),
+        ("failed=yes", []),
+        ("failed=no", ["/a", "/b"]),
     ],
 )
 def test_search_by_who_client_method_node_and_day(web: Web, query: str, paths: list[str]) -> None:

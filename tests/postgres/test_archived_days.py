@@ -61,6 +61,8 @@ SELECTIONS = {
     "status": {"status": "404"},
     "status class": {"status": "4xx"},
     "no response": {"status": "none"},
+    "failed": {"failed": "yes"},
+    "not failed": {"failed": "no"},
     "any error": {"error": "any"},
     "no error": {"error": "none"},
     "error type": {"error": "connect"},

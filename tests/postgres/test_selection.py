@@ -130,6 +130,9 @@ def found(dsn: str, selection: Selection) -> set[str]:
         ({"status": "999"}, set()),  # mitmproxy passes it on, and some servers send it
         ({"status": "4XX", "remote": "*"}, {"gone"}),
         ({"status": "none"}, {"away"}),
+        ({"failed": "yes"}, {"away", "cut"}),
+        ({"failed": "no"}, ALL - {"away", "cut"}),
+        ({"failed": ""}, ALL),
         ({"error": ""}, {"away", "cut"}),
         ({"error": "any"}, {"away", "cut"}),
         ({"error": "none"}, {"ok", "gone", "busy", "named"}),
@@ -172,6 +175,7 @@ def test_time_span_prunes_partitions(table: str) -> None:
         ({"status": "99"}, "status '99'"),
         ({"status": "0xx"}, "status '0xx'"),
         ({"status": "\u0664\u0660\u0664"}, "status"),
+        ({"failed": "maybe"}, "expected yes or no"),
         ({"slower": "500"}, "slower '500'"),
         ({"slower": "-1s"}, "slower"),
         ({"since": "soon"}, "since 'soon'"),

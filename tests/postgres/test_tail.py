@@ -87,6 +87,7 @@ def test_rows_match_all_filters(dsn: str) -> None:
     write(dsn, 1, status_code=404, path="/a", package="left-pad")
     write(dsn, 2, status_code=404, path="/b", error_type="dns")
     write(dsn, 3, status_code=200, path="/c", duration_ms=2500.0)
+    write(dsn, 4, status_code=502, path="/d", host="failed.example")
 
     def shown(*options: str) -> str:
         done = CliRunner().invoke(main, ["--dsn", dsn, "tail", *options], catch_exceptions=False)
@@ -95,10 +96,11 @@ def test_rows_match_all_filters(dsn: str) -> None:
 
     assert shown("--status", "4xx") == "ab"
     assert shown("--status", "4xx", "--error") == "b"
+    assert shown("--failed") == "d"
     assert shown("--error", "dns", "--host", "registry.*") == "b"
     assert shown("--error", "none", "--package", "left-pad") == "a"
     assert shown("--slower", "2s") == "c"
-    assert shown("--since", "2023-11-14", "--user", "build-42") == "abc"
+    assert shown("--since", "2023-11-14", "--user", "build-42") == "abcd"
     assert shown("--since", "10m") == ""
     assert shown("--text", "/B") == "b"
 
