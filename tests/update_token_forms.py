@@ -47,6 +47,7 @@ _STARTS = (
     r"(?:^|[^A-Za-z0-9+/])",
 )
 _LITERAL = re.compile(r"(?:[\w~:!-](?![{*+?])|\\[.$+-])*", re.ASCII)
+_HEXADECIMAL = re.compile(r"[0-9a-f]+|[0-9A-F]+")
 _COUNT = re.compile(r"(?<!=)\{(\d+)(?:,\d*)?\}")
 _CLASS_RUN = re.compile(r"(?:\(\?i:)?(\[[^\]]+\]|\\w)\{(\d+)(?:,\d*)?\}")
 _ELEMENT = re.compile(r"\\.|\[(?:\\.|[^\]])*\]|.", re.DOTALL)
@@ -129,6 +130,8 @@ def _form(rule: str, ignore_case: bool, token: str) -> str | None:
     assert prefix is not None  # for the type checker: the pattern matches anything
     literal = prefix[0].replace("\\", "")
     if len(literal) < 3 and rule not in _RECOGNIZABLE:
+        return None
+    if _HEXADECIMAL.fullmatch(literal):  # checksums begin like this, too
         return None
     form = _open_ended(token)
     run = _CLASS_RUN.match(token, prefix.end())

@@ -46,8 +46,8 @@ _OK = 200
 _SWITCHING_PROTOCOLS = 101
 # Modes in which the client connects to an address; the name is in the Host header or the TLS handshake.
 _TRANSPARENT_MODES = ("transparent", "wireguard", "local", "tun")
-# Modes in which it may: if it resolves names itself before it opens a tunnel.
-_TUNNEL_MODES = ("socks5", "regular", "upstream")
+# Modes with tunnels, which a client may open to an address because it resolves names itself.
+_TUNNEL_MODES = ("regular", "upstream")
 # How mitmproxy reports a client that left before its TLS ClientHello was answered.
 _CLIENT_LEFT = "connection closed early"
 
@@ -221,11 +221,10 @@ def _host(flow: http.HTTPFlow) -> str:
     """The requested host: the name that the client used, even if it connected to an address."""
     request, mode = flow.request, flow.client_conn.proxy_mode.type_name
     host = request.data.host
+    # Outside a tunnel, the target names the host, whatever the Host header says (RFC 9112 3.2.2).
     is_in_tunnel = (
-        mode in _TUNNEL_MODES
+        (mode == "socks5" or (mode in _TUNNEL_MODES and request.data.scheme == b"https"))
         and (host[-1:].isdigit() or ":" in host)
-        # An HTTP/1 target with an authority names the host, whatever Host says (RFC 9112 3.2.2).
-        and (request.is_http2 or request.is_http3 or not request.data.authority)
         and _is_address(host)
     )
     if not (is_in_tunnel or mode in _TRANSPARENT_MODES):

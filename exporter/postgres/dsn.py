@@ -198,6 +198,10 @@ def public_name(dsn: str) -> str:
     """Return user, host, port and database of a connection string, to show to users."""
     try:
         given = conninfo_to_dict(dsn)
+        if not any(given.get(name) for name in ("host", "hostaddr", "service")):
+            found = effective_parameters(dsn)  # from environment variables or a service file
+            if found.get("host") or found.get("hostaddr"):
+                given = {**found, **given}
     except psycopg.Error:
         return "an unreadable connection string"
     user = f"{given['user']}@" if given.get("user") else ""

@@ -12,7 +12,8 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 _OK, _PARTIAL_CONTENT, _NOT_MODIFIED = 200, 206, 304
-_CONTENT_RANGE = re.compile(rb"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")  # RFC 9110 14.4
+# RFC 9110 14.4; the unit ignores case (14.1)
+_CONTENT_RANGE = re.compile(rb"(?i:bytes) (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
 # Bounds of what is remembered about unfinished files.
 _MAX_FILES = 4096

@@ -39,6 +39,14 @@ _MAX_DECODINGS = 5  # for text that is percent-encoded more than once
 _PATH_PARAMETER = re.compile(r"(;[^/;=?]+=)[^/;?]+")  # RFC 3986 3.3; often a session id
 # RFC 3986 3.2.1. After a single slash only with a password: some proxies turn "//" into "/".
 _USERINFO = re.compile(r"(?<=//)[^/?#@\s]*@|(?<=/)[^/?#@\s:]+:[^/?#@\s]*@")
+# The query of a URL in other text, such as a User-Agent
+_URL_QUERY = re.compile(r"(?<=://)([^\s?#<>\"')\]]*\?)([^\s#<>\"')\]]+)")
+# A word that may be a random token, and its kinds of characters. Names seldom change them so often.
+_LONG_WORD = re.compile(r"(?<![\w~+=-])[\w-]{32,}(?![\w~+-])", re.ASCII)
+_MIN_RANDOM_CHARACTERS = 32
+_KINDS = (re.compile(r"[a-z]+"), re.compile(r"[A-Z]+"), re.compile(r"[0-9]+"))
+_MIN_RUNS_PER_KIND = 2
+_MIN_RUNS_SHARE = 0.46  # runs of one kind, per character; random letters and digits have 0.62
 _ERROR_QUERY = re.compile(r"\?[^\s'\")>\]]+")
 # Some messages of mitmproxy and h11 quote raw bytes from a peer, which can include any header.
 _RAW_BYTES = re.compile(
@@ -89,9 +97,11 @@ class PathPatterns:
 def redact(text: str, before: str = "") -> str:
     """Return text with recognized secrets, and the userinfo of URLs, replaced.
 
-    `before` is what precedes the text, such as the host of a path. The result is percent-decoded only
-    if a secret was hidden by percent-encoding.
+    `before` is what precedes the text, such as the host of a path. The values in the query of a URL are
+    replaced, too. The result is percent-decoded only if a secret was hidden by percent-encoding.
     """
+    if "?" in text and "://" in text:
+        text = _URL_QUERY.sub(lambda url: f"{url[1]}{redact_query(url[2], 'keys')}", text)
     if "%" not in text:
         return _redact_as_is(text, before)
     return _redact_each_decoding(text, lambda current: _redact_as_is(current, before))
@@ -132,7 +142,21 @@ def _redact_each_decoding(text: str, redact_as_is: Callable[[str], str]) -> str:
 def _redact_as_is(text: str, before: str) -> str:
     if "@" in text:
         text = _USERINFO.sub(f"{REDACTED}@", text)
-    return secret_patterns().redact(text, before)
+    text = secret_patterns().redact(text, before)
+    if len(text) < _MIN_RANDOM_CHARACTERS:
+        return text
+    return _LONG_WORD.sub(lambda word: REDACTED if _is_random(word[0]) else word[0], text)
+
+
+def _is_random(word: str) -> bool:
+    """Whether a long word of letters and digits is a random one, such as 32 bytes in Base64.
+
+    A checksum in hexadecimal digits is not: its letters are all small or all capital.
+    """
+    if word.islower() or word.isupper():
+        return False
+    runs = [len(kind.findall(word)) for kind in _KINDS]
+    return min(runs) >= _MIN_RUNS_PER_KIND and sum(runs) >= _MIN_RUNS_SHARE * len(word)
 
 
 def redact_query(query: str, policy: QueryPolicy) -> str | None:

@@ -302,6 +302,17 @@ def test_displayed_connection_strings_hide_the_password() -> None:
     )
 
 
+def test_displayed_connection_string_names_the_host_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert public_name("user=me dbname=log") == "me@local socket/log"
+    monkeypatch.setenv("PGHOST", "one.example,two.example")
+    monkeypatch.setenv("PGPORT", "5433")
+    monkeypatch.setenv("PGPASSWORD", "s3cret")
+    assert public_name("user=me dbname=log") == "me@one.example,two.example:5433/log"
+    assert public_name("host=db.example dbname=log") == "db.example/log"
+
+
 def test_insert_access_log_batch_is_all_or_nothing(dsn: str, query: Query) -> None:
     with connect(dsn, Settings().database) as connection:
         ensure_schema(connection)

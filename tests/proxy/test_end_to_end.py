@@ -188,9 +188,10 @@ def test_name_of_a_client_that_resolves_names_itself(
     with setup.open(mode, upstream) as client:
         if secure:
             client.start_tls("pypi.example", setup.ca)
-        host = ["Host: pypi.example:8080"] if names == "host" else []
-        client.request("GET", "/sized?size=3456", *host, f"User-Agent: {agent}")
-        client.read_response()
+        host = "Host: pypi.example:8080\r\n" if names == "host" else ""
+        head = f"GET /sized?size=3456 HTTP/1.1\r\n{host}User-Agent: {agent}\r\n\r\n"
+        client.send(head.encode())
+        assert client.read_response()
     row = setup.log.row_for_agent(agent)
     assert (row["host"], row["port"]) == ("pypi.example", upstream.port)
     assert row["path"] == "/sized"

@@ -43,6 +43,10 @@ def test_reading_the_metadata_of_a_wheel_is_partial() -> None:
         assert tracker.completes(part(start, end)) is False
 
 
+def test_the_unit_of_a_range_ignores_case() -> None:
+    assert Downloads().completes(part(0, 1000, content_range=b"Bytes 0-999/1000")) is True
+
+
 def test_parts_that_cover_the_file_complete_it_once() -> None:
     tracker = Downloads()
     assert tracker.completes(part(500, 1000)) is False

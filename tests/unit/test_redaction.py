@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -255,6 +257,65 @@ def test_text_without_secrets_is_unchanged(text: str) -> None:
 )
 def test_token_as_login_is_redacted(login: str) -> None:
     assert redact(login) == "REDACTED"
+
+
+@pytest.mark.parametrize(
+    ("agent", "expected"),
+    [
+        (
+            "tool/1 (https://x.example/?t=s3cret&s3cret)",
+            "tool/1 (https://x.example/?t=REDACTED&REDACTED)",
+        ),
+        ("tool/1 http://x.example/a?b=c#d", "tool/1 http://x.example/a?b=REDACTED#d"),
+        ("tool/1 http://x.example/a?", "tool/1 http://x.example/a?"),
+        ("really? see http://x.example/", "really? see http://x.example/"),
+        ("tool/1 X-Api-Key: s3cret, x", "tool/1 X-Api-Key: REDACTED, x"),
+        ("tool/1 password:s3cret", "tool/1 password:REDACTED"),
+    ],
+)
+def test_secret_in_a_user_agent_is_redacted(agent: str, expected: str) -> None:
+    assert redact(agent) == expected
+
+
+@pytest.mark.parametrize(
+    "token", ["dGhpcyBpcyBhIHNlY3JldCB0b2tlbiBmb3IgdGVzdHM", "aB3dE6gH9jK2mN5pQ8sTuV1xaB3dE6gH"]
+)
+def test_random_token_is_redacted_without_a_known_form(token: str) -> None:
+    assert redact_path(f"/{token}/simple/demo/") == "/REDACTED/simple/demo/"
+    assert redact(token) == "REDACTED"
+
+
+def test_most_tokens_of_32_bytes_are_redacted() -> None:
+    tokens = [base64.urlsafe_b64encode(hashlib.sha256(b"%d" % n).digest()) for n in range(1000)]
+    texts = [token.decode().rstrip("=") for token in tokens]
+    assert sum(redact(text) == "REDACTED" for text in texts) > 975
+
+
+@pytest.mark.parametrize("length", [32, 40, 60, 64, 96, 128])
+def test_checksum_is_unchanged(length: int) -> None:
+    """Whatever it begins with."""
+    for start in range(0x10000):
+        checksum = f"{start:04x}" + hashlib.sha512(b"%d" % start).hexdigest()[4:length]
+        if start % 16 == 0 or checksum.startswith(("4b1d", "da2")):
+            for text in (
+                f"/packages/84/70/{checksum}/demo-1.0.tar.gz",
+                f"/v2/a/blobs/sha256:{checksum}",
+            ):
+                assert redact_path(text) == text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/org/springframework/boot/AbstractSingletonProxyFactoryBeanTest2/x.jar",
+        "/packages/MyVeryLongCamelCasePackageNameForHTTP2AndTLS13Support/1.0",
+        "/nar/1w8hba6v5h3qgc3gf8vq5mwlyz5wfyk6pzrbh8jqx4xrhaqf0nkk.nar.xz",
+        "/x/01ARZ3NDEKTSV4RRFFQ69G5FAV01ARZ3NDEKTSV4RRFFQ69G5FAV",
+        "/Microsoft.NETCore.App.Runtime.linux-x64/8.0.11/x.nupkg",
+    ],
+)
+def test_long_name_is_unchanged(path: str) -> None:
+    assert redact_path(path, "registry.example") == path
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRIES))

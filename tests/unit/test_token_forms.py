@@ -37,6 +37,7 @@ _ASSIGNED = r"""(?i)(?:vendor)(?:[ \t\w.-]{0,20})[\s'"]{0,3}(?:=|>|:{1,3}=|\|\||
         ("abcd.efg[a-z]{40}", [r"abcd\.efg[a-z]{40,}"]),
         # No prefix: it could be a name or a checksum
         (rf"{_ASSIGNED}([a-f0-9]{{32}}){_END}", []),
+        (r"\b(4b1d[A-Za-z0-9]{38})\b", []),
         (r"\b[A-Za-z0-9]{6}_[a-z]{20}\b", []),
     ],
 )
