@@ -201,9 +201,14 @@ class ArtifactApi:
     def _log_database(self, exporter: Exporter, verb: str) -> None:
         """Log where the rows go, and the command that shows them."""
         tail = command_line(["tail", "-f"], self._command_options)
-        logger.info(
-            "artifactapi: %s %s; show the rows with: %s", verb, exporter.database_name, tail
-        )
+        settings = self._settings or Settings()
+        if settings.read.dsn or not settings.database.dsn:
+            logger.info(
+                "artifactapi: %s %s; show the rows with: %s", verb, exporter.database_name, tail
+            )
+        else:  # the role may be unable to read
+            logger.info("artifactapi: %s %s", verb, exporter.database_name)
+            exporter.log_command_to_read(tail)
 
 
 def _settings(config: str, dsn: str) -> Settings:

@@ -121,6 +121,10 @@ class Exporter:
         self._writer.reconfigure(settings)
         self._housekeeping.reconfigure(settings)
 
+    def log_command_to_read(self, command: str) -> None:
+        """Log this command, which shows the rows, once the database is reached and lets our role read."""
+        self._writer.command_to_read = command
+
     def stop(self) -> bool:
         """Write what is left, for at most `shutdown.drain_seconds` and one more; True if nothing was lost.
 

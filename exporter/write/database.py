@@ -50,6 +50,7 @@ _INSERT_GAP = sql.SQL("INSERT INTO access_log_gap ({}) VALUES ({}) ON CONFLICT D
     sql.SQL(", ").join(sql.Placeholder() for _ in Gap._fields),
 )
 _ENSURE_PARTITION = "SELECT access_log_ensure_partition(%s)"
+_CAN_READ = "SELECT has_table_privilege('access_log', 'SELECT')"
 _KNOWN_DAYS = 1024  # partitions known to exist
 # Whether a trigger may discard rows: pg_trigger.tgtype is 1 for FOR EACH ROW, 2 for BEFORE, 4 for INSERT.
 _HAS_TRIGGER = """
@@ -318,6 +319,17 @@ class Database:
                     continue
                 raise self._unavailable(e, classify(e)) from None
             return
+
+    def can_read(self) -> bool:
+        """Whether our role may read the log.
+
+        Raises:
+            DatabaseUnavailable: that is unknown.
+        """
+        try:
+            return bool(_value(self._ready(), _CAN_READ))
+        except (psycopg.Error, DeadlineExceededError) as e:
+            raise self._unavailable(e, classify(e)) from None
 
     def close(self) -> None:
         """Close the connection and release the embedded server. Idempotent."""

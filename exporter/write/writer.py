@@ -83,6 +83,9 @@ class Writer:
             settings.database, self._deadline, self._sample_waiting, self._ledger
         )
         self._retry = Retry(settings.database)
+        self.command_to_read = (
+            ""  # to be logged once the database is reached; any thread may set it
+        )
         self._batch: Sequence[AccessLogEntry] = ()  # neither in PostgreSQL nor on disk yet
         self._unreported_ends: list[RunEnd] = []  # of earlier runs
         self._has_reported_end = False
@@ -204,8 +207,22 @@ class Writer:
             )
         try:
             self._database.open()
+            self._log_command_to_read()
         except DatabaseUnavailable as e:
             self._count_failed_attempt(e)
+
+    def _log_command_to_read(self) -> None:
+        if not self.command_to_read:
+            return
+        can_read = self._database.can_read()
+        command, self.command_to_read = self.command_to_read, ""
+        if can_read:
+            logger.info("artifactapi: show the rows with: %s", command)
+        else:
+            logger.info(
+                "artifactapi: this database role can only write; to show the rows, set read.dsn in the "
+                "settings file to a role that can read (artifactapi init prints its grants)"
+            )
 
     def _inherit(self) -> None:
         """Take over what earlier runs could not tell this database."""
@@ -274,6 +291,7 @@ class Writer:
                 self._write_batch()
                 self._write_gaps()
                 self._database.report_run()
+                self._log_command_to_read()
         except DatabaseUnavailable as e:
             self._count_failed_attempt(e)
         else:

@@ -359,8 +359,8 @@ def test_startup_log_hides_password_and_single_row_arrives_within_two_seconds(
     output = proxy.output()
     port = re.search(r"port=(\d+)", dsn)
     assert port
-    line = rf"logging to postgres@127.0.0.1:{port[1]}/postgres; show the rows with: (\S*artifactapi) tail -f\n"
-    assert len(re.findall(line, output)) == 1
+    assert output.count(f"logging to postgres@127.0.0.1:{port[1]}/postgres\n") == 1
+    assert len(re.findall(r": show the rows with: \S*artifactapi tail -f\n", output)) == 1
     assert "hunter2" not in output
     assert "unknown option artifactapi_fliter; it has no effect. The options are" in output, (
         "the log names a misspelled option"

@@ -8,7 +8,11 @@ import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from exporter.postgres.connection import connect
+from exporter.postgres.schema import ensure_schema, grants
+from exporter.settings import DatabaseSettings
 from tests.support.access_log import SCRIPT, AccessLog
 from tests.support.command import COMMAND, started
 from tests.support.http1_client import fetch
@@ -19,7 +23,7 @@ from tests.support.wait import eventually
 if TYPE_CHECKING:
     from pathlib import Path
 
-_LINE = re.compile(r"artifactapi: logging to \S+; show the rows with: (.*)\n")
+_LINE = re.compile(r"artifactapi: (?:logging to \S+; )?show the rows with: (.*)\n")
 
 
 @pytest.fixture(autouse=True, params=[False, True], ids=["", "on PATH"])
@@ -68,8 +72,40 @@ def test_shown_command_shows_the_rows(dsn: str, tmp_path: Path, source: str, *, 
 def test_run_shows_the_database_that_it_was_given(dsn: str, tmp_path: Path) -> None:
     output = tmp_path / "output"
     conf = ("--set", f"confdir={tmp_path / 'conf'}")
-    with started(output, "--dsn", f"{dsn} password=hunter2", "run", "-n", *conf):
-        found = eventually(lambda: _LINE.search(output.read_text()))
+    listen = ("--listen-host", "127.0.0.1", "--listen-port", "0")
+    with started(output, "--dsn", f"{dsn} password=hunter2", "run", *listen, *conf):
+        found = eventually(lambda: _LINE.search(output.read_text()), 30)
     assert found
     assert " --dsn " in found[1]
     assert "hunter2" not in output.read_text()
+
+
+def test_role_that_can_only_write_is_shown_no_command_that_fails(dsn: str, tmp_path: Path) -> None:
+    schema = str(conninfo_to_dict(dsn)["options"]).partition("=")[2]
+    writer, reader = f"{schema}_writer", f"{schema}_reader"
+    with connect(dsn, DatabaseSettings()) as owner:
+        ensure_schema(owner)
+        owner.execute(f"CREATE ROLE {writer} LOGIN; CREATE ROLE {reader} LOGIN".encode())
+        owner.execute(grants(schema, writer, reader).encode())
+    config = tmp_path / "settings.yaml"
+    try:
+        for read in ("", make_conninfo(dsn, user=reader)):
+            config.write_text(f"read: {{dsn: '{read}'}}\n")
+            options = ("--set", f"artifactapi_dsn={make_conninfo(dsn, user=writer)}")
+            folder = tmp_path / ("with" if read else "without")
+            folder.mkdir()
+            with Mitm(
+                folder, *options, "--set", f"artifactapi_config={config}", scripts=[SCRIPT]
+            ) as proxy:
+                eventually(lambda: "can only write; to show" in proxy.output() or read)  # noqa: B023
+            found = _LINE.search(proxy.output())
+            assert (found is not None) == bool(read)
+            if found:
+                command = ["sh", "-c", found[1].removesuffix(" -f")]
+                done = subprocess.run(command, check=False, capture_output=True, text=True)
+                assert "No rows match." in done.stderr
+    finally:
+        with connect(dsn, DatabaseSettings()) as owner:
+            owner.execute(
+                f"DROP OWNED BY {writer}, {reader}; DROP ROLE {writer}, {reader}".encode()
+            )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+import ssl
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,10 +13,11 @@ import pytest
 from tests.support.http2_client import Http2Client
 from tests.support.logged_proxy import LoggedProxy, logged_proxy
 from tests.support.socket_server import SocketServer
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from tests.support.access_log import Row
     from tests.support.postgres import Postgres
@@ -27,10 +31,20 @@ class RefusingProxy(SocketServer):
     async def _serve(self, client: socket.socket) -> None:
         reader, writer = await asyncio.open_connection(sock=client)
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(self.answer)
-        await writer.drain()
-        await reader.read()
-        writer.close()
+        try:
+            writer.write(self.answer)
+            await writer.drain()
+            await reader.read()
+        finally:
+            writer.close()
+
+    def disconnect(self) -> None:
+        """Close all connections."""
+        self.call(self._close_connections())
+
+    async def _close_connections(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +62,17 @@ def proxied(
     mode = f"upstream:http://{host}:{port}"
     with logged_proxy(postgres, tmp_path_factory.mktemp("proxy"), "--mode", mode) as running:
         yield running
+
+
+def client_hello() -> bytes:
+    """The first message of a TLS client."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = ssl.create_default_context().wrap_bio(
+        incoming, outgoing, server_hostname="silent.example"
+    )
+    with contextlib.suppress(ssl.SSLWantReadError):
+        tls.do_handshake()
+    return outgoing.read()
 
 
 def request_over_http1(proxied: LoggedProxy, agent: str) -> int | None:
@@ -105,3 +130,39 @@ def test_an_upstream_proxy_that_speaks_nonsense(
     assert request_over_http1(proxied, agent) == 502
     row = proxied.row_for_agent(agent)
     assert (row["status_code"], row["error_type"]) == (502, "connect")
+
+
+def test_client_that_leaves_before_the_upstream_proxy_answers(
+    proxied: LoggedProxy, refusing: RefusingProxy
+) -> None:
+    """It did not reject our certificate: mitmproxy had not shown it yet."""
+    refusing.answer = b""  # and waits for the end of the connection
+    with proxied.client() as client:
+        opened = client.connect("silent.example", 443)
+        assert opened
+        client.send(client_hello())
+        eventually(lambda: refusing.connections)
+    refusing.disconnect()
+    row = proxied.wait_row("host = 'silent.example'")
+    assert (row["status_code"], row["error_type"]) == (None, "client_disconnected")
+
+
+def test_client_that_leaves_while_the_proxy_connects(postgres: Postgres, tmp_path: Path) -> None:
+    """Nothing answers the SYN, because the backlog of the socket is full."""
+    with (
+        socket.socket() as full,
+        contextlib.ExitStack() as waiting,
+        logged_proxy(postgres, tmp_path) as direct,
+    ):
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        host, port = full.getsockname()
+        for _ in range(3):
+            filler = waiting.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex((host, port))
+        with direct.client() as client:
+            client.send(f"CONNECT {host}:{port} HTTP/1.1\r\n\r\n".encode())
+            eventually(lambda: "client connect" in direct.proxy.output())
+        row = direct.wait_row("method = 'CONNECT'")
+        assert (row["status_code"], row["error_type"]) == (None, "client_disconnected")
