@@ -89,7 +89,8 @@ def verify(
     locked, or that came from another host, with another digest or file name than the lock files say.
 
     The exit status is 0 if everything is as locked, 1 with findings, 2 if it is uncertain (the log
-    has a gap at that time, or no request of this build), and 3 if nothing could be compared.
+    has a gap at that time, a proxy may have more rows, or there is no request of this build), and 3 if
+    nothing could be compared.
     """
     if not (selection.user or selection.who or selection.client or selection.since):
         raise click.UsageError("Name the build with --user, --who, --client or --since.")

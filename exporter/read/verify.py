@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -15,6 +16,7 @@ from psycopg import sql
 from ..lockfiles import Unchecked  # noqa: TC001 - msgspec reads the annotations
 from .gaps import RecordedGap, find_gaps
 from .lock_comparison import Comparison, Fetch, Sighting, compare
+from .nodes import find_nodes
 from .selection import Selection
 from .session import read_only
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from ..postgres.connection import DeadlineConnection
     from ..rows.packages.identity import Remotes
     from .lock_comparison import Allowed
+    from .nodes import Node
 
 _STATEMENT_SECONDS = 120.0
 MAX_GROUPS = 500_000  # of equal requests; a large build has 5,000
@@ -94,7 +97,7 @@ class Verification(Struct, frozen=True):
 def wait_for_rows(
     connection: DeadlineConnection, selection: Selection, quiet_seconds: float
 ) -> None:
-    """Wait until no selected row has arrived for a while, at most a minute.
+    """Wait so long, and then until no selected row has arrived for so long; at most a minute.
 
     A proxy writes a row up to two seconds after its request. Returns at once if the selected time
     has been over for longer.
@@ -102,18 +105,17 @@ def wait_for_rows(
     Raises:
         psycopg.Error, DeadlineExceededError: a query failed or lost its connection.
     """
-    started_at, pause = time.monotonic(), threading.Event()
-    where, values = selection.where()
     quiet = timedelta(seconds=quiet_seconds)
     if selection.until is not None and selection.until + quiet < datetime.now(UTC):
         return
-    while (waited := time.monotonic() - started_at) < _MAX_WAIT_SECONDS:
+    started_at, pause = time.monotonic(), threading.Event()
+    where, values = selection.where()
+    remaining = quiet_seconds
+    while remaining > 0 and time.monotonic() - started_at < _MAX_WAIT_SECONDS:
+        pause.wait(max(_POLL_SECONDS, remaining))
         with read_only(connection, _STATEMENT_SECONDS):
             row = connection.execute(_AGE.format(where=where), values).fetchone()
-        age = row[0] if row and row[0] is not None else waited
-        if age >= quiet_seconds:
-            return
-        pause.wait(max(_POLL_SECONDS, quiet_seconds - age))
+        remaining = quiet_seconds - row[0] if row and row[0] is not None else 0
 
 
 def verify(
@@ -157,8 +159,10 @@ def verify(
     found, unknown_hosts = _elsewhere(elsewhere, remotes, locked_types, locked_paths)
     fetches += found
     comparison = compare(fetches, [Sighting(*row) for row in sightings], lock_files, allowed)
-    gaps = find_gaps(connection, _gap_selection(selection, first_at, last_at))
+    around = _time_around(selection, first_at, last_at)
+    gaps = find_gaps(connection, around)
     reasons = _reasons(requests, gaps)
+    reasons += _unheard_proxies(find_nodes(connection), around) if requests else []
     return Verification(
         "findings" if comparison.findings else "uncertain" if reasons else "as locked",
         reasons,
@@ -220,16 +224,35 @@ def _counts(pairs: Iterable[tuple[str | None, int]]) -> dict[str, int]:
     return dict(counts)
 
 
-def _gap_selection(
+def _time_around(
     selection: Selection, first_at: datetime | None, last_at: datetime | None
 ) -> Selection:
-    """Select the gaps that may have hidden requests of this build."""
+    """Select the time in which a gap or a proxy may have hidden requests of this build."""
     since, until = selection.since, selection.until
     if since is None and first_at is not None:
         since = first_at - _MARGIN
     if until is None and last_at is not None:
         until = last_at + _MARGIN
     return Selection(since=since, until=until, node=selection.node)
+
+
+def _unheard_proxies(nodes: Sequence[Node], around: Selection) -> list[str]:
+    """Return a sentence for each proxy that may have requests of this time that are not in the log."""
+    reasons = []
+    for node in nodes:
+        is_selected = around.node is None or fnmatchcase(node.node, around.node)
+        if not is_selected or (around.until is not None and node.started_at > around.until):
+            continue
+        last_at = node.last_seen_at
+        was_seen = around.since is None or last_at >= around.since
+        is_over = around.until is not None and last_at > around.until
+        if node.state in {"silent", "unknown"} and was_seen and not is_over:
+            at = f"{last_at.astimezone():%Y-%m-%d %H:%M:%S}"
+            reasons.append(f"The proxy {node.node} has not reported since {at}.")
+        elif node.state == "running" and node.spooled:
+            rows = "1 row waits" if node.spooled == 1 else f"{node.spooled:,} rows wait"
+            reasons.append(f"{rows} on the disk of the proxy {node.node}.")
+    return reasons
 
 
 def _reasons(requests: int, gaps: Sequence[RecordedGap]) -> list[str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from .lock_comparison import Comparison
     from .verify import Verification
 
 MAX_FINDINGS = 200  # --json has all
@@ -70,6 +71,7 @@ def _notes(result: Verification) -> Iterator[str]:
         by_reason.setdefault(package.reason, []).append(package_text(package.purl))
     for reason, names in by_reason.items():
         yield f"{len(names):,} locked but not fetched ({printable(reason)}): {_names(names)}"
+    yield from _host_notes(comparison)
     unchecked = [
         f"{each.name} ({each.reason})" for file in result.lock_files for each in file.unchecked
     ]
@@ -82,9 +84,6 @@ def _notes(result: Verification) -> Iterator[str]:
     for algorithms, number in digests.not_comparable.items():
         count = plural(number, "artifact")
         yield f"{count} locked by {printable(algorithms)}, which cannot be compared with SHA-256"
-    if comparison.hosts_not_in_lock_file:
-        count = plural(comparison.hosts_not_in_lock_file, "artifact")
-        yield f"{count} whose lock file names no host; name the expected ones with --allow-host"
     if comparison.allowed:
         yield f"allowed although not locked: {_names(map(package_text, comparison.allowed))}"
     for text, counts in (
@@ -96,6 +95,15 @@ def _notes(result: Verification) -> Iterator[str]:
             yield f"{text}, not checked: {_counts(counts)}"
 
 
+def _host_notes(comparison: Comparison) -> Iterator[str]:
+    hosts = sorted({each.host or "-" for each in comparison.findings if each.kind == "other host"})
+    if hosts:
+        yield f"if you expect this host, add --allow-host: {_names(map(printable, hosts))}"
+    if comparison.hosts_not_in_lock_file:
+        count = plural(comparison.hosts_not_in_lock_file, "artifact")
+        yield f"{count} whose lock file names no host; name the expected ones with --allow-host"
+
+
 def _verdict(result: Verification) -> Text:
     comparison = result.comparison
     good = plural(comparison.as_locked, "artifact")
@@ -104,7 +112,9 @@ def _verdict(result: Verification) -> Text:
             f"{plural(len(comparison.findings), 'finding')}; {good} as locked.", style="red"
         )
     if result.reasons:
-        return Text(f"Uncertain: {' '.join(result.reasons)} {good} as locked.", style="yellow")
+        return Text(
+            f"Uncertain: {printable(' '.join(result.reasons))} {good} as locked.", style="yellow"
+        )
     return Text(f"As locked: {good}.", style="green")
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+import time
 import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -395,18 +397,60 @@ def test_build_must_be_named(build: Build, demo_lock: str) -> None:
 
 
 def test_waits_until_no_row_arrives(build: Build, demo_lock: str) -> None:
+    """A row that arrives while it waits counts, and makes it wait again."""
+    build.request(f"https://{INDEX}/simple/demo/")
+    command = ["--dsn", build.dsn, "verify", "--user", "build-42", "--wait", "1s", demo_lock]
+    late = threading.Timer(0.5, build.request, (DEMO,), {"body": b"late and other"})
+    late.start()
+    started_at = time.monotonic()
+    done = CliRunner().invoke(main, command)
+    late.join()
+    assert done.exit_code == 1, done.output
+    assert time.monotonic() - started_at >= 1.5
+
+
+def test_does_not_wait_if_the_time_is_over(build: Build, demo_lock: str) -> None:
     build.request(DEMO, body=WHEEL)
+    command = ["--dsn", build.dsn, "verify", "--until", "2024-01-01", "--wait", "50s", demo_lock]
+    started_at = time.monotonic()
+    assert CliRunner().invoke(main, [*command, "--user", "build-42"]).exit_code == 0
+    assert time.monotonic() - started_at < 40
+
+
+@pytest.mark.parametrize(
+    ("last_seen_s", "ended", "spooled", "reason"),
+    [
+        (60, "NULL", 0, "The proxy test has not reported since "),
+        (60, "'unknown'", 0, "The proxy test has not reported since "),
+        (60, "'stopped'", 0, None),
+        (-700, "NULL", 0, None),
+        (700, "NULL", 0, None),
+        (None, "NULL", 0, None),
+        (None, "NULL", 3, "3 rows wait on the disk of the proxy test."),
+    ],
+)
+def test_proxy_that_may_know_more_is_uncertain(
+    build: Build,
+    demo_lock: str,
+    last_seen_s: float | None,
+    ended: str,
+    spooled: int,
+    reason: str | None,
+) -> None:
+    """`last_seen_s` counts from the build; None: the proxy has just reported."""
+    start = time.time() - 1800
+    build.request(DEMO, body=WHEEL, started_at=start, head_at=start + 0.1, ended_at=start + 0.2)
+    seen = "now()" if last_seen_s is None else f"to_timestamp({start + last_seen_s})"
     with psycopg.connect(build.dsn) as connection:
-        row = connection.execute("SELECT max(logged_at) FROM access_log").fetchone()
-        assert row
-        done = CliRunner().invoke(
-            main, ["--dsn", build.dsn, "verify", "--user", "build-42", "--wait", "1s", demo_lock]
+        connection.execute(
+            "INSERT INTO access_log_run (run_id, node, started_at, last_seen_at, ended_at, end_reason, seen,"
+            " written, dropped, rejected, spooled, owner)"
+            f" SELECT gen_random_uuid(), 'test', {seen} - interval '1 day', {seen},"
+            f" CASE WHEN {ended}::text IS NOT NULL THEN {seen} END, {ended}, 1, 1, 0, 0, {spooled}, current_user"
         )
-        assert done.exit_code == 0, done.output
-        age = connection.execute(
-            "SELECT clock_timestamp() - %s >= '1 second'", (row[0],)
-        ).fetchone()
-    assert age == (True,)
+    result = build.verify(demo_lock)
+    assert result.exit_code == (2 if reason else 0)
+    assert [each for each in result.document["reasons"] if not each.startswith(reason or "-")] == []
 
 
 @pytest.mark.parametrize(
