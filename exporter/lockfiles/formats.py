@@ -99,10 +99,12 @@ def read_lock_file(path: Path, format_name: str | None = None) -> LockFile:
         format_name: A key of FORMATS; None: the one that the file's name says.
 
     Raises:
-        LockFileError: the file cannot be read, is not valid, or is too large.
+        LockFileError: there is no such format, or the file cannot be read, is not valid or too large.
     """
     name = format_name or _format_of(path)
-    lock_format = FORMATS[name]
+    lock_format = FORMATS.get(name)
+    if lock_format is None:
+        raise LockFileError(f"There is no format {name!r}; expected one of {', '.join(FORMATS)}.")
     try:
         entries = list(islice(lock_format.read(_bounded_bytes(path)), MAX_ENTRIES + 1))
     except MalformedError as e:

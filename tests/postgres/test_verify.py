@@ -383,6 +383,11 @@ def test_errors_have_exit_status_3_and_one_sentence(build: Build, demo_lock: str
     missing = command(build.dsn, "absent/uv.lock")
     assert (missing.returncode, missing.stdout) == (3, "")
     assert missing.stderr == "Error: absent/uv.lock cannot be read: No such file or directory.\n"
+    unknown = command(build.dsn, "--format", "cobol", demo_lock)
+    assert unknown.returncode == 3
+    assert unknown.stderr.startswith(
+        "Error: There is no format 'cobol'; expected one of pylock, uv"
+    )
     unreachable = command(f"host=127.0.0.1 port={free_port()}", demo_lock)
     assert unreachable.returncode == 3
     assert len(unreachable.stderr.splitlines()) == 1
