@@ -251,4 +251,5 @@ def _print(found: Affected, *, as_json: bool, as_csv: bool, briefly: bool) -> No
     elif briefly:
         click.echo(headline(found))
     else:
-        Console(highlight=False).print(affected_text(found))
+        console = Console(highlight=False)
+        console.print(affected_text(found, console.width))

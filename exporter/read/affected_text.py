@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .affected import AboutAdvisory, Affected, Hit, LookedAt
     from .fetched import Callers
 
+_FULL_WIDTH = 110  # cells; a narrower terminal does not show every column
 _MAX_NAMES = 5  # users or clients that a line of the table shows
 _FORMULA_STARTS = tuple("=+@\t\r\n-\uff1d\uff0b\uff20\uff0d")  # OWASP, "CSV Injection"
 _CSV_COLUMNS = (
@@ -35,11 +36,11 @@ _CSV_COLUMNS = (
 _FETCHED = "fetched"
 
 
-def affected_text(affected: Affected) -> RenderableType:
-    """Return the answer for a terminal. Text from advisories and clients is printable."""
+def affected_text(affected: Affected, width: int) -> RenderableType:
+    """Return the answer for a terminal of `width` cells. Text from advisories and clients is printable."""
     parts: list[RenderableType] = [_head(affected)]
     for advisory, hits in groupby(affected.hits, key=lambda hit: (hit.verdict, hit.advisory)):
-        parts += [_advisory_line(advisory[1], advisory[0]), _hit_table(list(hits))]
+        parts += [_advisory_line(advisory[1], advisory[0]), _hit_table(list(hits), width)]
     with_version = [each for each in affected.looked_at if each.version is not None]
     if with_version:
         parts.append(_look_table(with_version))
@@ -149,42 +150,51 @@ def _advisory_line(advisory: AboutAdvisory, verdict: Verdict) -> Text:
     return text
 
 
-def _hit_table(hits: list[Hit]) -> Table:
-    table = _table("package", "fetches", "size", "first", "last", "cache", "who")
+def _hit_table(hits: list[Hit], width: int) -> Table:
+    """Return a table; on a narrow terminal without the size and the cache."""
+    shown = [
+        column
+        for column in ("package", "fetches", "size", "first", "last", "cache", "who")
+        if width >= _FULL_WIDTH or column not in {"size", "cache"}
+    ]
+    table = _table(*shown)
     for hit in hits:
-        name = Text(package_text(hit.purl))
-        if hit.fetches is not None:
-            fetches = hit.fetches
-            cache = {None: "-", True: "yes", False: "no"}[fetches.from_cache]
-            table.add_row(
-                name,
-                f"{fetches.requests:,}",
-                size(fetches.bytes),
-                _moment(fetches.first_at),
-                _moment(fetches.last_at),
-                cache,
-                Text(_who(fetches)),
-            )
-        if hit.pruned is not None:
-            pruned = hit.pruned
-            table.add_row(
-                name,
-                *("-", "-", _day(pruned.from_at), _day(pruned.until_at - timedelta(days=1)), "-"),
-                Text(_names(pruned.users, pruned.user_count)).append(" (by day)", style="dim"),
-            )
-        if hit.ever is not None and hit.has_missing_rows:
-            ever = hit.ever
-            who = f"ever; first {printable(ever.first_user)}" if ever.first_user else "ever"
-            table.add_row(
-                name,
-                f"{ever.fetches:,}",
-                size(ever.bytes),
-                _moment(ever.first_at),
-                _moment(ever.last_at),
-                "-",
-                Text(who, style="dim"),
-            )
+        for cells in _hit_cells(hit):
+            table.add_row(*(cells[column] for column in shown))
     return table
+
+
+def _hit_cells(hit: Hit) -> Iterator[dict[str, RenderableType]]:
+    """Yield the cells of each line about a hit, by column."""
+    empty: dict[str, RenderableType] = dict.fromkeys(("fetches", "size", "cache"), "-")
+    empty["package"] = Text(package_text(hit.purl))
+    if hit.fetches is not None:
+        fetches = hit.fetches
+        yield empty | {
+            "fetches": f"{fetches.requests:,}",
+            "size": size(fetches.bytes),
+            "first": _moment(fetches.first_at),
+            "last": _moment(fetches.last_at),
+            "cache": {None: "-", True: "yes", False: "no"}[fetches.from_cache],
+            "who": Text(_who(fetches)),
+        }
+    if hit.pruned is not None:
+        pruned = hit.pruned
+        yield empty | {
+            "first": _day(pruned.from_at),
+            "last": _day(pruned.until_at - timedelta(days=1)),
+            "who": Text(_names(pruned.users, pruned.user_count)).append(" (by day)", style="dim"),
+        }
+    if hit.ever is not None and hit.has_missing_rows:
+        ever = hit.ever
+        who = f"ever; first {printable(ever.first_user)}" if ever.first_user else "ever"
+        yield empty | {
+            "fetches": f"{ever.fetches:,}",
+            "size": size(ever.bytes),
+            "first": _moment(ever.first_at),
+            "last": _moment(ever.last_at),
+            "who": Text(who, style="dim"),
+        }
 
 
 def _look_table(looks: list[LookedAt]) -> Group:

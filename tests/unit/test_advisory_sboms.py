@@ -226,6 +226,7 @@ _BOMB = '<!DOCTYPE bom [<!ENTITY a "x"><!ENTITY b "&a;&a;">]><bom>&b;</bom>'
         ("<bom>", "not a valid document"),
         ("<bom>" + " " * 17_000_000 + "</bom>", "can have 16 MiB"),
     ],
+    ids=["doctype", "deep", "html", "cut", "large"],
 )
 def test_hostile_xml_is_one_clear_error(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SourceError, match=message):
