@@ -24,6 +24,7 @@ RESPONSE_FIELDS = frozenset(
         b"x-pulp-cache",
         b"x-varnish",
         b"x-vercel-cache",
+        b"x-xet-hash",
     }
 )
 

@@ -17,6 +17,7 @@ from .images import Images
 from .packages.identity import UNKNOWN, Identity, Remotes, RemotesError
 from .redaction import PathPatterns, redact
 from .redirects import REDIRECTS, Redirects
+from .references import References
 from .secret_patterns import secret_patterns
 from .text import (
     CACHED_VALUES,
@@ -72,6 +73,7 @@ class EntryBuilder:
         self._remotes = load_remotes(settings)
         self._redirects = Redirects()
         self._images = Images()
+        self._references = References()
         self._downloads = Downloads()
         self._node = column_text(settings.node_name, MAX_TEXT) or ""
         self._query_policy = settings.redact.query
@@ -203,6 +205,9 @@ class EntryBuilder:
                 status_code=x.status_code,
                 content_type=column_text(content_type, MAX_TEXT),
             )
+        has_xet_hash = _field(x.response_fields, b"x-xet-hash") is not None
+        if has_xet_hash or identity.rule is not None:
+            identity = self._references.link(client, path, identity, has_xet_hash=has_xet_hash)
         if identity.purl is None and self._redirects and not _is_page(x):
             identity = self._redirects.find(host, x.port, x.target) or identity
         if x.status_code in REDIRECTS and identity.artifact_kind is not None:
