@@ -81,7 +81,8 @@ class Images:
         """Return the identity of a request to an OCI registry, with what its pull adds.
 
         A manifest gets the tag that the client asked for. A blob gets the package of the image, or
-        only its name if the client recently pulled several images of this repository.
+        only its name if the client recently pulled several images of this repository. On an unknown
+        host, the manifest shows that it is a registry; responses with blobs often do not.
 
         Args:
             client: who asked.
@@ -92,13 +93,14 @@ class Images:
             content_type: of the response.
         """
         match = _PATH.fullmatch(path)
-        if match is None or identity.artifact_kind not in {"artifact", "blob"}:
+        if match is None:
             return identity
         repository, kind, reference = match.groups()
         key = (client, authority, repository)
         if kind == "blobs":
             return self._of_blob(key, identity)
-        if identity.version is None or status_code not in _HAS_MANIFEST:
+        is_manifest = identity.artifact_kind == "artifact" and identity.version is not None
+        if not is_manifest or status_code not in _HAS_MANIFEST:
             return identity
         is_index = (content_type or "").startswith(_INDEX_TYPES)
         return self._of_manifest(key, identity, reference, is_index=is_index)
@@ -125,12 +127,17 @@ class Images:
     def _of_blob(self, key: tuple[Client, str, str], identity: Identity) -> Identity:
         pull = self._pulls.get(key)
         now = time.monotonic()
-        if pull is None or pull.expires_at < now or identity.purl is not None:
+        if pull is None or pull.expires_at < now or identity.artifact_kind not in {None, "blob"}:
             return identity
         pull.expires_at = now + _TTL_SECONDS
         first = next(iter(pull.images.values())).identity
         linked = identity._replace(
-            ecosystem=first.ecosystem, package=first.package, version=first.version, purl=first.purl
+            remote=first.remote,
+            artifact_kind="blob",
+            ecosystem=first.ecosystem,
+            package=first.package,
+            version=first.version,
+            purl=first.purl,
         )
         if pull.has_one_image:
             return linked

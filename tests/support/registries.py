@@ -7,6 +7,7 @@ Each `add_*` function creates packages and the indexes that the client needs, un
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import io
 import json
@@ -54,6 +55,7 @@ class _Reply(NamedTuple):
     content_type: str
     status: int = 200
     location: str | None = None
+    digest: str | None = None
 
 
 class Registry(HttpServer):
@@ -88,6 +90,16 @@ class Registry(HttpServer):
         self._replies[unquote(path)] = _Reply(body, content_type)
         return path
 
+    def put_manifest(self, path: str, manifest: dict[str, Any], tag: str | None = None) -> str:
+        """Serve an image manifest or index by its digest, and by a tag; return its descriptor's digest."""
+        body = json.dumps(manifest).encode()
+        digest = f"sha256:{_sha256(body)}"
+        for reference in (digest, tag):
+            if reference:
+                reply = _Reply(body, manifest["mediaType"], digest=digest)
+                self._replies[f"{path}/manifests/{reference}"] = reply
+        return digest
+
     def redirect(self, path: str, location: str) -> None:
         """Respond to a path with a redirect."""
         self._replies[unquote(path)] = _Reply(b"", "text/plain", 302, location)
@@ -120,6 +132,8 @@ class _RegistryHandler(QuietHandler):
         self.send_header("Content-Length", str(len(reply.body)))
         if reply.location is not None:
             self.send_header("Location", reply.location)
+        if reply.digest is not None:
+            self.send_header("Docker-Content-Digest", reply.digest)
         self.end_headers()
         self.wfile.write(sent)
 
@@ -169,23 +183,68 @@ def add_wheels(registry: Registry, folder: Path, *packages: tuple[str, str]) -> 
 
 
 def add_npm(
-    registry: Registry, name: str, version: str, needs: dict[str, str] | None = None
+    registry: Registry,
+    name: str,
+    version: str,
+    needs: dict[str, str] | None = None,
+    *,
+    folder: str = "/npm",
+    url: str | None = None,
 ) -> bytes:
-    """Add an npm package with its packument; return its tarball."""
+    """Add an npm package with its packument; return its tarball. `url` is that of the host, if another."""
     manifest: dict[str, Any] = {"name": name, "version": version, "dependencies": needs or {}}
     files = {"package/package.json": json.dumps(manifest).encode(), "package/data": noise(20_000)}
     tarball = _tar_gz(files)
-    path = f"/npm/{name}/-/{name.rpartition('/')[2]}-{version}.tgz"
+    path = f"{folder}/{name}/-/{name.rpartition('/')[2]}-{version}.tgz"
     registry.put(path, tarball)
     integrity = base64.b64encode(hashlib.sha512(tarball).digest()).decode()
-    dist = {"tarball": registry.url + path, "integrity": f"sha512-{integrity}"}
+    dist = {"tarball": (url or registry.url) + path, "integrity": f"sha512-{integrity}"}
     packument = {
         "name": name,
         "dist-tags": {"latest": version},
         "versions": {version: {**manifest, "dist": dist}},
     }
-    registry.put(f"/npm/{name}", json.dumps(packument).encode(), "application/json")
+    registry.put(f"{folder}/{name}", json.dumps(packument).encode(), "application/json")
     return tarball
+
+
+def add_image(registry: Registry, repository: str, tag: str) -> tuple[str, dict[str, int]]:
+    """Add an image for two platforms; return the digest of its tag, and the size of each blob by its path."""
+    root, platforms, sizes = f"/v2/{repository}", [], {}
+    registry.put("/v2/", b"{}", "application/json")
+    for architecture in ("amd64", "arm64"):
+        layer = _tar_gz({"data": noise(40_000) + architecture.encode()})
+        config: dict[str, Any] = {"architecture": architecture, "os": "linux", "config": {}}
+        config["rootfs"] = {
+            "type": "layers",
+            "diff_ids": [f"sha256:{_sha256(gzip.decompress(layer))}"],
+        }
+        descriptors = []
+        for kind, body in (
+            ("config.v1+json", json.dumps(config).encode()),
+            ("layer.v1.tar+gzip", layer),
+        ):
+            digest = f"sha256:{_sha256(body)}"
+            sizes[registry.put(f"{root}/blobs/{digest}", body)] = len(body)
+            media_type = f"application/vnd.oci.image.{kind}"
+            descriptors.append({"mediaType": media_type, "digest": digest, "size": len(body)})
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": descriptors[0],
+            "layers": descriptors[1:],
+        }
+        platforms.append(
+            {
+                "mediaType": manifest["mediaType"],
+                "digest": registry.put_manifest(root, manifest),
+                "size": len(json.dumps(manifest)),
+                "platform": {"architecture": architecture, "os": "linux"},
+            }
+        )
+    media_type = "application/vnd.oci.image.index.v1+json"
+    index = {"schemaVersion": 2, "mediaType": media_type, "manifests": platforms}
+    return registry.put_manifest(root, index, tag), sizes
 
 
 def add_crate(

@@ -35,6 +35,7 @@ class Client:
     def __init__(self, builder: EntryBuilder, address: str = "192.0.2.7") -> None:
         self.builder = builder
         self.address = address
+        self.host = "registry-1.docker.example"
 
     def manifest(
         self, reference: str, digest: str, media_type: bytes, method: bytes = b"GET"
@@ -52,7 +53,7 @@ class Client:
         self, path: str, fields: tuple[tuple[bytes, bytes], ...], **changes: Any
     ) -> AccessLogEntry:
         exchange = make_exchange(
-            host="registry-1.docker.example",
+            host=self.host,
             target=f"/v2/library/alpine/{path}".encode(),
             client=(self.address, 50_000),
             response_fields=fields,
@@ -120,6 +121,17 @@ def test_layer_from_a_cdn_counts_for_the_image(client: Client) -> None:
     )
 
     assert (cdn.artifact_kind, cdn.purl) == ("blob", purl(INDEX, "3.18"))
+
+
+def test_layer_on_an_unknown_host_is_recognized_by_the_manifest(client: Client) -> None:
+    client.host = "unknown.example"
+    assert client.layer().artifact_kind is None
+
+    client.manifest("3.18", INDEX, INDEX_TYPE)
+    layer = client.layer()
+
+    assert (layer.remote, layer.artifact_kind) == ("unknown.example", "blob")
+    assert layer.purl == purl(INDEX, "3.18").replace("registry-1.docker.example", client.host)
 
 
 def test_failed_manifest_starts_no_pull(client: Client) -> None:
