@@ -145,14 +145,15 @@ class Buffer:
             entries.popleft()
         return True
 
-    def wait(self, seconds: float) -> None:
-        """Wait until enough entries wait (see `reconfigure`), until `wake`, or for `seconds`."""
+    def wait(self, seconds: float) -> bool:
+        """Wait until enough entries wait (see `reconfigure`) or `wake`; False: not within `seconds`."""
         if len(self) >= self._wake_entries:
-            return
+            return True
         try:
             self._wake.get(timeout=max(seconds, 0.0))
         except Empty:
-            return
+            return False
+        return True
 
     def wake(self) -> None:
         """End a `wait` now. Thread-safe."""

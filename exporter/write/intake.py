@@ -68,10 +68,9 @@ class Intake:
         """Exchanges that were taken from the buffer and are neither on disk nor with the writer."""
         return self._held if self.state is not State.EMPTY else 0
 
-    def wait(self, seconds: float) -> None:
-        """Wait until a batch is complete, somebody wakes the buffer, or the time is over."""
-        if self.state is State.EMPTY:
-            self._buffer.wait(seconds)
+    def wait(self, seconds: float) -> bool:
+        """Wait until a batch is complete or somebody wakes the buffer; False: not within `seconds`."""
+        return self.state is not State.EMPTY or self._buffer.wait(seconds)
 
     def next_batch(self) -> Sequence[AccessLogEntry]:
         """The next batch, oldest entries first; empty if nothing waits."""

@@ -76,7 +76,12 @@ class RunLedger:
     @property
     def is_due(self) -> bool:
         """Whether the database has not heard from this run for some time."""
-        return time.monotonic() - self._reported_at >= _IDLE_SECONDS
+        return self.seconds_left <= 0
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the next report is due, if there is no batch."""
+        return self._reported_at + _IDLE_SECONDS - time.monotonic()
 
     def reported(self) -> None:
         """The database has a statement of ours."""

@@ -102,11 +102,12 @@ class Progress:
             self.dropped += new
             self._add_gap("spool_damaged", timestamp(time.time()), new)
 
-    def count_lost_at_stop(self, starts: Iterable[str]) -> None:
+    def count_lost_at_stop(self, starts: Sequence[str]) -> None:
         """`starts`: started_at of the entries that the stop had no time and no space for."""
-        for started_at in starts:
-            self._add_gap("shutdown", started_at)
-            self.dropped += 1
+        if starts:  # at once, because there is no time left
+            self._add_gap("shutdown", min(starts), len(starts))
+            self._add_gap("shutdown", max(starts), 0)
+            self.dropped += len(starts)
 
     def _add_gap(
         self,

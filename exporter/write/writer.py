@@ -87,6 +87,7 @@ class Writer:
             ""  # to be logged once the database is reached; any thread may set it
         )
         self._batch: Sequence[AccessLogEntry] = ()  # neither in PostgreSQL nor on disk yet
+        self._batch_due_at = float("inf")  # monotonic seconds, while we wait for a batch
         self._unreported_ends: list[RunEnd] = []  # of earlier runs
         self._has_reported_end = False
         self._is_replaying = False  # the spool holds more than one round of replay
@@ -255,14 +256,23 @@ class Writer:
         self._ledger.renew()
 
     def _take_batch(self) -> None:
-        """Take a batch if there is none; wait until one is complete, old enough, or a retry is due."""
+        """Take a batch if there is none; wait until one is complete, old enough, or a retry is due.
+
+        Take none if a report of this run is due before.
+        """
         if self._batch:
             return
         if not (self._is_stopping or self._is_replaying):
-            seconds = self._applied_settings.batch.max_seconds
-            if self._retry.is_unavailable:
-                seconds = min(seconds, self._retry.seconds_left)
-            self._intake.wait(seconds)
+            now = time.monotonic()
+            self._batch_due_at = min(
+                self._batch_due_at, now + self._applied_settings.batch.max_seconds
+            )
+            is_unavailable = self._retry.is_unavailable
+            soon = self._retry.seconds_left if is_unavailable else self._ledger.seconds_left
+            is_woken = self._intake.wait(min(self._batch_due_at - now, soon))
+            if not (is_woken or is_unavailable or time.monotonic() >= self._batch_due_at):
+                return
+        self._batch_due_at = float("inf")
         self._batch = self._intake.next_batch()
 
     def _may_try(self) -> bool:

@@ -253,6 +253,30 @@ def test_idle_proxy_keeps_reporting(
     assert exporter.stop()
 
 
+def test_long_wait_for_a_batch_neither_delays_reports_nor_is_cut_short_by_them(
+    dsn: str, query: Query, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "_IDLE_SECONDS", 0.05)
+    exporter = Exporter(
+        replace(Settings(node="test").with_dsn(dsn), batch=BatchSettings(max_seconds=1.5))
+    )
+    eventually(lambda: _values(query, "last_seen_at"))
+    exporter.log_access(make_exchange(1))
+    waited_at: set[object] = set()
+
+    def is_written() -> bool:
+        written, waiting, seen_at = query(
+            "SELECT written, waiting, last_seen_at FROM access_log_run"
+        )[0]
+        if waiting:
+            waited_at.add(seen_at)
+        return bool(written)
+
+    eventually(is_written, timeout=15)
+    assert len(waited_at) > 3
+    assert exporter.stop()
+
+
 def test_busy_proxy_reports_its_rate(
     dsn: str, query: Query, monkeypatch: pytest.MonkeyPatch
 ) -> None:
