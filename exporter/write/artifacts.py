@@ -22,8 +22,11 @@ def fetches(entries: Iterable[AccessLogEntry]) -> list[AccessLogEntry]:
     return [entry for entry in entries if entry.artifact_complete]
 
 
-def record(fetched: Iterable[AccessLogEntry]) -> sql.Composed:
-    """The statement that adds these fetches (at least one). Not idempotent: run it once per inserted row."""
+def record(fetched: Iterable[AccessLogEntry], *, sign: int = 1) -> sql.Composed:
+    """The statement that adds these fetches (at least one). Not idempotent: run it once per inserted row.
+
+    With `sign` -1 it takes them back.
+    """
     # One row per purl, with remote and user of its first fetch.
     rows: dict[str | None, list[Any]] = {}
     for entry in fetched:
@@ -35,8 +38,8 @@ def record(fetched: Iterable[AccessLogEntry]) -> sql.Composed:
             row[1:4] = entry.remote, entry.proxy_user, at
         elif at > row[4]:
             row[4] = at
-        row[5] += 1
-        row[6] += entry.response_bytes or 0
+        row[5] += sign
+        row[6] += sign * (entry.response_bytes or 0)
     *texts, fetch_counts, sizes = zip(*rows.values(), strict=True)
     arrays = [map(_quoted, column) for column in texts]
     return _RECORD.format(*map(_array, (*arrays, map(str, fetch_counts), map(str, sizes))))

@@ -48,6 +48,10 @@ class CopyBatch(Sequence[AccessLogEntry]):
         """See `days_of`."""
         return frozenset([day for _, day in self.row_counts])
 
+    def without_artifacts(self) -> Self:
+        """The same batch, but it counts no artifacts."""
+        return type(self)(self._size, self.row_counts, self.text, b"", self.encoded)
+
     @cached_property
     def _entries(self) -> list[AccessLogEntry]:
         # Decoded on demand: only errors and the spool need the entries.

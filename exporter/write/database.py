@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -30,6 +31,7 @@ from .insert import (
     RowsDiscardedError,
     forbidden_columns,
     insert_access_log_batch,
+    take_back,
 )
 from .ledger import end_statement, row_counts
 from .rejections import AcceptedRows, NoRowAcceptedError, Rejection, RejectionFinder
@@ -241,7 +243,9 @@ class Database:
         except (psycopg.Error, UnicodeError) as e:
             if classify(e, repaired) not in {Fault.ROW, Fault.DUPLICATE}:
                 raise
-            self._discards_rows |= isinstance(e, RowsDiscardedError)
+            # Without a transaction of ours, what was stored and all counts are committed.
+            is_counted = isinstance(e, RowsDiscardedError) and not self._discards_rows
+            self._discards_rows |= is_counted
             connection.call_deadline = None  # each of the following calls has a deadline
             finder = RejectionFinder(
                 connection,
@@ -249,8 +253,13 @@ class Database:
                 self._waiting,
                 repaired,
                 lambda rows: self._count_rows(rows, origin),
+                is_counted=is_counted,
             )
-            return finder.write(entries)
+            rejections = finder.write(entries)
+            if is_counted and rejections:
+                rejected = [rejection.entry for rejection in rejections]
+                take_back(connection, rejected, self._count_rows(rejected, origin, sign=-1))
+            return rejections
         self._accepted.add(entries)
         if self._ledger is not None and spooled is not None:
             self._ledger.reported()
@@ -263,10 +272,13 @@ class Database:
         *,
         settled: bool = False,
         spooled: int = 0,
+        sign: int = 1,
     ) -> bytes:
         if self._ledger is None or not self._keeps_ledger:
             return b""
         counts = rows.row_counts if isinstance(rows, CopyBatch) else row_counts(rows)
+        if sign < 0:
+            counts = Counter({key: -count for key, count in counts.items()})
         return self._ledger.record_rows(counts, origin, settled=settled, spooled=spooled)
 
     def write_gaps(self, gaps: Sequence[Gap]) -> None:

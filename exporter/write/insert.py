@@ -78,6 +78,8 @@ def insert_missing(
     connection: psycopg.Connection[Any],
     entries: Sequence[AccessLogEntry],
     ledger_statement: Callable[[Sequence[AccessLogEntry]], bytes],
+    *,
+    count_artifacts: bool = True,
 ) -> list[bool]:
     """Insert the entries that are not in the table yet. Needs only the INSERT privilege.
 
@@ -89,11 +91,25 @@ def insert_missing(
             inserts = [connection.execute(_INSERT, entry) for entry in entries]
         flags = [insert.rowcount > 0 for insert in inserts]
         inserted = [entry for entry, flag in zip(entries, flags, strict=True) if flag]
-        if fetched := fetches(inserted):
+        if count_artifacts and (fetched := fetches(inserted)):
             connection.execute(record(fetched))
         if inserted and (statement := ledger_statement(inserted)):
             connection.execute(statement)
     return flags
+
+
+def take_back(
+    connection: psycopg.Connection[Any], entries: Sequence[AccessLogEntry], statement: bytes
+) -> None:
+    """Count these entries no longer, because they were not stored.
+
+    `statement` takes them back from the ledger; it may be empty.
+    """
+    with connection.transaction():
+        if fetched := fetches(entries):
+            connection.execute(record(fetched, sign=-1))
+        if statement:
+            connection.execute(statement)
 
 
 def would_accept(
@@ -111,7 +127,7 @@ def would_accept(
     """
     batch = CopyBatch.of([entry._replace(flow_id=str(uuid.uuid4())) for entry in entries])
     if not count_artifacts:
-        batch = CopyBatch(len(batch), batch.row_counts, batch.text, b"", batch.encoded)
+        batch = batch.without_artifacts()
     try:
         with connection.transaction(force_rollback=True):
             insert_access_log_batch(connection, batch)

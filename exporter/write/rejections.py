@@ -75,16 +75,20 @@ class RejectionFinder:
         waiting: Callable[[], Sequence[AccessLogEntry]],
         repaired: Collection[Fault],
         ledger_statement: Callable[[Sequence[AccessLogEntry]], bytes],
+        *,
+        is_counted: bool = False,
     ) -> None:
         """`waiting` returns some of the rows that wait to be written.
 
         `ledger_statement` returns the statement that counts inserted rows in the ledger; it may be empty.
+        `is_counted`: the ledger and the table of artifacts count the whole batch already.
         """
         self._connection = connection
         self._accepted = accepted
         self._waiting = waiting
         self._repaired = repaired
-        self._ledger_statement = ledger_statement
+        self._ledger_statement = (lambda _: b"") if is_counted else ledger_statement
+        self._is_counted = is_counted
         self._batch: Sequence[AccessLogEntry] = ()
         self._rejections: list[Rejection] = []
         self._accepted_kinds: dict[_Kind, AccessLogEntry] = {}  # with a row of each
@@ -151,7 +155,9 @@ class RejectionFinder:
                 raise
         else:
             return []
-        inserted = insert_missing(self._connection, rows, self._ledger_statement)
+        inserted = insert_missing(
+            self._connection, rows, self._ledger_statement, count_artifacts=not self._is_counted
+        )
         self._accept([row for row, flag in zip(rows, inserted, strict=True) if flag])
         others = [row for row, flag in zip(rows, inserted, strict=True) if not flag]
         # They are in the table, or a trigger discards them, or they violate another unique key.
@@ -162,9 +168,12 @@ class RejectionFinder:
 
     def _copy(self, rows: list[AccessLogEntry]) -> None:
         # In a transaction, so that nothing is stored if a trigger discards one of the rows.
+        batch = CopyBatch.of(rows)
         with self._connection.transaction():
             insert_access_log_batch(
-                self._connection, rows, ledger_statement=self._ledger_statement(rows)
+                self._connection,
+                batch.without_artifacts() if self._is_counted else batch,
+                ledger_statement=self._ledger_statement(rows),
             )
         self._accept(rows)
 

@@ -133,10 +133,26 @@ def test_rows_for_a_detached_partition_go_to_a_new_one(database: Database, query
     assert query("SELECT count(*) FROM access_log") == [(2,)]
 
 
+_DROP_ALL = """
+    DO $$
+    DECLARE
+      it text;
+    BEGIN
+      FOR it IN SELECT oid::regclass FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition
+                AND relnamespace = current_schema()::regnamespace LOOP
+        EXECUTE format('DROP TABLE %s CASCADE', it);
+      END LOOP;
+      FOR it IN SELECT oid::regprocedure FROM pg_proc
+                WHERE pronamespace = current_schema()::regnamespace LOOP
+        EXECUTE format('DROP ROUTINE %s CASCADE', it);
+      END LOOP;
+    END $$
+"""
+
+
 def test_dropped_schema_is_recreated(database: Database, query: Query) -> None:
     database.write([make_entry(1)])
-    query("DROP TABLE access_log, access_log_gap, access_log_schema, artifact CASCADE")
-    query("DROP FUNCTION access_log_ensure_partition, artifact_record")
+    query(_DROP_ALL)
     assert database.write([make_entry(2)]) == []
     assert query("SELECT count(*) FROM access_log") == [(1,)]
 

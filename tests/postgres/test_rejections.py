@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -704,3 +704,28 @@ def write_until_done(database: Database, batch: list[AccessLogEntry]) -> list[Re
         except DatabaseUnavailable:
             continue
     raise AssertionError("the batch still waits")
+
+
+@pytest.mark.parametrize(
+    "condition",
+    ["", "AND nextval('attempts') <= 4"],  # a row is stored at the second attempt
+    ids=["always", "at first"],
+)
+def test_trigger_that_begins_to_discard_rows_counts_no_artifact_twice(
+    database: Database, query: Query, condition: str
+) -> None:
+    """The connection knows of no trigger, so the first batch is committed with all its counts."""
+    artifact: dict[str, Any] = {
+        "purl": "pkg:pypi/demo@1.0",
+        "artifact_complete": True,
+        "response_bytes": 10,
+    }
+    assert database.write([make_entry(0, **artifact)]) == []
+    query("CREATE SEQUENCE attempts")
+    query(_TRIGGER.format(body=f"IF NEW.path = '/poison' {condition} THEN RETURN NULL; END IF;"))
+    batch = [entry._replace(**artifact) for entry in good_and_bad(*range(1, 13))]
+    rejections = database.write(batch)
+    assert len(rejections) == (0 if condition else 4)
+    ((stored,),) = query("SELECT count(*) FROM access_log")
+    assert stored == 13 - len(rejections)
+    assert query("SELECT fetches, bytes FROM artifact") == [(stored, 10 * int(str(stored)))]
