@@ -232,12 +232,13 @@ def _read_list(
 ) -> tuple[RowPage, list[RecordedGap], NodesSummary | None, datetime | None, dict[str, Mark]]:
     """Return the rows, the recent gaps, the proxies, when advisories were compared, and what they say."""
     rows = queries.list_rows(connection, selection, MAX_ROWS, after, seconds)
-    purls = [row.purl for row in rows.rows if row.purl]
+    compared = compared_at(connection)
+    purls = [row.purl for row in rows.rows if row.purl] if compared is not None else []
     return (
         rows,
         recent_gaps(connection, _MAX_GAPS),
         nodes_summary(connection, UTC),
-        compared_at(connection),
+        compared,
         marks(connection, purls),
     )
 
