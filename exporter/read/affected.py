@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime  # noqa: TC003 - msgspec reads the annotations
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from msgspec import Struct
 
 from ..advisories.matching import Advisories, Match
 from ..advisories.model import Verdict
-from ..advisories.names import parse_purl
+from ..advisories.names import package_column, parse_purl
 from ..advisories.sources import SourceSummary
 from .advisory_store import load_kept
 from .archived import rows_loaded
@@ -33,7 +34,7 @@ from .kept_advisories import KeptState, kept_state
 from .session import read_only
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from ..postgres.connection import DeadlineConnection
@@ -107,7 +108,7 @@ class Affected(Struct, frozen=True, kw_only=True):
     packages: int
     skipped: dict[str, int]
     checked: int  # fetched packages that were compared
-    unattributed: int  # affected packages with removed rows, which the filters might have selected
+    unattributed: int  # affected packages with removed rows, which might be among the selected ones
     hits: list[Hit]
     looked_at: list[LookedAt]
     gaps: GapSummary
@@ -195,10 +196,18 @@ def find_affected(
         removed = {
             purl: ever
             for purl, ever in ever_fetched(connection, matches).items()
-            if _has_removed_rows(ever, selection, start)
+            if _has_removed_rows(ever, selection, start) and _may_be_selected(purl, selection)
         }
-        hits = list(_hits(connection, selection, matches, removed))
-        unattributed = _unattributed(connection, selection, removed)
+        fetches = fetches_of(connection, selection, matches)
+        can_know = selection.filters().keys() <= {"user"}
+        pruned = pruned_fetches(connection, selection, removed) if can_know else {}
+        # Only without filters is the table artifact enough to say that somebody fetched a package.
+        ever = {} if selection.filters() else removed
+        sure = {purl for purl, each in ever.items() if _is_in_time(each, selection)}
+        purls = fetches.keys() | pruned.keys() | sure
+        hits = list(_hits(matches, purls, fetches, pruned, ever))
+        unknown = {purl: each for purl, each in removed.items() if purl not in purls}
+        unattributed = _unattributed(connection, selection, unknown)
         looks = list(_looks(connection, selection, advisories))
         gaps = gap_summary(connection, selection, _TOP_GAPS)
     return Affected(
@@ -234,17 +243,13 @@ def stored_summary(state: KeptState) -> SourceSummary:
 
 
 def _hits(
-    connection: DeadlineConnection,
-    selection: Selection,
     matches: dict[str, list[Match]],
-    removed: dict[str, EverFetched],
+    purls: Iterable[str],
+    fetches: dict[str, Fetches],
+    pruned: dict[str, PrunedFetches],
+    ever: dict[str, EverFetched],
 ) -> Iterator[Hit]:
-    fetches = fetches_of(connection, selection, matches)
-    can_know = selection.filters().keys() <= {"user"}
-    pruned = pruned_fetches(connection, selection, removed) if can_know else {}
-    if selection.filters():
-        removed = {}
-    for purl in fetches.keys() | pruned.keys() | removed.keys():
+    for purl in purls:
         package, version = _named(purl)
         for match in matches[purl]:
             yield Hit(
@@ -255,21 +260,35 @@ def _hits(
                 version=version,
                 fetches=fetches.get(purl),
                 pruned=pruned.get(purl),
-                ever=removed.get(purl),
+                ever=ever.get(purl),
             )
 
 
 def _unattributed(
-    connection: DeadlineConnection, selection: Selection, removed: dict[str, EverFetched]
+    connection: DeadlineConnection, selection: Selection, unknown: dict[str, EverFetched]
 ) -> int:
-    """Return for how many packages it is unknown whether the filters match removed fetches."""
-    filters = selection.filters().keys()
-    if not filters or not removed:
-        return 0
-    if filters != {"user"}:
-        return len(removed)
-    remembered = remembered_fetches(connection, removed)
-    return sum(ever.fetches > remembered.get(purl, 0) for purl, ever in removed.items())
+    """Return for how many packages it is unknown whether removed fetches are among the selected ones."""
+    if selection.filters().keys() != {"user"}:
+        return len(unknown)
+    remembered = remembered_fetches(connection, unknown)
+    return sum(ever.fetches > remembered.get(purl, 0) for purl, ever in unknown.items())
+
+
+def _may_be_selected(purl: str, selection: Selection) -> bool:
+    """Return whether the filter `package` can select a purl. Case is ignored, to be on the safe side."""
+    if selection.package is None:
+        return True
+    pattern = ".*".join(map(re.escape, selection.package.split("*")))
+    return re.fullmatch(pattern, package_column(purl) or "", re.IGNORECASE) is not None
+
+
+def _is_in_time(ever: EverFetched, selection: Selection) -> bool:
+    """Return whether one of the fetches is in the selected time for sure."""
+    return any(
+        (selection.since is None or at >= selection.since)
+        and (selection.until is None or at < selection.until)
+        for at in (ever.first_at, ever.last_at)
+    )
 
 
 def _has_removed_rows(ever: EverFetched, selection: Selection, start: datetime | None) -> bool:

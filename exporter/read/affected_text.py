@@ -112,8 +112,8 @@ def notes(affected: Affected) -> Iterator[str]:
         )
     if affected.unattributed and affected.log_start is not None:
         yield (
-            f"The rows before {_moment(affected.log_start)} were removed; whether the filters match earlier"
-            f" fetches of {plural(affected.unattributed, 'affected package')} is unknown."
+            f"The rows before {_moment(affected.log_start)} were removed; whether earlier fetches of"
+            f" {plural(affected.unattributed, 'affected package')} match the filters and the time is unknown."
         )
     if affected.skipped:
         yield "Left out: " + ", ".join(

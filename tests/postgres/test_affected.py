@@ -232,7 +232,24 @@ def test_fetches_whose_rows_were_removed_are_still_known(dsn: str, bad: Path, qu
     assert answer(dsn, *arguments, "--until", "2023-11-14T00:00Z")["status"] == 0
     # Whether this build made one of the fetches is not known any more.
     assert answer(dsn, *arguments, "--user", "build-43")["status"] == 2
-    assert "whether the filters match" in affected(dsn, *arguments, "--user", "build-43").stdout
+    text = " ".join(affected(dsn, *arguments, "--user", "build-43").stdout.split())
+    assert "whether earlier fetches of 1 affected package match the filters" in text
+    # Another package was not it, whoever fetched this one.
+    assert answer(dsn, *arguments, "--package", "other*")["status"] == 0
+    assert answer(dsn, *arguments, "--package", "left-*")["status"] == 2
+
+
+def test_removed_fetches_around_the_selected_time_are_uncertain(
+    dsn: str, bad: Path, query: Query
+) -> None:
+    left_pad(dsn, 1, 2 * 86_400_000)
+    left_pad(dsn, 3 * 86_400_000, version="1.2.0")
+    query("DROP TABLE access_log_20231114, access_log_20231116")
+    arguments = (bad, "--type", "npm")
+    between = ("--since", "2023-11-15T00:00Z", "--until", "2023-11-15T12:00Z")
+    assert answer(dsn, *arguments, *between)["status"] == 2
+    first_day = ("--since", "2023-11-14T00:00Z", "--until", "2023-11-15T00:00Z")
+    assert answer(dsn, *arguments, *first_day)["status"] == 1
 
 
 def test_rollups_still_tell_who_fetched_what_on_pruned_days(dsn: str, bad: Path) -> None:
