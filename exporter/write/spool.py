@@ -74,7 +74,7 @@ class SpoolFile:
         Raises:
             BlockingIOError: another running process has locked it.
             DamagedError: it is corrupt, or not ours.
-            OSError, sqlite3.Error: it cannot be opened.
+            OSError, sqlite3.Error: it cannot be opened, or another version of artifactapi wrote it.
         """
         self.path = path
         self.database = database  # that the rows wait for; of an existing file, what it says
@@ -236,10 +236,12 @@ class SpoolFile:
             sqlite.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
             sqlite.execute(f"PRAGMA user_version = {_FORMAT}")
         sqlite.execute("COMMIT")
-        found = (self._pragma("application_id"), self._pragma("user_version"))
-        if found != (_APPLICATION_ID, _FORMAT):
-            raise DamagedError(
-                f"application id and version are {found}, expected {(_APPLICATION_ID, _FORMAT)}"
+        application_id, found = self._pragma("application_id"), self._pragma("user_version")
+        if application_id != _APPLICATION_ID:
+            raise DamagedError(f"application id is {application_id}, expected {_APPLICATION_ID}")
+        if found != _FORMAT:
+            raise OSError(
+                f"another artifactapi wrote it, in format {found}; this one reads {_FORMAT}"
             )
         (self.database,) = sqlite.execute("SELECT database FROM target").fetchone()
         self._names_run = bool(sqlite.execute(_NAMES_RUN).fetchone()[0])

@@ -152,7 +152,7 @@ signal.pause()
 
 
 @pytest.mark.parametrize(
-    "damage", ["random bytes", "other database", "zeroed tail", "newer format", "invalid rows"]
+    "damage", ["random bytes", "other database", "zeroed tail", "invalid rows"]
 )
 def test_damaged_file_is_renamed_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
@@ -174,11 +174,7 @@ def test_damaged_file_is_renamed_with_a_warning(
         path.write_bytes(content[:8192] + bytes(len(content) - 8192))
     else:
         spool_file = sqlite3.connect(path)
-        spool_file.execute(
-            "PRAGMA user_version = 9"
-            if damage == "newer format"
-            else "UPDATE batch SET entries = x'c1'"
-        )
+        spool_file.execute("UPDATE batch SET entries = x'c1'")
         spool_file.commit()
         spool_file.close()
     current = Spool(tmp_path, "db", _AMPLE_BYTES)
@@ -187,6 +183,34 @@ def test_damaged_file_is_renamed_with_a_warning(
     current.settle()
     assert [f.suffix for f in tmp_path.rglob("*.damaged")] == [".damaged"]
     assert "spool file damaged; moved to" in caplog.text
+
+
+@pytest.mark.parametrize("version", [1, 9])
+def test_file_of_another_version_waits_for_that_version(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, version: int
+) -> None:
+    before = Spool(tmp_path, "db", _AMPLE_BYTES)
+    before.append([make_entry(7)])
+    before.close()
+    (path,) = tmp_path.rglob("*.spool")
+    set_version(path, version)
+    current = Spool(tmp_path, "db", _AMPLE_BYTES)
+    current.append([make_entry(1)])
+    assert drain(current) == ["00000001"]
+    current.settle()
+    current.close()
+    assert f"left in place: another artifactapi wrote it, in format {version}" in caplog.text
+    set_version(path, 2)
+    later = Spool(tmp_path, "db", _AMPLE_BYTES)
+    assert drain(later) == ["00000007"]
+    later.close()
+
+
+def set_version(path: Path, version: int) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA user_version = {version}")
+    connection.commit()
+    connection.close()
 
 
 def test_unwritable_folder_logs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
