@@ -1,9 +1,9 @@
 """The journal: what has happened in this run, in memory that outlives the process. recovery.py reads it.
 
-A bounded ring of exchanges and some counters, in a shared mapping of a file in memory. The event loop
+A bounded store of exchanges and some counters, in a shared mapping of a file in memory. The event loop
 writes both without a system call, and without a lock: each word has one writing thread.
 
-Nothing in the ring says where it begins. An exchange counts if it is whole and its number is not below
+The file does not say where it is in use. An exchange counts if it is whole and its number is not below
 the counter RELEASED, so one store releases any number of them, and a torn one does not exist.
 """
 
@@ -50,7 +50,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_PORTIONS = 64  # of the ring: by these, space is reserved and released
+# Space is used and freed by segments, which costs nothing per exchange. One holds the largest exchange.
+_SEGMENT_BYTES = 128 * 1024
+_MIN_SEGMENTS, _MAX_SEGMENTS = 4, 64
 _pack = RECORD.pack
 _RECORD_BYTES = RECORD.size
 _encode = msgspec.msgpack.Encoder().encode
@@ -102,15 +104,14 @@ class Journal:
             self._times[word] = run.started_at
         self._begun = self._skipped = self._dropped = CHECK  # as they are stored
         self._accepted = 0
-        # The ring. A position counts all bytes ever written; `_lap` is what makes it an offset in the file.
         self._key = self._file.identity.key if self._file else b""
         self._capacity = self._file.identity.capacity if self._file else 0
-        self._offset, self._end, self._lap = RING_AT, RING_AT + self._capacity, -RING_AT
-        self._room = 0  # bytes from `_offset` on that are known to be free
-        self._tail = 0  # position: everything before it is free
-        # (n, position): the first n exchanges end before this position.
-        self._marks: deque[tuple[int, int]] = deque()
-        self._marked = -1  # position of the newest mark
+        self._segment_bytes = _segment_bytes(self._capacity)
+        # Segments by their offset in the file. The last one freed is used first: it is in the CPU's cache.
+        self._free = deque(_segments(self._capacity, self._segment_bytes))
+        self._filled: deque[tuple[int, int]] = deque()  # (n, segment): it holds some of the first n
+        self._segment: int | None = None  # being filled
+        self._offset = self._room = 0  # where the next exchange goes, and the bytes left there
 
     def _create(self, run: Run, settings: Settings) -> JournalFile | None:
         capacity = settings.journal.max_bytes
@@ -177,25 +178,16 @@ class Journal:
         self._memory[start:end] = head + payload
 
     def _make_room(self, size: int) -> bool:
-        """Reserve the next portion of the ring, at least `size` bytes; False if that is not free.
-
-        Also False if there is nothing to record.
-        """
-        if size == _RECORD_BYTES:
+        """Begin another segment; False if none is free, or if there is nothing to record."""
+        if not _RECORD_BYTES < size <= self._segment_bytes:
             return False
-        offset, lap = self._offset, self._lap
-        if self._marked != lap + offset:
-            self._marked = lap + offset
-            self._marks.append((self._accepted - 1, self._marked))
-        if self._end - offset < size:  # no exchange lies across the end of the ring
-            offset, lap = RING_AT, lap + self._capacity
-        free = self._tail + self._capacity - (lap + offset)
-        room = min(free, self._end - offset)
-        if room < size:
-            self._room = 0
+        if self._segment is not None:
+            self._filled.append((self._accepted - 1, self._segment))
+            self._segment, self._room = None, 0
+        if not self._free:
             return False
-        self._offset, self._lap = offset, lap
-        self._room = min(room, max(size, self._capacity // _PORTIONS))
+        self._segment = self._offset = self._free.pop()
+        self._room = self._segment_bytes
         return True
 
     def set_in_flight(self, count: int) -> None:
@@ -207,8 +199,8 @@ class Journal:
         """Forget what is safe."""
         for word, count in enumerate(safe, RELEASED):
             self._counters[word] = (count + 1) * CHECK
-        while self._marks and self._marks[0][0] <= safe.accepted:
-            self._tail = self._marks.popleft()[1]
+        while self._filled and self._filled[0][0] <= safe.accepted:
+            self._free.append(self._filled.popleft()[1])
 
     def tick(self, oldest_open_at: float | None) -> None:
         """No request that is now in flight began before this time; None: none is in flight."""
@@ -238,6 +230,15 @@ class Journal:
         """Delete the file: the run ends in order."""
         if self._file:
             self._file.remove()
+
+
+def _segment_bytes(capacity: int) -> int:
+    return max(capacity // _MAX_SEGMENTS, min(_SEGMENT_BYTES, capacity // _MIN_SEGMENTS))
+
+
+def _segments(capacity: int, size: int) -> range:
+    """The offsets of the segments, without a rest at the end."""
+    return range(RING_AT, RING_AT + capacity - size + 1, size) if size else range(0)
 
 
 def _encode_repaired(exchange: Exchange) -> bytes:
