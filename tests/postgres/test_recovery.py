@@ -18,6 +18,7 @@ from exporter import DatabaseUnavailable, Exporter, Settings, recover_journals
 from exporter.settings import BatchSettings, DatabaseSettings, JournalSettings, SpoolSettings
 from tests.support.access_log import temporary_schema
 from tests.support.relay import Relay
+from tests.support.repeated_kills import kill_repeatedly
 from tests.support.samples import make_exchange
 from tests.support.wait import eventually
 
@@ -48,7 +49,6 @@ import signal, sys
 from msgspec.structs import replace
 from exporter import Exporter, Settings
 from exporter.settings import BatchSettings, JournalSettings
-from tests.support.relay import Relay
 from tests.support.samples import make_exchange
 from tests.support.wait import eventually
 
@@ -278,6 +278,14 @@ def test_drops_that_were_no_gap_yet_become_one(dsn: str, query: Query) -> None:
     assert query(_ROWS)[0][:2] == (10, 10)
     assert query(_GAPS) == [("buffer_full", 15)]
     assert_ledger_equals_table(query)
+
+
+@pytest.mark.timeout(240)
+def test_every_answer_has_a_row_after_kills_at_random_times(
+    dsn: str, postgres: Postgres, runtime: Path
+) -> None:
+    summary, complaints = kill_repeatedly(postgres, dsn, runtime, seed=1, kills=5)
+    assert complaints == [], summary
 
 
 def test_full_journal_becomes_a_gap(dsn: str, query: Query) -> None:
