@@ -46,6 +46,7 @@ class NodeAudit(Struct, frozen=True):
     """What the ledger says about one node, and what the tables hold."""
 
     node: str
+    verdict: Verdict
     seen: int  # requests; all that the following fields count, except `uncounted`
     rows: int  # found in the table, and in the archive
     lost: dict[str, int]  # entries of gaps, by reason
@@ -62,17 +63,6 @@ class NodeAudit(Struct, frozen=True):
     pruned: int  # rows removed by `artifactapi prune`, and not in the archive
     no_proxy: list[Span]  # no proxy of this name was running
     unknown: list[Span]  # a proxy was gone or could not report, and left no journal
-
-    @property
-    def verdict(self) -> Verdict:
-        """Whether the log of this node is complete."""
-        if self.unknown or self.uncounted_rows:
-            return "unknown"
-        holes = (
-            *(self.lost, self.missing_rows, self.missing_gaps, self.missing_archived),
-            self.undelivered,
-        )
-        return "incomplete" if any(holes) else "complete"
 
 
 class Audit(Struct, frozen=True):
@@ -221,22 +211,33 @@ def _audit_node(ledger: _NodeLedger, span: TimeSpan, now: datetime) -> NodeAudit
     undelivered = sum(pending.undelivered for _, pending in ledger.runs_of_span)
     waiting = sum(pending.waiting for _, pending in ledger.runs_of_span)
     all_lost = max(ledger.expected_lost.total(), lost.total())
+    missing = {
+        "missing_rows": _positive(
+            {day: expected[day] - removed[day] - found.get(day, 0) for day in expected}
+        ),
+        "missing_gaps": _missing_gaps(ledger),
+        "missing_archived": _positive(removed) if ledger.has_archive else [],
+    }
+    uncounted = _positive({day: found[day] - expected[day] + removed[day] for day in found})
+    unknown = _unknown(ledger, span, now)
+    verdict: Verdict = "complete"
+    if unknown or uncounted:
+        verdict = "unknown"
+    elif lost or undelivered or any(missing.values()):
+        verdict = "incomplete"
     return NodeAudit(
         node=ledger.node,
+        verdict=verdict,
         seen=expected.total() + all_lost + undelivered + waiting,
         rows=sum(found.values()),
         lost=dict(sorted(lost.items())),
-        missing_rows=_positive(
-            {day: expected[day] - removed[day] - found.get(day, 0) for day in expected}
-        ),
-        missing_gaps=_missing_gaps(ledger),
-        uncounted_rows=_positive({day: found[day] - expected[day] + removed[day] for day in found}),
-        missing_archived=_positive(removed) if ledger.has_archive else [],
+        **missing,
+        uncounted_rows=uncounted,
         undelivered=undelivered,
         waiting=waiting,
         pruned=removed.total(),
         no_proxy=_no_proxy(ledger.runs, span, now),
-        unknown=_unknown(ledger, span, now),
+        unknown=unknown,
     )
 
 
