@@ -134,7 +134,7 @@ class SourceReader:
             path = Path(source)
             if path.is_dir():
                 self._read_folder(path)
-            elif path.is_file():
+            elif path.exists():  # also a pipe, as the shell's <(...) makes one
                 with path.open("rb") as stream:
                     self._read_stream(stream, path.name)
             else:
@@ -319,7 +319,7 @@ def total_bytes(sources: Iterable[str]) -> int | None:
     total = 0
     for source in sources:
         path = Path(source)
-        if source == STANDARD_INPUT:
+        if source == STANDARD_INPUT or not (path.is_file() or path.is_dir()):
             return None
         with contextlib.suppress(*_ZIP_ERRORS):
             if path.is_dir():

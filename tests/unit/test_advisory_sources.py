@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import os
+import threading
 import zipfile
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import pytest
 from exporter.advisories import limits
 from exporter.advisories.limits import SourceError
 from exporter.advisories.sources import SourceReader, total_bytes
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -383,6 +385,23 @@ def test_standard_input(tmp_path: Path, *, is_zip: bool) -> None:
         reader.read("-", stdin)
     assert ids(reader, "pkg:npm/left-pad@1.3.0") == ["TEST-1"]
     assert total_bytes(["-"]) is None
+
+
+def test_a_named_pipe_is_read_to_its_end(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    keep_open = os.open(pipe, os.O_RDWR)  # so that opening does not wait for the other side
+    write_end = os.open(pipe, os.O_WRONLY)
+    os.write(write_end, json.dumps(advisory()).encode())
+    assert total_bytes([str(pipe)]) is None
+    reader = SourceReader()
+    thread = threading.Thread(target=reader.read, args=(str(pipe),))
+    thread.start()
+    eventually(lambda: reader.summary.files == 1)
+    os.close(write_end)
+    os.close(keep_open)
+    thread.join(10)
+    assert ids(reader, "pkg:npm/left-pad@1.3.0") == ["TEST-1"]
 
 
 # --- hostile sources
