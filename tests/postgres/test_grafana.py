@@ -288,6 +288,40 @@ def test_proxies_are_shown(seeded: AccessLog, query: Query) -> None:
             connection.execute("DELETE FROM access_log_run WHERE node LIKE 'p%'")
 
 
+def test_affected_packages_are_shown(rows: list[Row], seeded: AccessLog, query: Query) -> None:
+    assert query(expanded(sql_of("Affected packages"))) == []
+    fetches = [row for row in selected(rows, _ALL) if is_fetch(row)]
+    first, second = sorted({row["purl"] for row in fetches})[:2]
+    with psycopg.connect(seeded.dsn, autocommit=True) as connection:
+        for purl, advisory, verdict in (
+            (first, "TEST-1", "affected"),
+            (first, "TEST-2", "affected"),
+            (second, "TEST-3", "possible"),
+            ("pkg:npm/not-fetched@1", "TEST-4", "affected"),
+        ):
+            connection.execute(
+                "INSERT INTO advisory_match VALUES (%s, %s, %s, 'high', '')",
+                (purl, advisory, verdict),
+            )
+        try:
+            shown = query(expanded(sql_of("Affected packages")))
+            build = next(row["proxy_user"] for row in fetches if row["proxy_user"])
+            of_build = query(expanded(sql_of("Affected packages"), Variables(user=build)))
+        finally:
+            connection.execute("DELETE FROM advisory_match")
+    expected = {}
+    for purl in (first, second):
+        found = [row for row in fetches if row["purl"] == purl]
+        expected[purl] = (len(found), callers(found), max(row["started_at"] for row in found))
+    assert shown == [
+        ("affected", "TEST-1", "high", first, *expected[first]),
+        ("affected", "TEST-2", "high", first, *expected[first]),
+        ("possible", "TEST-3", "high", second, *expected[second]),
+    ]
+    of_this = {row["purl"] for row in fetches if row["proxy_user"] == build} & {first, second}
+    assert {row[3] for row in of_build} == of_this
+
+
 def test_text_typed_into_the_dashboard_cannot_inject_sql(query: Query) -> None:
     hostile = Variables(user="x' OR true --", remote=("'; DROP TABLE access_log; --",))
     for panel in PANELS:
@@ -306,7 +340,7 @@ def test_variables_list_the_values_in_the_time_range(
 
 
 def test_every_panel_is_tested() -> None:
-    assert set(PANELS) == {*EXPECTED_ROWS, "Gaps", "Proxies"}
+    assert set(PANELS) == {*EXPECTED_ROWS, "Gaps", "Proxies", "Affected packages"}
     assert len(PANELS) == len(DASHBOARD["panels"])
 
 
