@@ -53,6 +53,11 @@ class Advisories:
         """Iterate over what all advisories say about all packages."""
         return itertools.chain.from_iterable(self._by_key.values())
 
+    def source_packages(self) -> int:
+        """Number of packages of distributions that are named by release, and so by their source package."""
+        named = self._by_key.values()
+        return sum(any(each.release is not None for each in affected) for affected in named)
+
     def search_keys(self) -> set[str]:
         """Return the search keys of all packages."""
         return set(map(search_key, self._by_key))

@@ -107,6 +107,7 @@ class Affected(Struct, frozen=True, kw_only=True):
     advisories: int
     packages: int
     skipped: dict[str, int]
+    source_packages: int  # of distributions: binary packages with other names were not compared
     checked: int  # fetched packages that were compared
     unattributed: int  # affected packages with removed rows, which might be among the selected ones
     hits: list[Hit]
@@ -219,6 +220,7 @@ def find_affected(
         advisories=summary.advisories,
         packages=summary.packages,
         skipped=summary.skipped,
+        source_packages=advisories.source_packages(),
         checked=comparison.checked,
         unattributed=unattributed,
         hits=sorted(hits, key=lambda hit: (hit.verdict, hit.advisory.id, hit.purl)),

@@ -115,6 +115,12 @@ def notes(affected: Affected) -> Iterator[str]:
             f"The rows before {_moment(affected.log_start)} were removed; whether earlier fetches of"
             f" {plural(affected.unattributed, 'affected package')} match the filters and the time is unknown."
         )
+    if affected.source_packages:
+        yield (
+            f"{plural(affected.source_packages, 'package')} of distributions"
+            f" {'is' if affected.source_packages == 1 else 'are'} named as the source package; binary packages"
+            " with other names were not compared."
+        )
     if affected.skipped:
         yield "Left out: " + ", ".join(
             f"{count:,} {reason}" for reason, count in affected.skipped.items()

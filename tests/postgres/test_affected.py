@@ -176,7 +176,9 @@ def test_versions_that_cannot_be_compared_are_possible(dsn: str, tmp_path: Path)
         ("possible", "deb/debian/curl"),
         ("possible", "npm/odd"),
     ]
-    assert "3 fetched packages may be affected." in affected(dsn, path).stdout
+    text = " ".join(affected(dsn, path).stdout.split())
+    assert "3 fetched packages may be affected." in text
+    assert "1 package of distributions is named as the source package" in text
 
 
 def test_a_gap_makes_no_uncertain(dsn: str, bad: Path, query: Query) -> None:
