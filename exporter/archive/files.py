@@ -187,7 +187,10 @@ def verify_day(folder: Path, day: date) -> list[ArchivedFile]:
 
 def _files(day_folder: Path) -> list[Path]:
     with _disk_errors(day_folder):
-        return sorted(day_folder.glob("*.parquet")) if day_folder.is_dir() else []
+        if not day_folder.is_dir():
+            return []
+        # Tools that copy files write hidden ones next to them.
+        return sorted(p for p in day_folder.glob("*.parquet") if not p.name.startswith("."))
 
 
 def _last_arrival(connection: Connection[Any], rows: sql.Composed) -> datetime:

@@ -202,6 +202,14 @@ def test_empty_table_leaves_no_file(connection: Connection, tmp_path: Path) -> N
     assert archived_days(tmp_path) == []
 
 
+def test_hidden_files_are_no_part_of_a_day(connection: Connection, tmp_path: Path) -> None:
+    write_rows(connection, 1)
+    done = archive_day(connection, PARTITION, DAY, tmp_path)
+    (tmp_path / f"day={DAY}" / "._access_log.parquet").write_bytes(b"not Parquet")
+    assert files_of_day(tmp_path, DAY) == [done.file]
+    assert archive_day(connection, PARTITION, DAY, tmp_path).rows == 1
+
+
 def test_days_are_listed_in_order(connection: Connection, tmp_path: Path) -> None:
     for days in (2, 0, 1):
         day = DAY + timedelta(days=days)
