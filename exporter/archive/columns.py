@@ -136,8 +136,8 @@ def csv_columns(columns: Iterable[ArchiveColumn]) -> sql.Composed:
     )
 
 
-def duckdb_csv(columns: Sequence[ArchiveColumn], path: str) -> str:
-    """Return a SELECT for DuckDB that reads the CSV output of COPY from a pipe, with the right types."""
+def duckdb_csv(columns: Sequence[ArchiveColumn], paths: Iterable[str]) -> str:
+    """Return a SELECT for DuckDB that reads the CSV output of COPY from pipes, with the right types."""
     types = ", ".join(
         f"{quoted_text(column.name)}: '{'VARCHAR' if column.type == 'bytea' else column.kind.duckdb}'"
         for column in columns
@@ -148,11 +148,13 @@ def duckdb_csv(columns: Sequence[ArchiveColumn], path: str) -> str:
         else column.duckdb_name
         for column in columns
     )
+    files = ", ".join(map(quoted_text, paths))
     # COPY quotes an empty text, and leaves NULL unquoted.
     return (
-        f"SELECT {values} FROM read_csv({quoted_text(path)}, columns = {{{types}}}, auto_detect = false,"  # noqa: S608
+        f"SELECT {values} FROM read_csv([{files}], columns = {{{types}}}, auto_detect = false,"  # noqa: S608
         " header = false, delim = ',', quote = '\"', escape = '\"', nullstr = '',"
-        " allow_quoted_nulls = false, new_line = '\\n', parallel = false, max_line_size = 4194304)"
+        " allow_quoted_nulls = false, new_line = '\\n', parallel = false, max_line_size = 4194304,"
+        " buffer_size = 8388608)"
     )
 
 

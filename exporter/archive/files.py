@@ -236,7 +236,7 @@ def _write(
     partial = path.with_suffix(PARTIAL)
     try:
         with (
-            ParquetWriter(partial, record.columns, json.encode(record)) as writer,
+            ParquetWriter(partial, record.columns, json.encode(record), digest.rows) as writer,
             connection.cursor() as cursor,
             cursor.copy(query) as copy,
         ):

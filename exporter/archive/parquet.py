@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 
     from duckdb import DuckDBPyConnection
 
-# A row group is built in memory, about 1 kB per row. Larger ones compress hardly better.
-_ROW_GROUP_ROWS = 61_440
+# A row group is built in memory. Larger ones compress hardly better.
+_ROW_GROUP_ROWS, _ROW_GROUP_BYTES = 122_880, 32 * 1024 * 1024
 _MEMORY_LIMIT = "256MB"
 _PIPE_BUFFER_BYTES = 256 * 1024
+# DuckDB keeps all that it read from a pipe until its end.
+_ROWS_PER_PIPE = 5_000
 _POLL_SECONDS = 0.005
 PARTIAL = ".partial"  # suffix of files that no reader looks at
 _METADATA_KEY = "artifactapi"
@@ -42,6 +44,7 @@ _SETTINGS = {
     "threads": 1,
     "memory_limit": _MEMORY_LIMIT,
     "temp_directory": "",
+    "preserve_insertion_order": False,  # one thread keeps it, and row groups are bounded in bytes
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
 }
@@ -88,15 +91,20 @@ def engine() -> Iterator[DuckDBPyConnection]:
 
 
 @contextlib.contextmanager
-def new_parquet_file(path: Path, columns: Sequence[ArchiveColumn]) -> Iterator[ParquetWriter]:
+def new_parquet_file(
+    path: Path, columns: Sequence[ArchiveColumn], expected_rows: int
+) -> Iterator[ParquetWriter]:
     """Write a Parquet file that is not part of an archive. It gets its name when it is complete and on the disk.
+
+    Args: as those of `ParquetWriter`.
 
     Raises:
         ArchiveError: see `ParquetWriter`.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        with ParquetWriter(partial, columns, json.encode({"columns": columns})) as writer:
+        metadata = json.encode({"columns": columns})
+        with ParquetWriter(partial, columns, metadata, expected_rows) as writer:
             yield writer
         sync_file(partial)
         partial.replace(path)
@@ -107,23 +115,29 @@ def new_parquet_file(path: Path, columns: Sequence[ArchiveColumn]) -> Iterator[P
 
 
 class ParquetWriter:
-    """Writes one Parquet file from the CSV output of COPY, which it takes piece by piece.
+    """Writes one Parquet file from the CSV output of COPY, which it takes row by row.
 
-    DuckDB reads a named pipe in a thread of its own and does not hold the GIL. The caller decides what becomes
-    of the file: after an exception it may look complete.
+    DuckDB reads named pipes in a thread of its own and does not hold the GIL. It reads them one after another, so that
+    its memory does not grow with the number of rows. The caller decides what becomes of the file: after an exception
+    it may look complete.
 
     Raises:
         ArchiveError: DuckDB is not installed, or cannot write the file, or cannot read the text.
     """
 
-    def __init__(self, path: Path, columns: Sequence[ArchiveColumn], metadata: bytes) -> None:
+    def __init__(
+        self, path: Path, columns: Sequence[ArchiveColumn], metadata: bytes, expected_rows: int
+    ) -> None:
         """Prepare to write.
 
         Args:
             path: The file. It is overwritten.
             columns: The columns of the text, as in `csv_columns`.
             metadata: What the file says about itself, in JSON.
+            expected_rows: About how many rows there will be. Many more take more memory.
         """
+        self._pipe_count = expected_rows // _ROWS_PER_PIPE + 1
+        self._rows_in_pipe = 0
         self._path = path
         self._columns = list(columns)
         self._metadata = metadata
@@ -135,13 +149,15 @@ class ParquetWriter:
             folder = cleanup.enter_context(
                 tempfile.TemporaryDirectory(prefix="artifactapi-archive-")
             )
-            self._pipe_path = os.path.join(folder, "pipe")  # noqa: PTH118 - text for SQL
-            os.mkfifo(self._pipe_path, 0o600)
+            self._pipes = [f"{folder}/{number}" for number in range(self._pipe_count)]
+            for pipe in self._pipes:
+                os.mkfifo(pipe, 0o600)
+            self._waiting = iter(self._pipes)
             self._engine = cleanup.enter_context(engine())
             self._thread = threading.Thread(target=self._run, name="artifactapi-archive")
             self._thread.start()
-            cleanup.callback(self._thread.join)
-            self._pipe = self._open_pipe()
+            cleanup.callback(self._release_pipes)
+            self._pipe = self._open_pipe(next(self._waiting))
             self._cleanup = cleanup.pop_all()
         return self
 
@@ -151,26 +167,42 @@ class ParquetWriter:
                 self._engine.interrupt()
             with contextlib.suppress(BrokenPipeError):  # DuckDB's own error says why
                 self._pipe.close()
+                for pipe in self._waiting if kind is None else ():
+                    self._open_pipe(pipe).close()
+            self._release_pipes()
             self._thread.join()
             if kind is None:
                 self._raise_error()
 
-    def write(self, text: bytes | bytearray | memoryview) -> None:
-        """Take the next piece of the text."""
+    def write(self, row: bytes | bytearray | memoryview) -> None:
+        """Take the text of the next row."""
         try:
-            self._pipe.write(text)
+            if self._rows_in_pipe >= _ROWS_PER_PIPE and (pipe := next(self._waiting, None)):
+                self._pipe.close()
+                self._pipe = self._open_pipe(pipe)
+                self._rows_in_pipe = 0
+            self._pipe.write(row)
+            self._rows_in_pipe += 1
         except BrokenPipeError:
             self._thread.join()
             self._raise_error()
             raise ArchiveError(f"DuckDB stopped reading the rows for {self._path}.") from None
 
+    def _release_pipes(self) -> None:
+        """Let DuckDB end, which may be waiting for somebody to open the next pipe."""
+        while self._thread.is_alive():
+            for pipe in self._pipes:
+                with contextlib.suppress(OSError):
+                    os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+            self._thread.join(_POLL_SECONDS)
+
     def _run(self) -> None:
         metadata = quoted_text(self._metadata.decode())
         options = (
             f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_ROW_GROUP_ROWS},"
-            f" KV_METADATA {{{_METADATA_KEY}: {metadata}}}"
+            f" ROW_GROUP_SIZE_BYTES {_ROW_GROUP_BYTES}, KV_METADATA {{{_METADATA_KEY}: {metadata}}}"
         )
-        rows = duckdb_csv(self._columns, self._pipe_path)
+        rows = duckdb_csv(self._columns, self._pipes)
         try:
             self._engine.execute(f"COPY ({rows}) TO {quoted_text(str(self._path))} ({options})")
         except Exception as e:  # noqa: BLE001 - raised in the caller's thread
@@ -180,11 +212,11 @@ class ParquetWriter:
         if self._error is not None:
             raise ArchiveError(f"Cannot write {self._path}: {_reason(self._error)}.") from None
 
-    def _open_pipe(self) -> IO[bytes]:
+    def _open_pipe(self, path: str) -> IO[bytes]:
         """Open the pipe as soon as DuckDB reads it. A plain open would wait forever if DuckDB has failed."""
         while True:
             try:
-                pipe = os.open(self._pipe_path, os.O_WRONLY | os.O_NONBLOCK)
+                pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
             except OSError as e:
                 if e.errno != errno.ENXIO:  # nobody reads yet
                     raise

@@ -109,6 +109,28 @@ class ArchivedSpan(NamedTuple):
         """The latest `logged_at` of its rows."""
         return max(record.last_arrival for record in self.records)
 
+    @property
+    def rows(self) -> int:
+        """The number of rows in its files."""
+        return sum(record.digest.rows for record in self.records)
+
+
+def archived_spans(folder: Path, selection: Selection) -> list[ArchivedSpan]:
+    """Return the archived days that the selection's time span overlaps, oldest first.
+
+    Raises:
+        ArchiveError: the folder cannot be read, or a file is damaged.
+    """
+    wanted = [
+        day
+        for day in archived_days(folder)
+        if (selection.since is None or _midnight(day) + _DAY > selection.since)
+        and (selection.until is None or _midnight(day) < selection.until)
+    ]
+    paths = {day: files_of_day(folder, day) for day in wanted}
+    records = iter(read_records([path for day in wanted for path in paths[day]]))
+    return [ArchivedSpan(day, paths[day], [next(records) for _ in paths[day]]) for day in wanted]
+
 
 class ArchiveLoader:
     """Loads archived rows into the temporary table of one transaction. `with_archive` makes it."""
@@ -131,17 +153,7 @@ class ArchiveLoader:
         Raises:
             ArchiveError: the folder cannot be read, or a file is damaged.
         """
-        wanted = [
-            day
-            for day in archived_days(self._folder)
-            if (selection.since is None or _midnight(day) + _DAY > selection.since)
-            and (selection.until is None or _midnight(day) < selection.until)
-        ]
-        paths = {day: files_of_day(self._folder, day) for day in wanted}
-        records = iter(read_records([path for day in wanted for path in paths[day]]))
-        return [
-            ArchivedSpan(day, paths[day], [next(records) for _ in paths[day]]) for day in wanted
-        ]
+        return archived_spans(self._folder, selection)
 
     def load(
         self,

@@ -9,7 +9,7 @@ from psycopg import sql
 
 from ..archive.columns import csv_columns, table_columns
 from ..archive.parquet import new_parquet_file
-from .archived import parts_by_day, with_archive
+from .archived import archived_spans, parts_by_day, with_archive
 from .human import printable, printable_json
 from .session import ALL_COLUMNS, COLUMN_NAMES, JSON_ROW, read_only
 
@@ -122,7 +122,10 @@ def write_parquet(
     columns = table_columns(connection, "access_log")
     names = csv_columns(columns)
     rows = 0
-    with new_parquet_file(path, columns) as writer:
+    expected = count_rows(connection, selection, _STATEMENT_SECONDS) or 0
+    if archive is not None:
+        expected += sum(span.rows for span in archived_spans(archive, selection))
+    with new_parquet_file(path, columns, expected) as writer:
         for part in _parts(connection, selection, archive):
             where, values = part.where()
             query = _ROWS.format(columns=names, where=where)
@@ -156,7 +159,9 @@ def _copied(
             yield bytes(data)
 
 
-def count_rows(connection: DeadlineConnection, selection: Selection) -> int | None:
+def count_rows(
+    connection: DeadlineConnection, selection: Selection, seconds: float = _COUNT_SECONDS
+) -> int | None:
     """Return the number of selected rows, or None if counting takes too long.
 
     Raises:
@@ -164,7 +169,7 @@ def count_rows(connection: DeadlineConnection, selection: Selection) -> int | No
     """
     where, values = selection.where()
     try:
-        with read_only(connection, _COUNT_SECONDS):
+        with read_only(connection, seconds):
             row = connection.execute(_COUNT.format(where=where), values).fetchone()
     except psycopg.errors.QueryCanceled:
         return None

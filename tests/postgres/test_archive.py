@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import duckdb
 import psycopg
 import pytest
 
+from exporter.archive import parquet
 from exporter.archive.files import (
     ArchiveBusyError,
     archive_day,
@@ -140,6 +142,40 @@ def test_rows_are_sorted_by_the_key(connection: Connection, tmp_path: Path) -> N
         times = [at for (at,) in rows.fetchall()]
     assert times == sorted(times)
     assert len(times) == 5
+
+
+def test_many_rows_keep_their_order(
+    connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "_ROWS_PER_PIPE", 7)
+    monkeypatch.setattr(parquet, "_ROW_GROUP_ROWS", 2048)
+    write_rows(connection, *random.Random(1).sample(range(5000), 5000))
+    done = archive_day(connection, PARTITION, DAY, tmp_path)
+    assert in_files(tmp_path) == in_table(connection)
+    with duckdb.connect() as reader:
+        rows = reader.execute(
+            "SELECT epoch_us(started_at) FROM read_parquet(?, file_row_number = true)"
+            " ORDER BY file_row_number",
+            [str(done.file)],
+        ).fetchall()
+        groups = reader.execute(
+            "SELECT count(DISTINCT row_group_id) FROM parquet_metadata(?)", [str(done.file)]
+        ).fetchone()
+    assert rows == sorted(rows)
+    assert groups == (3,)
+
+
+def test_memory_does_not_grow_with_the_rows(
+    connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DuckDB fails if it needs more than its limit. The rows have more text than that."""
+    monkeypatch.setitem(parquet._SETTINGS, "memory_limit", "140MB")
+    connection.execute(
+        "INSERT INTO access_log (started_at, flow_id, path)"
+        " SELECT '2023-11-14 00:00Z'::timestamptz + n * interval '1 second', gen_random_uuid(),"
+        " repeat(md5(n::text), 100) FROM generate_series(1, 55000) AS n"
+    )
+    assert archive_day(connection, PARTITION, DAY, tmp_path).written == 55_000
 
 
 def test_detached_partition_is_archived(connection: Connection, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _ROWS_PER_DAY = 300
 _KEEP_DAYS = 5
 _DISK = "48m"
-_TIMEOUT_SECONDS = 120
+_TIMEOUT_SECONDS = 600
 _INSERT = """
     INSERT INTO access_log (started_at, flow_id, node, method, host, path, status_code, response_bytes, duration_ms)
     SELECT * FROM unnest(%s::timestamptz[], %s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::smallint[],
