@@ -29,7 +29,7 @@ from exporter.read.archived import rows_loaded, with_archive
 from exporter.read.export import stream_rows
 from exporter.read.report import make_report
 from exporter.read.sbom import sbom
-from exporter.read.selection import Selection
+from exporter.read.selection import FILTER_NAMES, Selection
 from exporter.read.session import open_database
 from exporter.read.tail import tail
 from exporter.retention.prune import prune
@@ -171,6 +171,11 @@ def test_commands_return_the_same_as_without_an_archive(logs: Logs, texts: dict[
     for count in (1, 30, 2 * ROWS):
         assert newest(logs.rest, in_time, count, logs.folder) == newest(logs.whole, in_time, count)
     assert bool(rows) == ("2025" not in str(texts) and "\u00e9" not in str(texts))
+
+
+def test_every_filter_is_tried() -> None:
+    """A new filter must mean the same in DuckDB, or be left to PostgreSQL: see `Selection.portable_where`."""
+    assert {name for texts in SELECTIONS.values() for name in texts} == set(FILTER_NAMES)
 
 
 def artifacts(document: str) -> Any:
