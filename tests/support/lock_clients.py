@@ -246,7 +246,7 @@ def _node(client: _NodeClient, *, digest: str = "sha512", is_tampered: bool = Tr
     def install(builds: Builds, build: str, folder: Path) -> None:
         run(builds, build, folder, client.install)
 
-    options = ("--allow-host", "localhost")  # some of the lock files name no host
+    options = ("--allow-host", "127.0.0.1")  # some of the lock files name no host
     return Client(lock, install, _NPM, digest, options, is_tampered)
 
 

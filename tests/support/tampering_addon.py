@@ -40,7 +40,7 @@ class Tampering:
         if _login(flow).endswith("-version"):
             flow.request.path = flow.request.path.replace(*self._versions)
         if _login(flow).endswith("-host"):
-            flow.request.host = "127.0.0.1"
+            flow.request.host = "localhost"
 
     def response(self, flow: http.HTTPFlow) -> None:
         """Change a byte in the middle of a file."""
