@@ -255,11 +255,14 @@ class Database:
                 lambda rows: self._count_rows(rows, origin),
                 is_counted=is_counted,
             )
-            rejections = finder.write(entries)
-            if is_counted and rejections:
-                rejected = [rejection.entry for rejection in rejections]
-                take_back(connection, rejected, self._count_rows(rejected, origin, sign=-1))
-            return rejections
+            try:
+                return finder.write(entries)
+            finally:
+                if is_counted:
+                    others = [entry for entry in entries if entry.flow_id not in finder.stored]
+                    statement = self._count_rows(others, origin, sign=-1)
+                    with contextlib.suppress(psycopg.Error, DeadlineExceededError):
+                        take_back(connection, others, statement)
         self._accepted.add(entries)
         if self._ledger is not None and spooled is not None:
             self._ledger.reported()

@@ -108,7 +108,7 @@ def take_back(
     with connection.transaction():
         if fetched := fetches(entries):
             connection.execute(record(fetched, sign=-1))
-        if statement:
+        if entries and statement:
             connection.execute(statement)
 
 

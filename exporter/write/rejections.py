@@ -89,6 +89,7 @@ class RejectionFinder:
         self._repaired = repaired
         self._ledger_statement = (lambda _: b"") if is_counted else ledger_statement
         self._is_counted = is_counted
+        self.stored: set[str] = set()  # flow ids of the rows that are in the table
         self._batch: Sequence[AccessLogEntry] = ()
         self._rejections: list[Rejection] = []
         self._accepted_kinds: dict[_Kind, AccessLogEntry] = {}  # with a row of each
@@ -106,7 +107,9 @@ class RejectionFinder:
         while todo:
             rows = todo.pop()
             try:
-                todo += [[row] for row in self._insert(rows)]
+                left = self._insert(rows)
+                self.stored |= {row.flow_id for row in rows} - {row.flow_id for row in left}
+                todo += [[row] for row in left]
             except (psycopg.Error, UnicodeError) as e:
                 if classify(e, self._repaired) is not Fault.ROW:
                     raise
@@ -200,6 +203,7 @@ class RejectionFinder:
                 self._accept([good])
                 return False
             if self._is_stored(row, self._accepted_kinds[kind]):
+                self.stored.add(row.flow_id)
                 return True  # it was written before, when the server still accepted it
         self._add(row, error)
         return True

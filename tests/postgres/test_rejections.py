@@ -729,3 +729,19 @@ def test_trigger_that_begins_to_discard_rows_counts_no_artifact_twice(
     ((stored,),) = query("SELECT count(*) FROM access_log")
     assert stored == 13 - len(rejections)
     assert query("SELECT fetches, bytes FROM artifact") == [(stored, 10 * int(str(stored)))]
+
+
+def test_trigger_that_begins_to_discard_all_rows_counts_no_artifact_twice(
+    database: Database, query: Query
+) -> None:
+    artifact: dict[str, Any] = {"purl": "pkg:pypi/demo@1.0", "artifact_complete": True}
+    assert database.write([make_entry(0, **artifact)]) == []
+    query(_TRIGGER.format(body="RETURN NULL;"))
+    batch = [entry._replace(**artifact) for entry in good_and_bad(*range(1, 13))]
+    for _ in range(2):
+        with pytest.raises(DatabaseUnavailable, match="discards rows"):
+            database.write(batch)
+        assert query("SELECT fetches FROM artifact") == [(1,)]
+    query("DROP FUNCTION check_row CASCADE")
+    assert database.write(batch) == []
+    assert query("SELECT fetches FROM artifact") == [(13,)]
