@@ -314,6 +314,42 @@ def test_allowed_package_is_no_finding(build: Build, demo_lock: str) -> None:
     assert build.verify(demo_lock, "--allow-package", "wheel").exit_code == 1
 
 
+def test_composer_package_is_a_commit_on_github(build: Build) -> None:
+    commit, other = "0" * 39 + "1", "0" * 39 + "2"
+    api = "https://api.github.example/repos/acme/tool/zipball"
+    place = {"type": "zip", "url": f"{api}/{commit}", "reference": commit, "shasum": ""}
+    package = {"name": "acme/tool", "version": "v1.0.0", "dist": place}
+    lock = build.lock("composer.lock", json.dumps({"packages": [package]}))
+    stored = "https://codeload.github.example/acme/tool/legacy.zip"
+    location = ((b"location", f"{stored}/{commit}".encode()),)
+    build.request(f"{api}/{commit}", status_code=302, response_fields=location, response_bytes=0)
+    build.request(f"{stored}/{commit}", response_fields=())
+    good = build.verify(lock)
+    assert (good.exit_code, good.not_fetched, good.comparison["as_locked"]) == (0, {}, 1)
+    build.request(f"{api}/{other}", response_fields=())
+    assert build.verify(lock).findings == [("not locked", f"pkg:github/acme/tool@{other}")]
+
+
+@pytest.mark.parametrize(("lists_poms", "exit_code"), [(True, 1), (False, 0)])
+def test_gradle_lists_metadata_only_if_it_verifies_it(
+    build: Build, lists_poms: bool, exit_code: int
+) -> None:
+    pom = (
+        f'<artifact name="tool-1.0.pom"><sha256 value="{SHA256}"/></artifact>' if lists_poms else ""
+    )
+    lock = build.lock(
+        "verification-metadata.xml",
+        '<verification-metadata><components><component group="org.acme" name="tool" version="1.0">'
+        f'<artifact name="tool-1.0.jar"><sha256 value="{SHA256}"/></artifact>{pom}'
+        "</component></components></verification-metadata>",
+    )
+    base = "https://repo1.maven.example/maven2/org/acme"
+    build.request(f"{base}/tool/1.0/tool-1.0.jar", body=WHEEL)
+    build.request(f"{base}/parent/1.0/parent-1.0.pom")
+    result = build.verify(lock)
+    assert (result.exit_code, result.comparison["digests"]["equal"]) == (exit_code, 1)
+
+
 def test_only_the_named_build_counts(build: Build, demo_lock: str) -> None:
     build.request(DEMO, body=WHEEL)
     build.request(f"https://{FILES}/packages/evil-1.0-py3-none-any.whl", proxy_user="build-43")
