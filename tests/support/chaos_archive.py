@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections import Counter, defaultdict
 from datetime import UTC, date, datetime, timedelta
@@ -489,12 +490,15 @@ def schedule(seed: int) -> Iterator[str]:
         yield from deck
 
 
-def run(faults: Iterator[str], seed: int) -> ArchiveChaos:
-    """Inject the faults, prune once more, and return what was found."""
+def run(faults: Iterator[str], seed: int, seconds: float = float("inf")) -> ArchiveChaos:
+    """Inject the faults, or as many as fit in the time; prune once more, and return what was found."""
+    deadline = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="artifactapi-chaos-") as folder:
         chaos = ArchiveChaos(Path(folder), seed)
         with chaos:
             for fault in faults:
+                if time.monotonic() > deadline:
+                    break
                 chaos.inject(fault)
             chaos.end()
         return chaos
