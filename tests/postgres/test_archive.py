@@ -339,8 +339,11 @@ def test_full_disk_leaves_nothing(connection: Connection, tmp_path: Path) -> Non
         assert in_files(disk / "archive") == in_table(connection)
 
 
-def test_file_size_limit_leaves_nothing(connection: Connection, tmp_path: Path) -> None:
+def test_file_size_limit_leaves_nothing(
+    connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_rows(connection, *range(3000))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # the limit would truncate it
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:

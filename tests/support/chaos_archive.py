@@ -194,7 +194,11 @@ class ArchiveChaos:
             stderr=subprocess.STDOUT,
             text=True,
             cwd=_ROOT,
-            env={**clean_environment(), "ARTIFACTAPI_HOME": str(self._folder / "home")},
+            env={
+                **clean_environment(),
+                "ARTIFACTAPI_HOME": str(self._folder / "home"),
+                "PYTHONDONTWRITEBYTECODE": "1",  # a limit of the file size would truncate them
+            },
         )
 
     def lines(self) -> dict[str, int]:
