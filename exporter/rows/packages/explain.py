@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from .rules import Remote, RemoteMatch, Rule
 
 _NO_RESPONSE = Response(None, None)
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def explain(
@@ -31,7 +30,7 @@ def explain(
     elif text != path:
         yield f"path: {text}"
     authority = authority_of(host, scheme, port)
-    named = remotes.remotes_of_host(host, port or _DEFAULT_PORTS.get(scheme, 0))
+    named = remotes.remotes_of_host(host, scheme, port)
     if not named:
         yield f"no remote has the host {authority}"
     for remote in (*named, *(remotes.remotes_of_path(text) if text and host else ())):

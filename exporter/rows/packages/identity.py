@@ -75,7 +75,7 @@ class Remotes:
         self._hosts = PatternSet(remote.host or "" for remote in self._by_host)
         self._by_path = [remote for remote in remotes if remote.host is None]
         self._paths = PatternSet((each.path_pattern for each in self._by_path), LARGE_SET_BYTES)
-        self.remotes_of_host = lru_cache(maxsize=_MAX_CACHED_HOSTS)(self._find_remotes)
+        self._host = lru_cache(maxsize=_MAX_CACHED_HOSTS)(self._find_host)
 
     @classmethod
     def load(cls, extra: Path | None = None) -> Remotes:
@@ -118,15 +118,13 @@ class Remotes:
             content_type: of the response.
         """
         text = decoded_path(path)
-        response = Response(digest, content_type)
-        number = port or _DEFAULT_PORTS.get(scheme, 0)
-        for name in (host, upstream):
-            if name is None or len(name) > _HOST_MAX:
+        response = Response(digest, content_type) if digest or content_type else _NO_RESPONSE
+        for name in (host,) if upstream is None else (host, upstream):
+            if not name or len(name) > _HOST_MAX:
                 continue
-            name = name.rpartition("@")[2].rstrip(".").lower()  # noqa: PLW2901
-            authority = authority_of(name, scheme, port)
-            identity = _identify(self.remotes_of_host(name, number), authority, text, response)
-            if identity is None and text and name:
+            authority, remotes = self._host(name, scheme, port)
+            identity = _identify(remotes, authority, text, response)
+            if identity is None and text and authority:
                 identity = _identify(self.remotes_of_path(text), authority, text, response)
             if identity is not None:
                 return identity
@@ -142,18 +140,27 @@ class Remotes:
             return UNKNOWN
         rules = self._by_host[0].rule_sets.any_at_root
         match = RemoteMatch("", rules, "", text, None, is_guess=True)
-        return _identify_match(host, match, Response(None, None))
+        return _identify_match(host, match, _NO_RESPONSE)
 
     def remotes_of_path(self, path: str) -> list[Remote]:
         """Return the remotes of any host that may have this path, in the order to try them."""
         return [self._by_path[index] for index in self._paths.matching(path.encode())]
 
-    def _find_remotes(self, host: str, port: int) -> tuple[Remote, ...]:
+    def remotes_of_host(self, host: str, scheme: str, port: int | None) -> tuple[Remote, ...]:
+        """Return the remotes with this host, in the order to try them."""
+        return self._host(host, scheme, port)[1]
+
+    def _find_host(
+        self, host: str, scheme: str, port: int | None
+    ) -> tuple[str, tuple[Remote, ...]]:
+        """Return the host with its port, and its remotes."""
+        name = host.rpartition("@")[2].rstrip(".").lower()
+        authority = authority_of(name, scheme, port)
         try:
-            encoded = f"{host}:{port}".encode()
+            encoded = f"{name}:{port or _DEFAULT_PORTS.get(scheme, 0)}".encode()
         except UnicodeEncodeError:  # a lone surrogate: not a valid host
-            return ()
-        return tuple(self._by_host[index] for index in self._hosts.matching(encoded))
+            return authority, ()
+        return authority, tuple(self._by_host[index] for index in self._hosts.matching(encoded))
 
 
 class Response(NamedTuple):
@@ -174,13 +181,18 @@ class Response(NamedTuple):
         return self.content_type is not None and _OCI_TYPE.match(self.content_type) is not None
 
 
+_NO_RESPONSE = Response(None, None)
+
+
 def _identify(
     remotes: Iterable[Remote], authority: str, path: str | None, response: Response
 ) -> Identity | None:
     """Return what the first of these remotes that matches identifies; None if none of them does."""
     for remote in remotes:
+        if remote.needs_oci_response and not response.is_oci:
+            continue
         match = remote.match(path or "", authority)
-        if match is None or (remote.needs_oci_response and not response.is_oci):
+        if match is None:
             continue
         identity = _identify_match(authority, match, response)
         if identity.artifact_kind is not None or not match.is_guess:
@@ -214,7 +226,7 @@ def context_of(host: str, match: RemoteMatch, response: Response) -> dict[str, s
     return {
         "host": host,
         "base": host + match.prefix,
-        "folder": match.prefix.rpartition("/")[2] or None,
+        "folder": match.prefix.rpartition("/")[2] or None if match.prefix else None,
         "vendor": match.vendor,
         "digest": response.valid_digest,
     }

@@ -10,6 +10,7 @@ The rules are from purl-spec: PURL-SPECIFICATION.rst and the definition of each 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
@@ -42,6 +43,7 @@ _NO_MAVEN_GROUP = re.compile(
 )
 
 
+@lru_cache(4096)  # clients repeat most groups, and the pattern takes longer than others
 def _dots(group: str) -> str | None:
     """Turn the folders of a Maven group into its name, such as org.apache.commons.
 
