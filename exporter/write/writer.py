@@ -48,7 +48,9 @@ _GAPS_RETRY_SECONDS = (
 )
 _MAX_REFUSED_ENTRIES = 1024  # in memory, while we look for an entry that the server accepts
 _SAMPLE_BATCHES = 8  # of the spool
-_FIND_SECONDS = 60.0  # between two looks for the journals of killed proxies
+# Between two looks for the journals of killed proxies. It doubles, because right after a kill a child of
+# the proxy that is just starting its own program may still hold the lock for a moment.
+_MIN_FIND_SECONDS, _MAX_FIND_SECONDS = 1.0, 60.0
 _JOIN_SECONDS = 1.0  # for the thread to notice that its time is over
 
 
@@ -71,6 +73,7 @@ class Writer:
         self._journal = journal
         self._recovery = Recovery(settings, journal.path)
         self._find_at = 0.0  # monotonic seconds
+        self._find_seconds = _MIN_FIND_SECONDS
         # The start of the oldest request in flight (epoch seconds); None: there is none. Called in the thread.
         self.oldest_open_at: Callable[[], float | None] = lambda: None
         self._settings = settings
@@ -328,6 +331,7 @@ class Writer:
                 # The rows do not wait for the gaps.
                 self._next_gaps_at = time.monotonic() + _GAPS_RETRY_SECONDS
                 self.progress.count_refused_gaps(str(e))
+                self._keep_gaps()
             else:
                 self.progress.gaps.written(gaps)
                 if self._next_gaps_at:
@@ -346,9 +350,12 @@ class Writer:
             self._has_reported_end = True
 
     def _release(self) -> None:
-        """Tell the journal what is safe: everything taken that is neither with us nor in the intake."""
+        """Tell the journal what is safe: everything taken that is neither with us nor in the intake.
+
+        A gap is safe in PostgreSQL or on disk. Rows do not wait for gaps that PostgreSQL refuses.
+        """
         gaps = self.progress.gaps
-        if self._batch or (gaps and gaps.changed):
+        if self._batch or (gaps and gaps.changed and not self._next_gaps_at):
             return
         elsewhere = self._ledger.elsewhere
         self._journal.release(
@@ -365,7 +372,8 @@ class Writer:
 
     def _find_journals(self) -> None:
         if time.monotonic() >= self._find_at and not self._is_stopping:
-            self._find_at = time.monotonic() + _FIND_SECONDS
+            self._find_at = time.monotonic() + self._find_seconds
+            self._find_seconds = min(2 * self._find_seconds, _MAX_FIND_SECONDS)
             self._journal.check()
             self._recovery.find()
 
@@ -396,17 +404,24 @@ class Writer:
         self.progress.gaps.changed = True
         self._unreported_ends.append(journal.end())
         self._write_gaps()
+        self._keep_gaps()
         return True
 
     def _save_journal(self, journal: DeadJournal) -> bool:
         """Save it to disk: a journal does not survive a crash of the machine."""
-        gaps = self.progress.gaps
         if not self.spool.adopt(journal.batches(), journal.end):
             return False
         self._unreported_ends.append(journal.end())
-        gaps.inherit(journal.gaps())
-        gaps.changed = not self.spool.keep_gaps(gaps.snapshot())
-        return not gaps.changed
+        self.progress.gaps.inherit(journal.gaps())
+        self.progress.gaps.changed = True
+        self._keep_gaps()
+        return not self.progress.gaps.changed
+
+    def _keep_gaps(self) -> None:
+        """Save the gaps that are not in PostgreSQL to disk, if they have changed."""
+        gaps = self.progress.gaps
+        if gaps and gaps.changed:
+            gaps.changed = not self.spool.keep_gaps(gaps.snapshot())
 
     def _replay(self, max_batches: int | None) -> None:
         """Write batches from the spool, oldest first; None: all of them, while there is time."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import psycopg
 from msgspec.structs import replace
 
-from exporter import Exporter, Settings
+from exporter import Exporter, Settings, waiting_rows
 from exporter.settings import BatchSettings, DatabaseSettings
 from exporter.write.journal_file import RING_AT
 
@@ -101,12 +101,15 @@ def kill_repeatedly(
             killed.append(one._replace(is_damaged=is_damaged))
             first = (one.answered[-1] if one.answered else first) + 100
         relay.mend()
-        last = Exporter(settings(relayed, "last"))
-        try:
-            eventually(lambda: len(list(runtime.iterdir())) == 1, timeout=60)
-            eventually(lambda: not last.status()["away"], timeout=60)
-        finally:
-            last.stop()
+        last_settings = settings(relayed, "last")
+        is_left = True
+        while is_left:  # on disk, if a stop was out of time
+            last = Exporter(last_settings)
+            try:
+                eventually(lambda: len(list(runtime.iterdir())) == 1, timeout=120)
+            finally:
+                last.stop()
+            is_left = bool(waiting_rows(last_settings))
     return _compare(dsn, runtime, killed)
 
 
