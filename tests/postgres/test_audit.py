@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
     from tests.support.postgres import Postgres
 
+pytestmark = pytest.mark.slow
+
 Query = Any
 
 _DAY_SECONDS = 86_400.0

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from exporter import AccessLogEntry
     from tests.support.postgres import Postgres
 
+pytestmark = pytest.mark.slow
+
 Query = Any
 
 _IN_TABLE = """

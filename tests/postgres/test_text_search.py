@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from exporter.postgres.connection import DeadlineConnection
 
+pytestmark = pytest.mark.slow
+
 COLUMNS = ("host", "path", "package", "purl", "proxy_user")
 # What can go wrong in a search: letter case, wildcards, quotes, other scripts, and the character
 # that separates the columns.

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import subprocess
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 FILES, INDEX = "files.pythonhosted.example", "pypi.example"
 NPM = "registry.npmjs.example"
 WHEEL = b"the bytes of a wheel"

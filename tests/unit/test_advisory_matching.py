@@ -12,6 +12,8 @@ from exporter.advisories.matching import Advisories, Judge
 from exporter.advisories.model import Advisory, AffectedPackage, Event, Range, Verdict
 from exporter.advisories.osv import OsvReader
 
+pytestmark = pytest.mark.slow
+
 _OSV = Path(__file__).resolve().parents[3] / "shared" / "data" / "osv"
 _AFFECTED, _POSSIBLE, _UNAFFECTED = Verdict.AFFECTED, Verdict.POSSIBLE, Verdict.UNAFFECTED
 _ADVISORY = Advisory(id="TEST-1", source="test")

@@ -16,6 +16,8 @@ import pytest
 from exporter.rows.packages.identity import Identity, Remotes
 from tests.support.lockfiles import REGISTRIES, Locked
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).parents[1] / "data" / "locks"
 REMOTES = Remotes.load()
 

@@ -13,6 +13,8 @@ import pytest
 
 from exporter.lockfiles import FORMATS, Digest, LockFile, LockFileError, read_lock_file
 
+pytestmark = pytest.mark.slow
+
 A, B = "a" * 64, "b" * 64
 SHA512 = "c" * 128
 INTEGRITY = "sha512-" + base64.b64encode(bytes.fromhex(SHA512)).decode()

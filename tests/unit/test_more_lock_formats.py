@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 type Read = Callable[[str, str], LockFile]
 
 A, B = "a" * 64, "b" * 64

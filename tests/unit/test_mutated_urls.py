@@ -14,6 +14,8 @@ from exporter.rows.packages.identity import Remotes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).parents[1] / "data"
 REMOTES = Remotes.load()
 URLS = [

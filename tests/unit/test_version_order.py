@@ -13,6 +13,8 @@ import pytest
 
 from exporter.advisories.versions import MAX_LENGTH, UncomparableError, scheme_of
 
+pytestmark = pytest.mark.slow
+
 _DATA = Path(__file__).resolve().parents[1] / "data" / "version_order"
 _TYPES = {"semver": "npm"}
 _FILES = sorted(_DATA.glob("*.txt"))
