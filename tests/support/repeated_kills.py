@@ -114,7 +114,7 @@ def kill_repeatedly(
 
 
 def _run_until_killed(relay: Relay, dsn: str, node: str, first: int, rng: random.Random) -> Killed:
-    command = [sys.executable, "-c", _ANSWER, dsn, node, str(first), str(rng.choice([0.0, 0.01]))]
+    command = [sys.executable, "-c", _ANSWER, dsn, node, str(first), str(rng.choice([0.01, 0.03]))]
     answers = bytearray()
 
     def read() -> None:
