@@ -146,6 +146,7 @@ def test_every_view_of_the_rows_is_there(seeded: AccessLog) -> None:
             "SELECT DISTINCT view_name FROM information_schema.view_column_usage"
             " WHERE view_schema = current_schema() AND table_name IN"
             " ('access_log', 'access_log_fetches', 'access_log_days', 'artifact')"
+            " AND view_name <> 'access_log_affected'"  # advisories are not archived
         ).fetchall()
         functions = connection.execute(
             "SELECT DISTINCT proname FROM pg_proc WHERE pronamespace = current_schema()::regnamespace"
