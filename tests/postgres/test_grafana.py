@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from tests.support.access_log import AccessLog, Row
     from tests.support.postgres import Postgres
 
+pytestmark = pytest.mark.slow
+
 DASHBOARD = json.loads(
     (Path(__file__).resolve().parents[2] / "configs" / "grafana-dashboard.json").read_text()
 )

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     Query = Callable[..., list[tuple[object, ...]]]
 
+pytestmark = pytest.mark.slow
+
 _SETTINGS = Settings().database
 _NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 _MIN_TIME, _MAX_TIME = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     Query = Callable[..., list[tuple[object, ...]]]
 
+pytestmark = pytest.mark.slow
+
 _COUNT = "SELECT count(*) FROM access_log"
 
 
