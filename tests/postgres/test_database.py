@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     Query = Callable[..., list[tuple[object, ...]]]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def database(dsn: str) -> Iterator[Database]:

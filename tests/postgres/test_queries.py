@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from tests.support.access_log import AccessLog, Row
     from tests.support.postgres import Postgres
 
+pytestmark = pytest.mark.slow
+
 QUERIES = Path(__file__).resolve().parents[2] / "configs" / "queries.sql"
 NOW = datetime.now(UTC).replace(microsecond=0)
 SINCE = NOW - timedelta(days=2)

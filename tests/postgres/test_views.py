@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tests.support.access_log import AccessLog, Row
     from tests.support.postgres import Postgres
 
+pytestmark = pytest.mark.slow
+
 NOW = datetime(2026, 5, 31, 15, 30, tzinfo=UTC)
 DAY = datetime(2026, 5, 29, tzinfo=UTC)
 _BY_DAY = ("cache", "unknown_hosts", "not_found", "redundant")
