@@ -44,7 +44,23 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LOCK_FILES = ROOT / "tests" / "data" / "docs"  # of the builds in the docs
+LOCK_FILES = {  # of the builds in the docs
+    "requirements.txt": "demo-parser==2.4.1\ntiny-http==0.9.0\n",
+    "package-lock.json": """\
+{
+  "name": "demo",
+  "lockfileVersion": 3,
+  "packages": {
+    "": {"name": "demo", "dependencies": {"left-padding": "1.3.0"}},
+    "node_modules/left-padding": {
+      "version": "1.3.0",
+      "resolved": "https://localhost/npm/left-padding/-/left-padding-1.3.0.tgz",
+      "integrity": "sha512-z4PhNX7vuL3xVChQ1m2AB9Yg5AULVxXcg/SpIdNs6c5H0NE8XYXysP+DGNKHfuwvY7kxvUdBeoGlODJ6+SfaPg=="
+    }
+  }
+}
+""",
+}
 _FOLDER = "/etc/artifactapi"  # of the example files in the docs
 _WHEEL = "demo-parser/demo_parser-2.4.1-py3-none-any.whl"
 _TINY_WHEEL = "tiny-http/tiny_http-0.9.0-py3-none-any.whl"
@@ -179,8 +195,8 @@ def folder(dsn: str, tmp_path: Path) -> Path:
     shutil.copy(ROOT / "configs" / "artifactapi.yaml", tmp_path)
     parameters = "\n".join(f"{name}={value}" for name, value in conninfo_to_dict(dsn).items())
     (tmp_path / "services").write_text(f"[logs]\n{parameters}\n", encoding="utf-8")
-    for lock_file in LOCK_FILES.iterdir():
-        shutil.copy(lock_file, tmp_path)
+    for name, text in LOCK_FILES.items():
+        (tmp_path / name).write_text(text)
     advisory = b'{"id": "TEST-1", "modified": "2026-01-01T00:00:00Z", "affected": []}'
     with zipfile.ZipFile(tmp_path / "advisories.zip", "w") as archive:
         archive.writestr("TEST-1.json", advisory)
