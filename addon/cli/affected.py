@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -19,7 +17,8 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from addon.cli.queries import archive_option, errors_in_one_sentence, filters
+from addon.cli.answers import AnswerCommand, NoAnswerError
+from addon.cli.queries import archive_option, errors_in_one_sentence, filters, html_option
 from exporter.advisories.limits import SourceError
 from exporter.advisories.names import purl_type
 from exporter.read.human import printable, printable_json
@@ -27,7 +26,7 @@ from exporter.read.selection import FILTER_NAMES
 from exporter.read.session import open_database
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
     from exporter import Settings
     from exporter.advisories.matching import Advisories
@@ -47,40 +46,6 @@ _PROGRESS_COLUMNS = (
 )
 
 
-class NoAnswerError(click.ClickException):
-    """The command could not find out. The exit status tells that from every answer."""
-
-    exit_code = 3
-
-
-class _InvalidUseError(click.UsageError):
-    """An option or argument is not valid."""
-
-    exit_code = NoAnswerError.exit_code
-
-
-class AnswerCommand(click.Command):
-    """A command whose exit statuses 0 to 2 are answers, so that every error needs another."""
-
-    def make_context(self, *args: Any, **options: Any) -> click.Context:
-        with _no_answer():
-            return super().make_context(*args, **options)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with _no_answer():
-            return super().invoke(ctx)
-
-
-@contextlib.contextmanager
-def _no_answer() -> Iterator[None]:
-    try:
-        yield
-    except click.UsageError as e:
-        raise _InvalidUseError(e.format_message(), e.ctx) from None
-    except click.ClickException as e:
-        raise NoAnswerError(e.message) from None
-
-
 @click.command(cls=AnswerCommand)
 @click.argument("sources", nargs=-1)
 @click.option(
@@ -97,11 +62,7 @@ def _no_answer() -> Iterator[None]:
 @click.option("--withdrawn", is_flag=True, help="Also use advisories that were withdrawn.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, a line per advisory and package.")
-@click.option(
-    "--html",
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    help="Write a self-contained HTML file.",
-)
+@html_option
 @archive_option
 @filters(*FILTER_NAMES)
 @click.pass_context

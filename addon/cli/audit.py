@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from addon.cli.answers import AnswerCommand
 from addon.cli.queries import archive_option, errors_in_one_sentence, filters
 from exporter.read.audit import audit as audit_evidence
 from exporter.read.audit_text import audit_lines
@@ -31,35 +32,7 @@ _BAR_AFTER_SECONDS = 2.0
 _COLUMNS = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
 
 
-class AuditFailedError(click.ClickException):
-    """The command audit has failed. The exit code tells that from its answers."""
-
-    exit_code = 3
-
-
-class _AuditUsageError(click.UsageError):
-    exit_code = AuditFailedError.exit_code
-
-
-class _AuditCommand(click.Command):
-    """Has the same exit code for every error, also for a wrong option."""
-
-    def make_context(self, *args: Any, **options: Any) -> click.Context:
-        try:
-            return super().make_context(*args, **options)
-        except click.UsageError as e:
-            raise _AuditUsageError(e.message, e.ctx) from None
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except click.UsageError as e:
-            raise _AuditUsageError(e.message, e.ctx or ctx) from None
-        except click.ClickException as e:
-            raise AuditFailedError(e.message) from None
-
-
-@click.command(cls=_AuditCommand)
+@click.command(cls=AnswerCommand)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @archive_option
 @filters("node", "since", "until")

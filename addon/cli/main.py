@@ -17,9 +17,10 @@ import psycopg
 # An installed package has `addon` and `exporter` in a folder that is not on sys.path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from addon.cli.affected import NoAnswerError, affected
+from addon.cli.affected import affected
+from addon.cli.answers import NoAnswerError
 from addon.cli.archive import restore
-from addon.cli.audit import AuditFailedError, audit, nodes
+from addon.cli.audit import audit, nodes
 from addon.cli.identify import explain_urls, identify_urls
 from addon.cli.prune import prune
 from addon.cli.queries import GapsUnknownError, export, gaps, report, tail
@@ -40,7 +41,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "artifactapi.py"
 # Commands whose exit code tells an error from a result.
 _ERRORS = {
     gaps.name: GapsUnknownError,
-    audit.name: AuditFailedError,
+    audit.name: NoAnswerError,
     verify.name: NoAnswerError,
     affected.name: NoAnswerError,
 }

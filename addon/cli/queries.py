@@ -110,6 +110,11 @@ archive_option = click.option(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Folder of archived days to include.",
 )
+html_option = click.option(
+    "--html",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    help="Write a self-contained HTML file.",
+)
 _GAP_FILTERS = ("node", "since", "until")
 _GAPS_EXIT = 1  # exit code of the command gaps
 
@@ -202,11 +207,7 @@ def tail(
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object, with ten entries per list."
 )
-@click.option(
-    "--html",
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    help="Write a self-contained HTML file.",
-)
+@html_option
 @archive_option
 @filters(*FILTER_NAMES)
 @click.pass_obj

@@ -9,7 +9,7 @@ import click
 import msgspec
 from rich.console import Console
 
-from addon.cli.affected import AnswerCommand
+from addon.cli.answers import AnswerCommand
 from addon.cli.queries import errors_in_one_sentence, filters
 from exporter import SettingsError, load_remotes
 from exporter.read.human import printable, printable_json

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from psycopg import sql
 
+from .locks import short_lock_waits
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -34,7 +36,6 @@ _IS_VALID = """
     WHERE indexrelid = to_regclass(%s) AND indrelid = 'access_log'::regclass
 """
 _MAX_NAME_BYTES = 63  # PostgreSQL docs, 4.1.1
-_LOCK_TIMEOUT = "SET lock_timeout = '1s'"
 
 
 class _Missing(NamedTuple):
@@ -56,8 +57,7 @@ def build_missing_indexes(connection: Connection[Any]) -> Iterator[str]:
     Raises:
         psycopg.Error: A lock was not available within a second, or the server reported another error.
     """
-    connection.execute(_LOCK_TIMEOUT)
-    try:
+    with short_lock_waits(connection):
         found = connection.execute(_MISSING, (list(_REPLACED.values()),)).fetchall()
         for missing in [_Missing(*row) for row in found]:
             yield missing.partition
@@ -66,8 +66,6 @@ def build_missing_indexes(connection: Connection[Any]) -> Iterator[str]:
             row = connection.execute(_IS_VALID, (new,)).fetchone()
             if row is not None and row[0]:
                 connection.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(sql.Identifier(old)))
-    finally:
-        connection.execute("RESET lock_timeout")
 
 
 def _build(connection: Connection[Any], missing: _Missing) -> None:

@@ -12,5 +12,5 @@ COMMENT ON TABLE access_log_migration IS
 COMMENT ON COLUMN access_log_migration.number IS
   'Number of the file in exporter/postgres/migrations; 1 = schema.sql';
 COMMENT ON COLUMN access_log_migration.applied_at IS 'When it was applied';
--- Whoever upgrades need not grant it to the roles of the proxies again.
+-- Roles of proxies that exist can read it without a new grant.
 GRANT SELECT ON access_log_migration TO PUBLIC;

@@ -17,6 +17,7 @@ from ..archive.parquet import ArchiveError
 from ..postgres.connection import Deadline, DeadlineExceededError, connect, describe, reachable
 from ..postgres.faults import Fault, classify
 from ..postgres.indexes import build_missing_indexes
+from ..postgres.locks import only_session
 from ..postgres.schema import SchemaError, ensure_schema
 from .days import LogInUseError, create_days_ahead, owns_log
 from .prune import oldest_kept, prune
@@ -37,13 +38,7 @@ _FIRST_SECONDS = (
 _EVERY_SECONDS = 3600.0  # a run without work takes milliseconds
 _CALL_SECONDS = 1800.0  # limit for one statement
 _JOIN_SECONDS = 1.0
-# One proxy of a fleet at a time.
-_TRY_LOCK = (
-    "SELECT pg_try_advisory_lock(hashtext('artifactapi housekeeping'), hashtext(current_schema()))"
-)
-_UNLOCK = (
-    "SELECT pg_advisory_unlock(hashtext('artifactapi housekeeping'), hashtext(current_schema()))"
-)
+_WORK = "artifactapi housekeeping"  # of one proxy of a fleet at a time
 
 
 class Housekeeping:
@@ -104,12 +99,9 @@ class Housekeeping:
                         "run `artifactapi prune` as its owner"
                     )
                 return
-            if _value(connection, _TRY_LOCK):
-                try:
+            with only_session(connection, _WORK) as is_free:
+                if is_free:
                     self._work(connection, settings)
-                finally:
-                    if not connection.closed:
-                        connection.execute(_UNLOCK)
 
     def _work(self, connection: Connection[Any], settings: Settings) -> None:
         for _ in build_missing_indexes(connection):
@@ -135,8 +127,3 @@ class Housekeeping:
             logger.warning(
                 "artifactapi: housekeeping stopped and will try again in an hour: %s", problem
             )
-
-
-def _value(connection: Connection[Any], query: str) -> Any:
-    ((value,),) = connection.execute(query.encode()).fetchall()
-    return value

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..archive.files import archive_day
+from ..postgres.locks import short_lock_waits
 from .days import detach, drop, left_partitions, old_partitions
 
 if TYPE_CHECKING:
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
     from .days import Partition
-
-# A session that waits for a lock makes the writers wait behind it.
-_LOCK_TIMEOUT = "SET lock_timeout = '1s'"
 
 
 class PrunedPartition(NamedTuple):
@@ -64,8 +62,7 @@ def prune(
         ArchiveError: A day could not be archived; it is still in the table, or detached.
         psycopg.Error: A lock was not available within a second, or the server reported another error.
     """
-    connection.execute(_LOCK_TIMEOUT)
-    try:
+    with short_lock_waits(connection):
         for partition in _candidates(connection, before):
             archived = _archive(connection, partition, archive) if archive is not None else 0
             if partition.state != "detached":
@@ -76,9 +73,6 @@ def prune(
             yield PrunedPartition(
                 partition.name, partition.from_at, partition.until_at, rows, partition.bytes
             )
-    finally:
-        if not connection.closed:
-            connection.execute("RESET lock_timeout")
 
 
 def _candidates(connection: Connection[Any], before: datetime) -> list[Partition]:

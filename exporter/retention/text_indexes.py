@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
+from ..postgres.locks import only_session
 from .days import owns_log
 
 if TYPE_CHECKING:
@@ -47,12 +48,7 @@ _BUILD = """
     USING gin (access_log_search_text(host, path, package, purl, proxy_user) {operators})
 """
 # Another session's unfinished index looks like what is left of an interrupted build.
-_TRY_LOCK = (
-    "SELECT pg_try_advisory_lock(hashtext('artifactapi text indexes'), hashtext(current_schema()))"
-)
-_UNLOCK = (
-    "SELECT pg_advisory_unlock(hashtext('artifactapi text indexes'), hashtext(current_schema()))"
-)
+_WORK = "artifactapi text indexes"
 
 
 def build_text_indexes(connection: Connection[Any], settings: DatabaseSettings) -> Iterator[str]:
@@ -71,9 +67,9 @@ def build_text_indexes(connection: Connection[Any], settings: DatabaseSettings) 
     """
     if not settings.index_text or not owns_log(connection):
         return
-    if connection.execute(_TRY_LOCK).fetchone() != (True,):
-        return  # another session builds them
-    try:
+    with only_session(connection, _WORK) as is_free:
+        if not is_free:
+            return
         if not settings.dsn:
             connection.execute(_CREATE_EXTENSION)
         operators = _operators(connection)
@@ -82,9 +78,6 @@ def build_text_indexes(connection: Connection[Any], settings: DatabaseSettings) 
         for schema, name in connection.execute(_DUE).fetchall():
             yield name
             _build(connection, sql.Identifier(schema, name), operators)
-    finally:
-        if not connection.closed:
-            connection.execute(_UNLOCK)
 
 
 def lacks_extension(connection: Connection[Any], settings: DatabaseSettings) -> bool:

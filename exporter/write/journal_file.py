@@ -123,7 +123,7 @@ class JournalFile:
         self.memory[start : start + len(content)] = content
 
     def remove(self) -> None:
-        """Delete the file. The mapping stays valid, for whoever still writes into it."""
+        """Delete the file. The mapping stays valid, so a late write does no harm."""
         with suppress(OSError):
             self.path.unlink()
 
@@ -146,7 +146,7 @@ class DeadJournalFile:
         try:
             _check(os.fstat(self._file))
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever had the lock before may have removed the file.
+            # The process that had the lock before may have removed the file.
             if not os.path.samestat(os.fstat(self._file), path.lstat()):
                 raise FileNotFoundError(path)  # noqa: TRY301
         except BaseException:

@@ -236,7 +236,7 @@ def test_fetches_whose_rows_were_removed_are_still_known(dsn: str, bad: Path, qu
     assert answer(dsn, *arguments, "--user", "build-43")["status"] == 2
     text = " ".join(affected(dsn, *arguments, "--user", "build-43").stdout.split())
     assert "whether earlier fetches of 1 affected package match the filters" in text
-    # Another package was not it, whoever fetched this one.
+    # Fetches of another package do not count.
     assert answer(dsn, *arguments, "--package", "other*")["status"] == 0
     assert answer(dsn, *arguments, "--package", "left-*")["status"] == 2
 

@@ -400,7 +400,7 @@ def test_file_is_private_and_complete_and_removed_at_the_end(runtime: Path) -> N
     assert status.st_blocks * 512 >= status.st_size, "the memory is reserved"
     journal.close()
     assert list(runtime.iterdir()) == []
-    journal.put(make_exchange(1))  # whoever still uses it is not disturbed
+    journal.put(make_exchange(1))  # a late write does no harm
 
 
 def test_size_zero_turns_the_journal_off(runtime: Path) -> None:

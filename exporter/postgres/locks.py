@@ -1,0 +1,44 @@
+"""Locks of a session: wait briefly for those of tables, and do some work in only one session at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from psycopg import Connection
+
+_TRY_LOCK = "SELECT pg_try_advisory_lock(hashtext(%s), hashtext(current_schema()))"
+_UNLOCK = "SELECT pg_advisory_unlock(hashtext(%s), hashtext(current_schema()))"
+
+
+@contextlib.contextmanager
+def short_lock_waits(connection: Connection[Any]) -> Iterator[None]:
+    """Let statements of the block fail if a lock is not available within a second.
+
+    A session that waits for a lock of the log makes the writers wait behind it. The connection must be
+    in autocommit mode.
+    """
+    connection.execute("SET lock_timeout = '1s'")
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.execute("RESET lock_timeout")
+
+
+@contextlib.contextmanager
+def only_session(connection: Connection[Any], work: str) -> Iterator[bool]:
+    """Yield whether no other session does this work, by name, in the current schema.
+
+    If so, other sessions get False until the block ends. The connection must be in autocommit mode.
+    """
+    row = connection.execute(_TRY_LOCK, (work,)).fetchone()
+    is_free = row == (True,)
+    try:
+        yield is_free
+    finally:
+        if is_free and not connection.closed:
+            connection.execute(_UNLOCK, (work,))
