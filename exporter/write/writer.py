@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import random
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -47,6 +48,7 @@ _GAPS_RETRY_SECONDS = (
     15.0  # after access_log_gap has rejected the gaps, which only the user can fix
 )
 _MAX_REFUSED_ENTRIES = 1024  # in memory, while we look for an entry that the server accepts
+_SAMPLE_ENTRIES = 8  # of the batch that waits
 _SAMPLE_BATCHES = 8  # of the spool
 # Between two looks for the journals of killed proxies. It doubles, because right after a kill a child of
 # the proxy that is just starting its own program may still hold the lock for a moment.
@@ -438,7 +440,9 @@ class Writer:
 
     def _sample_waiting(self) -> list[AccessLogEntry]:
         """Some of the entries that wait, at random, to find one that the server accepts."""
-        return [*self._batch, *self.spool.sample(_SAMPLE_BATCHES), *self._intake.sample()]
+        batch = [*self._batch]  # only a few of it, or the newest in the buffer are hardly ever tried
+        some = random.sample(batch, min(_SAMPLE_ENTRIES, len(batch)))
+        return [*some, *self.spool.sample(_SAMPLE_BATCHES), *self._intake.sample()]
 
     def _count_failed_attempt(self, error: DatabaseUnavailable) -> None:
         self.progress.retries += 1

@@ -30,8 +30,8 @@ class RefusingProxy(SocketServer):
 
     async def _serve(self, client: socket.socket) -> None:
         reader, writer = await asyncio.open_connection(sock=client)
-        await reader.readuntil(b"\r\n\r\n")
         try:
+            await reader.readuntil(b"\r\n\r\n")
             writer.write(self.answer)
             await writer.drain()
             await reader.read()

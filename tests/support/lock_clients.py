@@ -60,10 +60,13 @@ class Client(NamedTuple):
 
 
 def find_program(name: str, version: str = "") -> str:
-    """Return the path of a program whose version starts with this; skip the test without one."""
+    """Return the path of a program whose version starts with this; skip the test without one.
+
+    A program of pyenv that works only in some folders does not count.
+    """
     for folder in os.environ["PATH"].split(os.pathsep):
         path = shutil.which(name, path=folder)
-        if path is not None and (not version or _version(path).startswith(version)):
+        if path is not None and (found := _version(path)) and found.startswith(version):
             return path
     pytest.skip(f"{name} {version} is not installed")
 
@@ -95,7 +98,8 @@ def _uv(builds: Builds, build: str, folder: Path, *arguments: str, check: bool =
     options = ("--no-config", "--no-cache", "--python", sys.executable, "--no-python-downloads")
     env = {"UV_DEFAULT_INDEX": f"{builds.registry.url}/pypi/simple/", "UV_LINK_MODE": "copy"}
     env |= {name: value for name, value in os.environ.items() if name == "PYENV_VERSION"}
-    command = [find_program("uv"), *arguments, *options]
+    # `uv run` says where it is; on the PATH may be a script of pyenv that works only in some folders.
+    command = [os.environ.get("UV") or find_program("uv"), *arguments, *options]
     builds.run(build, folder, command, check=check, env=env)
 
 
