@@ -440,7 +440,8 @@ class Writer:
 
     def _sample_waiting(self) -> list[AccessLogEntry]:
         """Some of the entries that wait, at random, to find one that the server accepts."""
-        batch = [*self._batch]  # only a few of it, or the newest in the buffer are hardly ever tried
+        batch = [*self._batch]
+        # Only a few of them: the first row that the server accepts may be the newest one in the buffer.
         some = random.sample(batch, min(_SAMPLE_ENTRIES, len(batch)))
         return [*some, *self.spool.sample(_SAMPLE_BATCHES), *self._intake.sample()]
 
