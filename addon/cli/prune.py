@@ -10,16 +10,19 @@ import click
 
 from exporter.archive.parquet import ArchiveError
 from exporter.postgres.connection import describe
+from exporter.postgres.locks import HOUSEKEEPING, only_session
 from exporter.read.human import plural, size
 from exporter.read.selection import SelectionError, parse_duration
 from exporter.read.session import DATABASE_ERRORS, open_database
 from exporter.retention.days import LogInUseError, owns_log
 from exporter.retention.prune import oldest_kept, prunable
 from exporter.retention.prune import prune as prune_days
-from exporter.retention.rollups import roll_up_days
+from exporter.retention.rollups import roll_up
 from exporter.retention.text_indexes import build_text_indexes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from exporter import Settings
     from exporter.retention.prune import PrunedPartition
 
@@ -49,7 +52,6 @@ def prune(settings: Settings, keep: str | None, archive: Path | None, *, dry_run
     if archive is None and settings.retention.archive:
         archive = Path(settings.retention.archive)
     before = oldest_kept(_days_to_keep(settings, keep))
-    total = 0
     try:
         with open_database(settings) as connection:
             connection.call_deadline = None
@@ -59,15 +61,16 @@ def prune(settings: Settings, keep: str | None, archive: Path | None, *, dry_run
                     "This role does not own the table access_log; use --dsn with the role that does."
                 )
             if dry_run:
-                done = prunable(connection, before)
+                total = _show(prunable(connection, before))
             else:
-                list(roll_up_days(connection))
-                done = prune_days(connection, before, archive)
-            for partition in done:
-                total += partition.rows
-                click.echo(_line(partition))
-            if not dry_run:
-                list(build_text_indexes(connection, settings.database))  # of the days that stay
+                with only_session(connection, HOUSEKEEPING) as is_free:
+                    if not is_free:
+                        raise click.ClickException(
+                            "A proxy or another `artifactapi prune` is at it already; try again later."
+                        )
+                    list(roll_up(connection))
+                    total = _show(prune_days(connection, before, archive))
+                    list(build_text_indexes(connection, settings.database))  # of the days that stay
     except ArchiveError as e:
         raise click.ClickException(str(e)) from None
     except LogInUseError as e:
@@ -92,6 +95,15 @@ def _days_to_keep(settings: Settings, keep: str | None) -> int:
     if not kept or kept % _DAY:
         raise click.UsageError(f"--keep {keep!r} is not valid; expected whole days, such as 90d.")
     return kept // _DAY
+
+
+def _show(partitions: Iterable[PrunedPartition]) -> int:
+    """Show each partition; return the number of their rows."""
+    total = 0
+    for partition in partitions:
+        total += partition.rows
+        click.echo(_line(partition))
+    return total
 
 
 def _line(partition: PrunedPartition) -> str:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from psycopg import Connection
 
+HOUSEKEEPING = "artifactapi housekeeping"  # the name of this work for `only_session`
 _TRY_LOCK = "SELECT pg_try_advisory_lock(hashtext(%s), hashtext(current_schema()))"
 _UNLOCK = "SELECT pg_advisory_unlock(hashtext(%s), hashtext(current_schema()))"
 

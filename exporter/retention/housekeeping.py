@@ -17,11 +17,11 @@ from ..archive.parquet import ArchiveError
 from ..postgres.connection import Deadline, DeadlineExceededError, connect, describe, reachable
 from ..postgres.faults import Fault, classify
 from ..postgres.indexes import build_missing_indexes
-from ..postgres.locks import only_session
+from ..postgres.locks import HOUSEKEEPING, only_session
 from ..postgres.schema import SchemaError, ensure_schema
 from .days import LogInUseError, create_days_ahead, owns_log
 from .prune import oldest_kept, prune
-from .rollups import roll_up_days
+from .rollups import roll_up
 from .text_indexes import build_text_indexes
 
 if TYPE_CHECKING:
@@ -35,10 +35,9 @@ THREAD_NAME = "artifactapi-housekeeping"
 _FIRST_SECONDS = (
     60.0  # after the start; up to twice as long, so that a fleet does not start at once
 )
-_EVERY_SECONDS = 3600.0  # a run without work takes milliseconds
+_EVERY_SECONDS = 900.0  # a run without work takes milliseconds
 _CALL_SECONDS = 1800.0  # limit for one statement
 _JOIN_SECONDS = 1.0
-_WORK = "artifactapi housekeeping"  # of one proxy of a fleet at a time
 
 
 class Housekeeping:
@@ -99,14 +98,14 @@ class Housekeeping:
                         "run `artifactapi prune` as its owner"
                     )
                 return
-            with only_session(connection, _WORK) as is_free:
+            with only_session(connection, HOUSEKEEPING) as is_free:
                 if is_free:
                     self._work(connection, settings)
 
     def _work(self, connection: Connection[Any], settings: Settings) -> None:
         for _ in build_missing_indexes(connection):
             pass
-        for _ in roll_up_days(connection):
+        for _ in roll_up(connection):
             pass
         archive = Path(settings.retention.archive) if settings.retention.archive else None
         if settings.retention.days:
@@ -125,5 +124,5 @@ class Housekeeping:
         if problem != self._last_problem and not self._stopping.is_set():
             self._last_problem = problem
             logger.warning(
-                "artifactapi: housekeeping stopped and will try again in an hour: %s", problem
+                "artifactapi: housekeeping stopped and will try again in 15 minutes: %s", problem
             )

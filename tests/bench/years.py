@@ -15,7 +15,7 @@ from exporter.read.report import make_report
 from exporter.read.selection import Selection
 from exporter.read.session import open_database
 from exporter.retention.prune import oldest_kept, prune
-from exporter.retention.rollups import roll_up_days
+from exporter.retention.rollups import roll_up
 from exporter.rows.entry_builder import EntryBuilder
 from tests.bench.figures import Figure, Target, Workspace, quantile
 from tests.bench.log_writers import BATCH_ENTRIES
@@ -68,7 +68,7 @@ def measure(workspace: Workspace) -> list[Figure]:
         archive = workspace.folder / "archive"
         beside = _Batches(workspace.dsn)
         with beside:
-            rollups += _durations(roll_up_days(connection))
+            rollups += _durations(roll_up(connection))
             pruned += _durations(prune(connection, oldest_kept(kept_days), archive))
         rollup_bytes = _value(connection, _BYTES, "^access_log_rollup")
     archive_bytes = sum(file.stat().st_size for file in archive.rglob("*.parquet"))

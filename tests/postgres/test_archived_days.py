@@ -33,7 +33,7 @@ from exporter.read.selection import FILTER_NAMES, Selection
 from exporter.read.session import open_database
 from exporter.read.tail import tail
 from exporter.retention.prune import prune
-from exporter.retention.rollups import roll_up_days
+from exporter.retention.rollups import roll_up
 from tests.support.seeded_log import Plan, seeded_log
 
 if TYPE_CHECKING:
@@ -430,7 +430,7 @@ def test_restoring_completes_a_day(pruned: tuple[str, Path, list[Any], list[Any]
 
 def totals(connection: psycopg.Connection[Any]) -> list[Any]:
     connection.execute("SET timezone = 'UTC'")
-    for _ in roll_up_days(connection):
+    for _ in roll_up(connection):
         pass
     query = "SELECT day, sum(requests) FROM access_log_daily GROUP BY 1 ORDER BY 1"
     return connection.execute(query).fetchall()

@@ -21,7 +21,7 @@ from exporter.read.ledger import Days, collect
 from exporter.read.nodes import find_nodes, nodes_summary
 from exporter.read.session import read_only
 from exporter.retention.prune import prune
-from exporter.retention.rollups import roll_up_days
+from exporter.retention.rollups import roll_up
 from exporter.run import Run
 from exporter.settings import BatchSettings, BufferSettings, DatabaseSettings, ShutdownSettings
 from exporter.write.database import Database
@@ -212,7 +212,7 @@ def test_pruned_days_are_no_holes(dsn: str, query: Query) -> None:
     log(dsn, range(30))
     log(dsn, range(30, 35), started_at=1_700_000_000.0 + 3 * _DAY_SECONDS)
     with connect(dsn, DatabaseSettings()) as connection:
-        for _ in roll_up_days(connection):
+        for _ in roll_up(connection):
             pass
         assert [it.rows for it in prune(connection, datetime(2023, 11, 16, tzinfo=UTC), None)] == [
             30
@@ -249,7 +249,7 @@ def test_pruned_rows_must_be_in_the_archive_if_one_is_named(dsn: str, tmp_path: 
     log(dsn, range(30))
     archive = tmp_path / "archive"
     with connect(dsn, DatabaseSettings()) as connection:
-        for _ in roll_up_days(connection):
+        for _ in roll_up(connection):
             pass
         list(prune(connection, datetime(2023, 11, 16, tzinfo=UTC), archive))
     assert audited(dsn).verdict == audited(dsn, archive=archive).verdict == "complete"

@@ -17,6 +17,7 @@ from exporter import Settings
 from exporter.archive.files import archived_days, rows_in_archive, verify_day
 from exporter.archive.parquet import ArchiveError
 from exporter.postgres.connection import connect
+from exporter.postgres.locks import HOUSEKEEPING, only_session
 from exporter.postgres.schema import ensure_schema, grants, schema_name
 from exporter.retention.days import (
     LogInUseError,
@@ -28,7 +29,7 @@ from exporter.retention.days import (
 )
 from exporter.retention.housekeeping import Housekeeping
 from exporter.retention.prune import oldest_kept, prunable, prune
-from exporter.retention.rollups import roll_up_days
+from exporter.retention.rollups import roll_up
 from exporter.settings import RetentionSettings
 from exporter.write.database import Database
 from tests.support.command import call
@@ -108,7 +109,7 @@ def prune_all(connection: psycopg.Connection, before: datetime) -> list[tuple[st
 
 
 def test_rollups_equal_the_rows(owner: psycopg.Connection) -> None:
-    assert len(list(roll_up_days(owner))) == 3
+    assert len(list(roll_up(owner))) == 3
     assert rows(owner, _DAILY) == rows(owner, _DAILY_FROM_ROWS)
     assert rows(owner, _FETCHES) == rows(owner, _FETCHES_FROM_ROWS)
     (quarters,) = owner.execute(
@@ -122,22 +123,51 @@ def test_rollups_equal_the_rows(owner: psycopg.Connection) -> None:
 def test_late_rows_are_rolled_up_and_unchanged_days_are_not(
     owner: psycopg.Connection, any_dsn: str
 ) -> None:
-    list(roll_up_days(owner))
+    list(roll_up(owner))
     owner.execute("UPDATE access_log SET logged_at = started_at")
     owner.execute("UPDATE access_log_rollup SET rolled_up_at = rolled_up_at - interval '2 days'")
-    assert list(roll_up_days(owner)) == []
+    assert list(roll_up(owner)) == []
     write(any_dsn, fetch(50 + DAY_MS))
 
-    assert list(roll_up_days(owner)) == [FIRST_DAY + timedelta(days=1)]
+    assert [span.from_at for span in roll_up(owner)] == [FIRST_DAY + timedelta(days=1)]
     assert rows(owner, _DAILY) == rows(owner, _DAILY_FROM_ROWS)
     assert rows(owner, "SELECT count(*) FROM access_log_rollup") == [(3,)]
 
 
-def test_day_that_is_not_over_is_not_rolled_up(dsn: str) -> None:
+def test_hour_that_is_not_over_is_not_rolled_up(dsn: str) -> None:
     now = datetime.now(UTC)
     write(dsn, make_entry(1)._replace(started_at=now.isoformat()))
     with connect(dsn, Settings().database) as connection:
-        assert list(roll_up_days(connection)) == []
+        assert list(roll_up(connection)) == []
+
+
+def test_hours_are_rolled_up_until_their_day_replaces_them(any_dsn: str) -> None:
+    now = datetime.now(UTC)
+    day = oldest_kept(0, now - timedelta(hours=2))  # the oldest that is not due
+    end = (now - timedelta(minutes=70)).replace(minute=0, second=0, microsecond=0)
+    times = [now - timedelta(hours=n) for n in range(40)]
+    write(
+        any_dsn,
+        *(fetch(n)._replace(started_at=time.isoformat()) for n, time in enumerate(times)),
+    )
+    with connect(any_dsn, Settings().database) as connection:
+        spans = list(roll_up(connection))
+        assert list(roll_up(connection)) == spans  # their rows have arrived less than an hour ago
+        hours = [span for span in spans if span.until_at - span.from_at == timedelta(hours=1)]
+        expected = [day + timedelta(hours=n) for n in range((end - day) // timedelta(hours=1))]
+        assert [span.from_at for span in hours] == expected
+        counted = sum(time < end for time in times)
+        assert rows(connection, "SELECT sum(requests)::integer FROM access_log_daily") == [
+            (counted,)
+        ]
+        fetches = rows(connection, _FETCHES)
+        assert len(fetches) == len(set(fetches)) > 1
+
+        connection.execute(
+            "SELECT access_log_roll_up('access_log', %s, %s)", (day, day + timedelta(days=1))
+        )
+        left = [span for span in spans if not day <= span.from_at < day + timedelta(days=1)]
+        assert rows(connection, "SELECT count(*) FROM access_log_rollup") == [(len(left) + 1,)]
 
 
 def test_old_days_leave_and_their_totals_stay(owner: psycopg.Connection) -> None:
@@ -153,7 +183,7 @@ def test_old_days_leave_and_their_totals_stay(owner: psycopg.Connection) -> None
 
     assert rows(owner, _DAYS) == [("2023-11-16",)]
     assert rows(owner, "SELECT name FROM access_log_partitions") == [("access_log_20231116",)]
-    assert len(list(roll_up_days(owner))) == 1
+    assert len(list(roll_up(owner))) == 1
     assert rows(owner, _DAILY) == daily
     assert rows(owner, _FETCHES) == fetches
     assert rows(owner, "SELECT day::text, node, requests FROM access_log_pruned ORDER BY 1") == [
@@ -169,7 +199,7 @@ def test_rows_that_arrive_after_their_day_left_add_up(
     before = FIRST_DAY + timedelta(days=1)
     assert prune_all(owner, before) == [("14", 10)]
     write(any_dsn, fetch(77))
-    assert len(list(roll_up_days(owner))) == 3
+    assert len(list(roll_up(owner))) == 3
     assert rows(owner, "SELECT sum(requests) FROM access_log_daily WHERE day = '2023-11-14'") == [
         (11,)
     ]
@@ -332,6 +362,19 @@ def test_role_that_may_only_write_says_what_to_do(
         finally:
             connection.execute(f"DROP OWNED BY {proxy}; DROP ROLE {proxy}".encode())
         assert connection.execute("SELECT count(*) FROM access_log").fetchone() == (1,)
+
+
+def test_command_does_not_disturb_a_proxy_at_it(dsn: str, query: Query) -> None:
+    write(dsn, make_entry(1))
+    with (
+        connect(dsn, Settings().database) as proxy,
+        only_session(proxy, HOUSEKEEPING) as is_free,
+    ):
+        assert is_free
+        done = call("--dsn", dsn, "prune", "--keep", "90d")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "A proxy or another `artifactapi prune` is at it already" in done.stderr
+        assert query("SELECT count(*) FROM access_log") == [(1,)]
 
 
 def test_command_lists_then_prunes(dsn: str, query: Query) -> None:

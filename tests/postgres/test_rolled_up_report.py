@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import psycopg
 import pytest
+from msgspec import structs
 
 from exporter import Settings
 from exporter.read.log_size import LogSize, log_size_text
 from exporter.read.report import make_report
+from exporter.read.rolled_up import rolled_up
 from exporter.read.selection import Selection
 from exporter.read.session import open_database
 from exporter.retention.prune import prune
-from exporter.retention.rollups import roll_up_days
+from exporter.retention.rollups import roll_up
 from exporter.write.database import Database
 from tests.support.access_log import temporary_schema
 from tests.support.command import call
@@ -25,6 +27,7 @@ from tests.support.samples import make_entry
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from exporter import AccessLogEntry
     from tests.support.postgres import Postgres
 
 pytestmark = pytest.mark.slow
@@ -33,18 +36,18 @@ NOW = datetime(2026, 3, 12, 9, 40, tzinfo=UTC)
 DAYS = 12
 
 
-@pytest.fixture(scope="module")
-def table(any_postgres: Postgres) -> Iterator[str]:
+def make_entries(until: datetime, days: float, count: int) -> list[AccessLogEntry]:
+    """Return all kinds of entries, at random times."""
     chance = random.Random(11)
     entries = []
-    for number in range(1500):
+    for number in range(count):
         known = chance.random() < 0.8
         artifact = known and chance.random() < 0.6
         status = chance.choice([200] * 8 + [206, 304, 404, 503, None])
         entries.append(
             make_entry(
                 number,
-                started_at=(NOW - chance.random() * timedelta(days=DAYS)).isoformat(),
+                started_at=(until - chance.random() * timedelta(days=days)).isoformat(),
                 client_ip=chance.choice([None, "192.0.2.1", "192.0.2.2", "2001:db8::1"]),
                 proxy_user=chance.choice([None, *(f"build-{n}" for n in range(20))]),
                 host=f"h{chance.randrange(9)}.example" if not known else "files.example",
@@ -62,12 +65,22 @@ def table(any_postgres: Postgres) -> Iterator[str]:
         )
         if artifact and status == 206 and number % 2:
             entries[-1] = entries[-1]._replace(artifact_complete=False)
+    return entries
+
+
+def write(dsn: str, entries: list[AccessLogEntry]) -> None:
+    """Write entries, each at the time of its request."""
+    database = Database(Settings().with_dsn(dsn).database)
+    assert database.write(entries) == []
+    database.close()
+    with psycopg.connect(dsn) as connection:
+        connection.execute("UPDATE access_log SET logged_at = started_at")
+
+
+@pytest.fixture(scope="module")
+def table(any_postgres: Postgres) -> Iterator[str]:
     with temporary_schema(any_postgres) as dsn:
-        database = Database(Settings().with_dsn(dsn).database)
-        assert database.write(entries) == []
-        database.close()
-        with psycopg.connect(dsn) as connection:
-            connection.execute("UPDATE access_log SET logged_at = started_at")
+        write(dsn, make_entries(NOW, DAYS, 1500))
         yield dsn
 
 
@@ -84,22 +97,36 @@ def report_of(dsn: str, selection: Selection) -> dict[str, Any]:
     return report
 
 
-def roll_up(dsn: str) -> int:
+def roll_up_all(dsn: str) -> int:
     with psycopg.connect(dsn, autocommit=True) as connection:
-        return len(list(roll_up_days(connection)))
+        return len(list(roll_up(connection)))
 
 
 def test_report_from_rollups_equals_report_from_rows(table: str) -> None:
     from_rows = [report_of(table, span) for span in SPANS]
-    assert roll_up(table) == DAYS + 1
-    assert roll_up(table) == 0
+    assert roll_up_all(table) == DAYS + 1
+    assert roll_up_all(table) == 0
     assert [report_of(table, span) for span in SPANS] == from_rows
     with psycopg.connect(table) as connection:
         connection.execute("TRUNCATE access_log_rollup CASCADE")
 
 
+def test_hours_of_today_are_rolled_up(any_dsn: str) -> None:
+    now = datetime.now(UTC)
+    write(any_dsn, make_entries(now, 1.5, 800))
+    spans = [Selection(since=now - timedelta(hours=hours), until=now) for hours in (5, 24, 400)]
+    with open_database(Settings().with_dsn(any_dsn)) as connection:
+        from_rows = [make_report(connection, span, now) for span in spans]
+        assert roll_up_all(any_dsn)
+        assert rolled_up(connection, now - timedelta(days=2), now).rollups
+        reports = [make_report(connection, span, now) for span in spans]
+    assert [structs.replace(it, log=None) for it in reports] == [
+        structs.replace(it, log=None) for it in from_rows
+    ]
+
+
 def test_late_rows_count_at_once(table: str) -> None:
-    roll_up(table)
+    roll_up_all(table)
     before = report_of(table, SPANS[-1])
     with psycopg.connect(table) as connection:
         connection.execute(
@@ -110,7 +137,7 @@ def test_late_rows_count_at_once(table: str) -> None:
     after = report_of(table, SPANS[-1])
     assert after["requests"] == before["requests"] + 1
     assert after["bytes"] == before["bytes"] + 5
-    roll_up(table)
+    roll_up_all(table)
     assert report_of(table, SPANS[-1]) == after
     with psycopg.connect(table) as connection:
         connection.execute("DELETE FROM access_log WHERE node IS NULL")
@@ -118,7 +145,7 @@ def test_late_rows_count_at_once(table: str) -> None:
 
 
 def test_long_report_begins_with_a_whole_day(table: str) -> None:
-    roll_up(table)
+    roll_up_all(table)
     since = NOW - timedelta(days=8)
     whole = report_of(table, Selection(since=since.replace(hour=0, minute=0), until=NOW))
     assert report_of(table, Selection(since=since, until=NOW)) == whole
@@ -127,7 +154,7 @@ def test_long_report_begins_with_a_whole_day(table: str) -> None:
 
 
 def test_pruned_days_stay_in_the_report(any_postgres: Postgres, table: str) -> None:
-    roll_up(table)
+    roll_up_all(table)
     span = Selection(since=datetime(2026, 3, 1, tzinfo=UTC), until=NOW)
     part_of_a_pruned_day = Selection(
         since=datetime(2026, 3, 2, 8, tzinfo=UTC), until=datetime(2026, 3, 4, 8, tzinfo=UTC)
