@@ -76,6 +76,7 @@ _RAISED = re.compile(r"\APL/pgSQL .* RAISE$", re.MULTILINE)
 _COPY_LINE = re.compile(r"\bCOPY \S+, \D*?(\d+)")  # in any language of lc_messages
 _FUNCTION = re.compile(r"^PL/", re.MULTILINE)
 _INVALID_TEXT = "22021"  # character_not_in_repertoire: a NUL
+_INTERNAL = "XX000"  # internal_error
 
 
 def classify(error: Exception, repaired: Collection[Fault] = ()) -> Fault:
@@ -109,6 +110,15 @@ def classify(error: Exception, repaired: Collection[Fault] = ()) -> Fault:
         fault = Fault.CONFIGURATION
     is_from_row = fault is Fault.CONFIGURATION and _is_raised_by_row(error)
     return Fault.ROW if is_from_row else fault
+
+
+def hides_cause(error: Exception) -> bool:
+    """Whether the state of an error of COPY says nothing about its cause.
+
+    Citus reports every error that a worker raises during COPY as XX000 (internal_error), without the
+    context. Errors of INSERT keep their states.
+    """
+    return getattr(error, "sqlstate", None) == _INTERNAL
 
 
 def is_certainly_bad(error: Exception) -> bool:

@@ -9,6 +9,7 @@ import psycopg
 from psycopg import sql
 
 from ..postgres.copy import copy_from_stdin
+from ..postgres.faults import hides_cause
 from ..rows.entry import AccessLogEntry
 from .artifacts import fetches, record
 from .copy_batch import CopyBatch
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
 COLUMNS = AccessLogEntry._fields
 _COLUMN_LIST = sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
 _COPY = sql.SQL("COPY access_log ({}) FROM STDIN (NULL '')").format(_COLUMN_LIST).as_bytes()
-_INSERT = sql.SQL("INSERT INTO access_log ({}) VALUES ({}) ON CONFLICT DO NOTHING").format(
+_INSERT = sql.SQL("INSERT INTO access_log ({}) VALUES ({})").format(
     _COLUMN_LIST, sql.SQL(", ").join(sql.Placeholder() for _ in COLUMNS)
 )
+_INSERT_IF_MISSING = _INSERT + sql.SQL(" ON CONFLICT DO NOTHING")
 _ASYNCHRONOUS = b"SET LOCAL synchronous_commit = off"
-
+_CHECK_NOW = "SET CONSTRAINTS ALL IMMEDIATE"  # not only at the commit
+_DISCARDED = "PostgreSQL stored {} of {} rows; a trigger on access_log discards rows."
 
 _FORBIDDEN_COLUMNS = """
     SELECT string_agg(attname, ', ' ORDER BY attnum) FROM pg_attribute
@@ -69,9 +72,46 @@ def insert_access_log_batch(
     query = b"; ".join(filter(None, statements))
     copied = copy_from_stdin(connection, query, batch.text)
     if copied != len(batch):
-        raise RowsDiscardedError(
-            f"COPY stored {copied} of {len(batch)} rows; a trigger on access_log discards rows."
-        )
+        raise RowsDiscardedError(_DISCARDED.format(copied, len(batch)))
+
+
+def insert_or_explain(
+    connection: psycopg.Connection[Any],
+    entries: Sequence[AccessLogEntry],
+    *,
+    ledger_statement: bytes = b"",
+    force_rollback: bool = False,
+) -> None:
+    """Like `insert_access_log_batch` in a transaction of its own, but the error tells the cause.
+
+    If the error of COPY does not, the rows are inserted one by one instead, and that may succeed. The
+    transaction checks deferred constraints, also with `force_rollback`, which stores nothing.
+    """
+    try:
+        with connection.transaction(force_rollback=force_rollback):
+            insert_access_log_batch(connection, entries, ledger_statement=ledger_statement)
+            if force_rollback:
+                connection.execute(_CHECK_NOW)
+    except psycopg.Error as e:
+        if not hides_cause(e):
+            raise
+        with connection.transaction(force_rollback=force_rollback):
+            _insert_singly(connection, entries, ledger_statement)
+            if force_rollback:
+                connection.execute(_CHECK_NOW)
+
+
+def _insert_singly(
+    connection: psycopg.Connection[Any], entries: Sequence[AccessLogEntry], ledger_statement: bytes
+) -> None:
+    batch = entries if isinstance(entries, CopyBatch) else CopyBatch.of(entries)
+    for statement in filter(None, (batch.statement, ledger_statement)):
+        connection.execute(statement)
+    with connection.pipeline():
+        inserts = [connection.execute(_INSERT, entry) for entry in batch]
+    stored = sum(insert.rowcount for insert in inserts)
+    if stored != len(batch):
+        raise RowsDiscardedError(_DISCARDED.format(stored, len(batch)))
 
 
 def insert_missing(
@@ -88,7 +128,7 @@ def insert_missing(
     """
     with connection.transaction():
         with connection.pipeline():
-            inserts = [connection.execute(_INSERT, entry) for entry in entries]
+            inserts = [connection.execute(_INSERT_IF_MISSING, entry) for entry in entries]
         flags = [insert.rowcount > 0 for insert in inserts]
         inserted = [entry for entry, flag in zip(entries, flags, strict=True) if flag]
         if count_artifacts and (fetched := fetches(inserted)):
@@ -129,9 +169,7 @@ def would_accept(
     if not count_artifacts:
         batch = batch.without_artifacts()
     try:
-        with connection.transaction(force_rollback=True):
-            insert_access_log_batch(connection, batch)
-            connection.execute("SET CONSTRAINTS ALL IMMEDIATE")  # not only at the commit
+        insert_or_explain(connection, batch, force_rollback=True)
     except RowsDiscardedError:
         return False
     return True

@@ -16,7 +16,7 @@ from ..postgres.connection import DeadlineConnection, describe
 from ..postgres.faults import Fault, classify, is_certainly_bad, rejected_line
 from .artifacts import fetches
 from .copy_batch import CopyBatch
-from .insert import RowsDiscardedError, insert_access_log_batch, insert_missing, would_accept
+from .insert import RowsDiscardedError, insert_missing, insert_or_explain, would_accept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -172,12 +172,11 @@ class RejectionFinder:
     def _copy(self, rows: list[AccessLogEntry]) -> None:
         # In a transaction, so that nothing is stored if a trigger discards one of the rows.
         batch = CopyBatch.of(rows)
-        with self._connection.transaction():
-            insert_access_log_batch(
-                self._connection,
-                batch.without_artifacts() if self._is_counted else batch,
-                ledger_statement=self._ledger_statement(rows),
-            )
+        insert_or_explain(
+            self._connection,
+            batch.without_artifacts() if self._is_counted else batch,
+            ledger_statement=self._ledger_statement(rows),
+        )
         self._accept(rows)
 
     def _accept(self, rows: list[AccessLogEntry]) -> None:
@@ -234,8 +233,7 @@ class RejectionFinder:
         """Whether the row is in the table. Our role may be unable to read it, so insert under its key."""
         probe = accepted._replace(started_at=row.started_at, flow_id=row.flow_id)
         try:
-            with self._connection.transaction(force_rollback=True):
-                insert_access_log_batch(self._connection, [probe])
+            insert_or_explain(self._connection, [probe], force_rollback=True)
         except psycopg.Error as e:
             fault = classify(e, self._repaired)
             if fault not in {Fault.ROW, Fault.DUPLICATE}:

@@ -27,6 +27,16 @@ class Handshake:
     encrypted: bool = False
 
 
+_KEPT_FIELDS = b"SVMD"  # severity twice, message and detail
+
+
+def without_cause(error: bytes) -> bytes:
+    """An ErrorResponse as Citus sends it if a worker refuses a COPY: state XX000 and no context."""
+    fields = [field for field in error[5:].split(b"\0") if field and field[0] in _KEPT_FIELDS]
+    body = b"".join([field + b"\0" for field in (*fields, b"CXX000")]) + b"\0"
+    return b"E" + struct.pack("!i", len(body) + 4) + body
+
+
 @dataclass
 class Splitter:
     """Splits one direction of a connection into messages.

@@ -11,7 +11,7 @@ from fcntl import ioctl
 from pathlib import Path
 from typing import Literal
 
-from .postgres_protocol import Handshake, Splitter
+from .postgres_protocol import Handshake, Splitter, without_cause
 from .socket_server import SocketServer, reset
 
 type Direction = Literal["to_server", "to_client"]
@@ -50,6 +50,7 @@ class _Pipe:
     held: deque[tuple[float, bytes | None]] = field(default_factory=deque)
     size: int = 0
     swallows: bool = False
+    copies: bool = False  # from CopyInResponse to ReadyForQuery
 
     async def read(self) -> None:
         """Read until the end. In `held`, None stands for a cut and b"" for the end."""
@@ -124,6 +125,11 @@ class _Pipe:
             self._strike(fault, message)
         if fault:
             fault.passed[self] += 1
+        if self.direction == "to_client" and letter in "GZ":
+            self.copies = letter == "G"
+        if self.copies and letter == "E" and self.relay.hides_copy_errors:
+            message = without_cause(message)
+            self.relay.hidden += 1
         self._pass_bytes(message)
 
     def _strike(self, fault: _Fault, message: bytes) -> None:
@@ -162,14 +168,21 @@ class Relay(SocketServer):
     Args:
         target: The address or the path of the Unix socket to connect to.
         postgres: Whether to parse PostgreSQL's protocol, which faults at messages need.
+        hides_copy_errors: Whether errors during COPY lose their state and context, as on Citus.
+            Needs `postgres`.
 
     Attributes:
+        hidden: The number of errors that lost their state.
         seen: The type letters of the messages read so far, by direction.
         struck: Whether the counted fault has happened.
     """
 
-    def __init__(self, target: Target, *, postgres: bool = False) -> None:
+    def __init__(
+        self, target: Target, *, postgres: bool = False, hides_copy_errors: bool = False
+    ) -> None:
         super().__init__()
+        self.hides_copy_errors = hides_copy_errors
+        self.hidden = 0
         self.seen: dict[Direction, list[str]] = {"to_server": [], "to_client": []}
         self.struck = False
         self.latency = self.pause = 0.0
