@@ -35,6 +35,17 @@ _IS_VALID = """
     SELECT indisvalid FROM pg_index
     WHERE indexrelid = to_regclass(%s) AND indrelid = 'access_log'::regclass
 """
+# What migration 006 creates if the table is empty.
+_ARTIFACT_INDEX = """
+    SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE pg_class.oid = to_regclass('artifact') AND relkind = 'r'
+    AND EXISTS (SELECT FROM pg_proc WHERE proname = 'access_log_package_key' AND pronamespace = relnamespace)
+    AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisvalid
+                    AND indexrelid = to_regclass('artifact_package_idx'))
+"""
+_BUILD_ARTIFACT_INDEX = """
+    CREATE INDEX CONCURRENTLY artifact_package_idx ON {} (access_log_package_key(purl))
+"""
 _MAX_NAME_BYTES = 63  # PostgreSQL docs, 4.1.1
 
 
@@ -50,7 +61,8 @@ class _Missing(NamedTuple):
 def build_missing_indexes(connection: Connection[Any]) -> Iterator[str]:
     """Give each day the indexes that migrations declared, then drop the ones they replace.
 
-    Yields the name of each partition before its index is built, the newest first. Other sessions can
+    The table `artifact` gets its index as well. Yields the name of each table before its index is built, the
+    newest day first. Other sessions can
     read and write meanwhile. If interrupted at any point, the next call continues. The connection must
     be in autocommit mode and its role must own the tables.
 
@@ -62,6 +74,9 @@ def build_missing_indexes(connection: Connection[Any]) -> Iterator[str]:
         for missing in [_Missing(*row) for row in found]:
             yield missing.partition
             _build(connection, missing)
+        for (schema,) in connection.execute(_ARTIFACT_INDEX).fetchall():
+            yield "artifact"
+            _build_artifact_index(connection, schema)
         for old, new in _REPLACED.items():
             row = connection.execute(_IS_VALID, (new,)).fetchone()
             if row is not None and row[0]:
@@ -88,3 +103,13 @@ def _build(connection: Connection[Any], missing: _Missing) -> None:
             sql.Identifier(missing.index_name), name
         )
     )
+
+
+def _build_artifact_index(connection: Connection[Any], schema: str) -> None:
+    # What is left of a build that was interrupted is invalid.
+    connection.execute(
+        sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(
+            sql.Identifier(schema, "artifact_package_idx")
+        )
+    )
+    connection.execute(sql.SQL(_BUILD_ARTIFACT_INDEX).format(sql.Identifier(schema, "artifact")))

@@ -30,12 +30,15 @@ _EXISTING_TABLES = """
 """
 _VERSION = "SELECT coalesce(max(version), 0) FROM access_log_schema"
 _MIGRATION = "SELECT coalesce(max(number), 0) FROM access_log_migration"
+_SEARCH_PATH = "SELECT setting, source FROM pg_settings WHERE name = 'search_path'"
+_CHOSEN = ("client", "session")  # by the connection string, or a pooler that passes it on
 _INSERT_VERSION = "INSERT INTO access_log_schema (version) VALUES (%s)"
 _INSERT_MIGRATION = "INSERT INTO access_log_migration (number) VALUES (%s)"
 # The first line of a migration after which earlier proxies can still write.
 _COMPATIBLE = "-- Proxies of earlier versions can still write."
-# A migration that waits for a lock makes the writers wait behind it.
-_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '1s'"
+# A migration that waits for a lock makes the writers wait behind it. With what it does then, they wait for
+# less than a second.
+_LOCK_TIMEOUT = "SET LOCAL lock_timeout = '500ms'"
 # What a reader role can use. A test compares this with the schema.
 _VIEWS_WITH_FUNCTION = (
     "access_log_remotes",
@@ -95,27 +98,25 @@ class SchemaError(Exception):
 def ensure_schema(connection: Connection[Any], migrations: Path | None = None) -> None:
     """Create our tables in the current schema, or upgrade them. Idempotent.
 
-    Safe to call from many processes at once: the first one does the work under an advisory lock,
-    and the others wait for it. If there is nothing to do, it only needs SELECT on
+    Safe to call from many processes at once: each migration is one transaction under an advisory lock, in
+    one of the processes, and the others wait for it. No migration reads or rewrites what is in the tables;
+    `build_missing_indexes` does that while others write. If there is nothing to do, it only needs SELECT on
     `access_log_schema` and `access_log_migration`.
 
     Raises:
         SchemaError: only newer proxies can write to the schema, or it is older and this role can't
-            upgrade it, or a table `access_log` exists that is not ours, or the database is not UTF-8.
+            upgrade it, or a table `access_log` exists that is not ours, or the database is not UTF-8, or a
+            pooler ignores the search_path of the connection string.
         psycopg.Error: the server reported an error or the connection was lost.
     """
     _check_encoding(connection)
+    _check_search_path(connection)
     migrations_by_number = _migrations_by_number(migrations or MIGRATIONS)
     newest = max(migrations_by_number, default=1)
-    if _last_migration(connection, newest) >= newest:
-        return
-    with connection.transaction():
-        connection.execute(_LOCK)
-        last = _last_migration(connection, newest)
-        connection.execute(_LOCK_TIMEOUT)
+    # A transaction for each: all locks of a transaction last until its end.
+    while (last := _last_migration(connection, newest)) < newest:
         try:
-            for number in range(last + 1, newest + 1):
-                _apply(connection, migrations_by_number[number], number)
+            _apply_next(connection, migrations_by_number)
         except psycopg.errors.InsufficientPrivilege:
             if last == 0:
                 raise  # PostgreSQL's message says what is missing
@@ -136,6 +137,19 @@ def _check_encoding(connection: Connection[Any]) -> None:
             f"The database {connection.info.dbname} has the encoding {encoding}, which cannot store "
             "every request; create one with ENCODING 'UTF8' (TEMPLATE template0) and name it in the "
             "connection string."
+        )
+
+
+def _check_search_path(connection: Connection[Any]) -> None:
+    """A pooler that ignores `options` would make us write to another schema."""
+    wanted = re.search(r"search_path=(\S+)", connection.info.options)
+    if wanted is None:
+        return
+    row = connection.execute(_SEARCH_PATH).fetchone()
+    if row is not None and row[1] not in _CHOSEN and row[0] != wanted[1]:
+        raise SchemaError(
+            f"The connection string asks for the schema {wanted[1]}, but a connection pooler ignores that; "
+            "set search_path for the role (ALTER ROLE ... SET search_path) and leave out options=."
         )
 
 
@@ -217,6 +231,17 @@ def _last_migration(connection: Connection[Any], newest: int) -> int:
         return version
     last: int = _value(connection, _MIGRATION)
     return max(version, last)
+
+
+def _apply_next(connection: Connection[Any], migrations_by_number: dict[int, Path]) -> None:
+    """Apply the next migration in a transaction, unless another process has applied the last one."""
+    newest = max(migrations_by_number)
+    with connection.transaction():
+        connection.execute(_LOCK)
+        number = _last_migration(connection, newest) + 1
+        if number <= newest:
+            connection.execute(_LOCK_TIMEOUT)
+            _apply(connection, migrations_by_number[number], number)
 
 
 def _apply(connection: Connection[Any], path: Path, number: int) -> None:

@@ -89,4 +89,9 @@ END $$;
 CREATE FUNCTION access_log_package_key(purl text) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
   RETURN translate(lower(split_part(split_part(split_part(purl, '@', 1), '?', 1), '#', 1)), '_', '-');
 COMMENT ON FUNCTION access_log_package_key(text) IS 'Package URL without version and qualifiers, in lower case and with - for _. Different packages can have the same key';
-CREATE INDEX artifact_package_idx ON artifact (access_log_package_key(purl));
+-- Building it would block the writers of a large table, which gets it later; see exporter/postgres/indexes.py.
+DO $$ BEGIN
+  IF NOT EXISTS (SELECT FROM artifact) THEN
+    CREATE INDEX artifact_package_idx ON artifact (access_log_package_key(purl));
+  END IF;
+END $$;

@@ -1,0 +1,217 @@
+"""Rolling upgrades: proxies of this version and of earlier ones write to one database, before and after migrations."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from msgspec.structs import replace
+
+from exporter import Exporter, Settings, insert_access_log_batch
+from exporter.postgres.connection import connect
+from exporter.postgres.indexes import build_missing_indexes
+from exporter.postgres.schema import MIGRATIONS, ensure_schema, schema_name
+from exporter.settings import BatchSettings
+from exporter.write.database import Database
+from tests.support.command import call
+from tests.support.older_version import OlderVersion, version_before
+from tests.support.samples import make_entry, make_exchange
+from tests.support.wait import eventually
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Query = Callable[..., list[tuple[object, ...]]]
+
+_MIGRATIONS = sorted(path.name for path in MIGRATIONS.glob("*.sql"))
+_WITHOUT_LEDGER = "002_smaller_indexes.sql"
+_ROWS = "SELECT node, count(*), count(DISTINCT flow_id) FROM access_log GROUP BY 1 ORDER BY 1"
+_DAYS = ("2023-11-14", "2023-11-15")
+_DAY_MS = 86_400_000
+# What a migration must not do to a table with rows: rewrite it, read all of it for an index, or validate it.
+_STORAGE = """
+    SELECT 'storage', oid::regclass::text, relfilenode::text FROM pg_class
+    WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r' AND oid = ANY (%(tables)s::regclass[])
+    UNION ALL
+    SELECT 'index', indrelid::regclass::text, indexrelid::text FROM pg_index
+    WHERE indrelid = ANY (%(tables)s::regclass[])
+    UNION ALL
+    SELECT 'constraint', conrelid::regclass::text, conname FROM pg_constraint
+    WHERE convalidated AND conrelid = ANY (%(tables)s::regclass[])
+"""
+_TABLES_WITH_ROWS = ("access_log_20231114", "access_log_20231115", "access_log_gap", "artifact")
+
+
+def start_exporter(dsn: str, node: str) -> Exporter:
+    settings = Settings(node=node).with_dsn(dsn)
+    return Exporter(replace(settings, batch=BatchSettings(max_seconds=0.05)))
+
+
+def log(exporter: Exporter, numbers: range) -> None:
+    for number in numbers:
+        assert exporter.log_access(make_exchange(number))
+
+
+# --- with an earlier version
+
+
+# The commit before migration 6 is no version: its history had two migrations with the number 5.
+_NEWEST = [name for name in _MIGRATIONS if name > "007"][-1:]
+
+
+@pytest.fixture(scope="module", params=[_WITHOUT_LEDGER, "004_rollups.sql", *_NEWEST])
+def older(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> OlderVersion:
+    """The version before a migration: before the first one, before one in between, before the newest."""
+    return version_before(request.param, tmp_path_factory.mktemp("older"))
+
+
+@pytest.mark.slow
+def test_every_row_arrives_while_proxies_are_upgraded_one_by_one_and_back(
+    older: OlderVersion, dsn: str, query: Query, home: Path, request: pytest.FixtureRequest
+) -> None:
+    with older.proxy(dsn, "old-1", home) as first:
+        first.log(0, 200)
+        eventually(lambda: query("SELECT to_regclass('access_log') IS NOT NULL") == [(True,)])
+        eventually(lambda: query(_ROWS) == [("old-1", 200, 200)])
+        assert query("SELECT to_regclass('advisory') IS NULL") == [(True,)], "its schema is older"
+
+        first.log(200, 5000)  # while the next proxy upgrades the schema
+        newer = start_exporter(dsn, "new-1")
+        log(newer, range(10_000, 10_300))
+        eventually(lambda: query(_ROWS) == [("new-1", 300, 300), ("old-1", 5000, 5000)], timeout=30)
+        first.log(5000, 5100)
+        log(newer, range(10_300, 10_400))
+        assert newer.stop()
+    with older.proxy(dsn, "old-2", home) as second:  # somebody takes the upgrade of a proxy back
+        second.log(20_000, 20_150)
+    assert query(_ROWS) == [("new-1", 400, 400), ("old-1", 5100, 5100), ("old-2", 150, 150)]
+    assert query("SELECT max(number) FROM access_log_migration") == [(len(_MIGRATIONS) + 1,)]
+
+    done = call("--dsn", dsn, "audit")
+    if _WITHOUT_LEDGER in request.node.name:
+        assert "no proxy counted" in done.stdout, done
+    else:
+        assert (done.returncode, done.stdout.splitlines()[0]) == (
+            0,
+            "Complete: in the whole log, each of the 5,650 requests that the proxies saw has its row.",
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("older", [_WITHOUT_LEDGER], indirect=True)
+def test_upgraded_proxy_that_may_not_upgrade_the_schema_waits_for_its_owner(
+    older: OlderVersion, dsn: str, query: Query, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exporter.write.retry._CONFIGURATION_RETRY_SECONDS", 0.1)
+    with older.proxy(dsn, "old", home) as first:
+        first.log(0, 10)
+    with connect(dsn, Settings().database) as owner:
+        schema = schema_name(owner)
+        proxy, reader = f"{schema}_proxy", f"{schema}_reader"
+        owner.execute(f"CREATE ROLE {proxy} LOGIN; CREATE ROLE {reader} LOGIN".encode())
+        owner.execute(older.grants(schema, proxy, reader).encode())
+        exporter = start_exporter(dsn.replace("user=postgres", f"user={proxy}"), "new")
+        try:
+            log(exporter, range(100, 200))
+            problem = "run `artifactapi init` as the owner"
+            eventually(lambda: problem in (exporter.status()["last_error"] or ""))
+            eventually(lambda: exporter.status()["spooled"] == 100)
+            ensure_schema(owner)
+            eventually(lambda: exporter.status()["written"] == 100)
+        finally:
+            stopped = exporter.stop()
+            owner.execute(f"DROP OWNED BY {proxy}, {reader}; DROP ROLE {proxy}, {reader}".encode())
+    assert stopped
+    assert query(_ROWS) == [("new", 100, 100), ("old", 10, 10)]
+
+
+# --- what migrations may do to a log that is written
+
+
+@pytest.fixture
+def first_schema(dsn: str, tmp_path: Path) -> Path:
+    """Create the first version of the schema with rows. Returns an empty folder for migrations."""
+    folder = tmp_path / "migrations"
+    folder.mkdir()
+    with connect(dsn, Settings().database) as connection:
+        ensure_schema(connection, folder)
+        for day in _DAYS:
+            connection.execute("SELECT access_log_ensure_partition(%s)", (day,))
+        fetched = {"artifact_kind": "artifact", "purl": "pkg:pypi/demo@1.0"}
+        rows = [make_entry(1, **fetched), make_entry(1 + _DAY_MS, **fetched)]
+        insert_access_log_batch(connection, rows)
+        connection.execute(
+            "INSERT INTO access_log_gap (gap_id, node, from_at, to_at, reason, entries)"
+            " VALUES (gen_random_uuid(), 'test', now(), now(), 'rejected', 1)"
+        )
+    return folder
+
+
+def test_no_migration_reads_or_rewrites_a_table_with_rows(
+    dsn: str, query: Query, first_schema: Path
+) -> None:
+    tables: dict[str, Any] = {"tables": list(_TABLES_WITH_ROWS)}
+    with connect(dsn, Settings().database) as connection:
+        for name in _MIGRATIONS:
+            shutil.copy(MIGRATIONS / name, first_schema)
+            before = set(connection.execute(_STORAGE, tables).fetchall())
+            ensure_schema(connection, first_schema)
+            after = set(connection.execute(_STORAGE, tables).fetchall())
+            assert after == before, f"{name} would lock writers out while it reads a large table"
+
+        assert sorted(build_missing_indexes(connection)) == sorted(
+            2 * ["access_log_20231114", "access_log_20231115"] + ["artifact"]
+        )
+        assert list(build_missing_indexes(connection)) == []
+    assert query(
+        "SELECT indisvalid FROM pg_index WHERE indexrelid = 'artifact_package_idx'::regclass"
+    ) == [(True,)]
+    assert query("SELECT count(*) FROM pg_index WHERE NOT indisvalid") == [(0,)]
+
+
+def test_interrupted_build_of_the_index_of_artifacts_begins_again(
+    dsn: str, query: Query, first_schema: Path
+) -> None:
+    with connect(dsn, Settings().database) as connection:
+        ensure_schema(connection)
+        with psycopg.connect(dsn) as proxy:
+            fetched = {"artifact_kind": "artifact", "purl": "pkg:pypi/demo@1.0"}
+            insert_access_log_batch(proxy, [make_entry(2, **fetched)])  # not committed
+            connection.execute("SET lock_timeout = '100ms'")
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                connection.execute(
+                    "CREATE INDEX CONCURRENTLY artifact_package_idx"
+                    " ON artifact (access_log_package_key(purl))"
+                )
+            connection.execute("RESET lock_timeout")
+        assert "artifact" in list(build_missing_indexes(connection))
+    assert query(
+        "SELECT indisvalid FROM pg_index WHERE indexrelid = 'artifact_package_idx'::regclass"
+    ) == [(True,)]
+    assert not list(first_schema.iterdir())
+
+
+def test_migration_that_waits_for_a_lock_gives_up_within_a_second_and_keeps_what_is_done(
+    dsn: str, query: Query, first_schema: Path
+) -> None:
+    writer = Database(Settings().with_dsn(dsn).database)
+    with psycopg.connect(dsn) as reader, connect(dsn, Settings().database) as connection:
+        reader.execute("SELECT count(*) FROM access_log_gap")  # as a long report; 003 changes it
+        started = time.monotonic()
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            ensure_schema(connection)
+        assert time.monotonic() - started < 1
+        assert query("SELECT max(number) FROM access_log_migration") == [(2,)]
+        insert_access_log_batch(connection, [make_entry(2)])  # as a proxy of that version
+        reader.rollback()
+        try:
+            assert writer.write([make_entry(3)]) == []
+        finally:
+            writer.close()
+    assert query("SELECT count(*) FROM access_log") == [(4,)]
+    assert query("SELECT max(number) FROM access_log_migration") == [(len(_MIGRATIONS) + 1,)]
+    assert not list(first_schema.iterdir())
