@@ -32,6 +32,7 @@ from exporter.postgres.connection import describe, reachable
 from exporter.postgres.dsn import without_password
 from exporter.postgres.embedded import EmbeddedServer, programs
 from exporter.postgres.indexes import build_missing_indexes
+from exporter.postgres.locks import SharedSessionError
 from exporter.postgres.schema import grants, schema_name
 from exporter.read.session import DATABASE_ERRORS, open_database
 from exporter.retention.text_indexes import build_text_indexes, lacks_extension
@@ -175,6 +176,8 @@ def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
             for day in days:
                 click.echo(f"Building an index of {day}", err=True)
             can_speed_up_text = lacks_extension(connection, settings.database)
+    except SharedSessionError as e:
+        raise click.ClickException(str(e)) from None
     except DATABASE_ERRORS as e:
         raise click.ClickException(describe(e)) from None
     click.echo(

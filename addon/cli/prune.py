@@ -10,7 +10,7 @@ import click
 
 from exporter.archive.parquet import ArchiveError
 from exporter.postgres.connection import describe
-from exporter.postgres.locks import HOUSEKEEPING, only_session
+from exporter.postgres.locks import HOUSEKEEPING, SharedSessionError, only_session
 from exporter.read.human import plural, size
 from exporter.read.selection import SelectionError, parse_duration
 from exporter.read.session import DATABASE_ERRORS, open_database
@@ -71,7 +71,7 @@ def prune(settings: Settings, keep: str | None, archive: Path | None, *, dry_run
                     list(roll_up(connection))
                     total = _show(prune_days(connection, before, archive))
                     list(build_text_indexes(connection, settings.database))  # of the days that stay
-    except ArchiveError as e:
+    except (ArchiveError, SharedSessionError) as e:
         raise click.ClickException(str(e)) from None
     except LogInUseError as e:
         raise click.ClickException(f"Try again later: {e}.") from None

@@ -13,6 +13,29 @@ if TYPE_CHECKING:
 HOUSEKEEPING = "artifactapi housekeeping"  # the name of this work for `only_session`
 _TRY_LOCK = "SELECT pg_try_advisory_lock(hashtext(%s), hashtext(current_schema()))"
 _UNLOCK = "SELECT pg_advisory_unlock(hashtext(%s), hashtext(current_schema()))"
+_SESSION = "SELECT pg_backend_pid()"
+
+
+class SharedSessionError(Exception):
+    """A connection pooler may run our statements in different sessions. The message is one sentence."""
+
+
+def _check_own_session(connection: Connection[Any]) -> None:
+    """Check that this connection leads to PostgreSQL itself, so that what is set for the session lasts.
+
+    In PgBouncer's transaction mode, each transaction may run in another session: a lock or a setting of the
+    session would stay behind for other clients, and would not hold for us. A pooler gives its clients keys of
+    its own (PostgreSQL docs, "Canceling Requests in Progress"), whatever its mode.
+
+    Raises:
+        SharedSessionError: There is a pooler in between.
+    """
+    row = connection.execute(_SESSION).fetchone()
+    if row != (connection.info.backend_pid,):
+        raise SharedSessionError(
+            "The connection leads to a connection pooler, but this work needs a session of its own; use a "
+            "connection string that leads to PostgreSQL itself."
+        )
 
 
 @contextlib.contextmanager
@@ -21,7 +44,11 @@ def short_lock_waits(connection: Connection[Any]) -> Iterator[None]:
 
     A session that waits for a lock of the log makes the writers wait behind it. The connection must be
     in autocommit mode.
+
+    Raises:
+        SharedSessionError: There is a pooler in between.
     """
+    _check_own_session(connection)
     connection.execute("SET lock_timeout = '1s'")
     try:
         yield
@@ -35,7 +62,11 @@ def only_session(connection: Connection[Any], work: str) -> Iterator[bool]:
     """Yield whether no other session does this work, by name, in the current schema.
 
     If so, other sessions get False until the block ends. The connection must be in autocommit mode.
+
+    Raises:
+        SharedSessionError: There is a pooler in between.
     """
+    _check_own_session(connection)
     row = connection.execute(_TRY_LOCK, (work,)).fetchone()
     is_free = row == (True,)
     try:

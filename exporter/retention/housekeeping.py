@@ -17,7 +17,7 @@ from ..archive.parquet import ArchiveError
 from ..postgres.connection import Deadline, DeadlineExceededError, connect, describe, reachable
 from ..postgres.faults import Fault, classify
 from ..postgres.indexes import build_missing_indexes
-from ..postgres.locks import HOUSEKEEPING, only_session
+from ..postgres.locks import HOUSEKEEPING, SharedSessionError, only_session
 from ..postgres.schema import SchemaError, ensure_schema
 from .days import LogInUseError, create_days_ahead, owns_log
 from .prune import oldest_kept, prune
@@ -76,6 +76,11 @@ class Housekeeping:
                 self._last_problem = ""
             except (SchemaError, LogInUseError, ArchiveError) as e:
                 self._report(str(e))
+            except SharedSessionError:
+                self._report(
+                    "database.dsn leads to a connection pooler; run `artifactapi prune` with a connection "
+                    "string that leads to PostgreSQL itself"
+                )
             except (psycopg.Error, DeadlineExceededError, OSError) as e:
                 if isinstance(e, psycopg.Error) and classify(e) is not Fault.UNAVAILABLE:
                     self._report(describe(e))  # else the writer reports it
