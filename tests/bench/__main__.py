@@ -30,6 +30,7 @@ _MODULES = {
     "hook": "hook",
     "writer": "writer",
     "proxy": "proxy",
+    "paired": "paired",
     "latency": "latency",
     "memory": "memory",
     "growth": "growth",

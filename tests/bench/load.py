@@ -1,18 +1,26 @@
 """Run an origin and clients that send requests through a proxy as fast as it responds, in a separate process.
 
-Both implement only the HTTP/1.1 they need, so that they cost little compared with the proxy.
+Both implement only the HTTP/1.1 they need, so that they cost little compared with the proxy. The origin also
+listens with TLS, for clients of others.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
+from tests.support.certificates import certificate
 from tests.support.fixed_response import FixedResponseProtocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _ROOT = Path(__file__).resolve().parents[2]
 _BODY = b"x" * 600
@@ -26,8 +34,19 @@ _TIMEOUT_SECONDS = 300.0
 _DIGEST = "9d/be/10918a2eac4ae9f02f6cfe6414b7a155ccd8f7f9d4380d62fd5b955065c3"
 
 
+def paths(first: int = 0) -> Iterator[str]:
+    """Yield paths of packages without end. Every second one is new."""
+    for number in itertools.count(first + 1):
+        n = number if number % 2 else number % _REPEATING_URLS
+        yield f"/pypi/packages/{_DIGEST}/package_{n}-1.{n % 50}.0-py3-none-any.whl"
+
+
 class Load:
-    """Runs the process inside its `with` block."""
+    """Runs the process inside its `with` block.
+
+    Attributes:
+        tls_port: Where the origin listens with TLS and a certificate that nobody trusts.
+    """
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
@@ -37,16 +56,21 @@ class Load:
             text=True,
             cwd=_ROOT,
         )
+        assert self._process.stdout
+        self.tls_port = int(self._process.stdout.readline())
         return self
 
     def __exit__(self, *_: object) -> None:
         self._process.communicate(timeout=_TIMEOUT_SECONDS)
 
-    def run(self, port: int, requests: int) -> float:
-        """Send this number of requests through the proxy; return the seconds that it took."""
+    def run(self, port: int, requests: int, *, keep: bool = False) -> float:
+        """Send this number of requests through the proxy; return the seconds that it took.
+
+        With `keep`, over the same connections as the last time.
+        """
         assert self._process.stdin
         assert self._process.stdout
-        self._process.stdin.write(f"{port} {requests}\n")
+        self._process.stdin.write(f"{port} {requests} {keep:d}\n")
         self._process.stdin.flush()
         seconds = self._process.stdout.readline()
         if not seconds:
@@ -57,14 +81,19 @@ class Load:
 class _Client(asyncio.Protocol):
     """Requests the next URL after each complete response."""
 
-    def __init__(self, work: _Work) -> None:
-        self._work = work
-        self._is_done = False
+    def __init__(self, *, keep: bool) -> None:
+        self._keep = keep
+        self._is_done = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._data = b""
+
+    def start(self, work: _Work) -> None:
+        """Send requests until all are sent."""
+        self._work = work
+        self._is_done = False
         self._send_next()
 
     def data_received(self, data: bytes) -> None:
@@ -84,7 +113,8 @@ class _Client(asyncio.Protocol):
         head = self._work.next_head()
         if head is None:
             self._is_done = True
-            self._transport.close()
+            if not self._keep:
+                self._transport.close()
         else:
             self._transport.write(head)
 
@@ -93,23 +123,20 @@ class _Work:
     """The requests of one run, shared by all clients."""
 
     def __init__(self, origin: int, requests: int, first: int) -> None:
+        self._paths = paths(first)
         self._unanswered = requests
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._unsent = requests
         self._origin = origin
-        self._number = first
 
     def next_head(self) -> bytes | None:
-        """Return the next request, or None if all were sent. Every second URL is new."""
+        """Return the next request, or None if all were sent."""
         if not self._unsent:
             return None
         self._unsent -= 1
-        self._number += 1
-        n = self._number if self._number % 2 else self._number % _REPEATING_URLS
         host = f"127.0.0.1:{self._origin}"
-        path = f"/pypi/packages/{_DIGEST}/package_{n}-1.{n % 50}.0-py3-none-any.whl"
         return (
-            f"GET http://{host}{path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: pip/25.0\r\n"
+            f"GET http://{host}{next(self._paths)} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: pip/25.0\r\n"
             "Accept: */*\r\nAccept-Encoding: identity\r\n\r\n"
         ).encode()
 
@@ -128,19 +155,39 @@ class _Work:
 async def _main() -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: FixedResponseProtocol(_RESPONSE), "127.0.0.1", 0)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.TemporaryDirectory() as folder:
+        tls.load_cert_chain(certificate(Path(folder)))
+    tls_server = await loop.create_server(
+        lambda: FixedResponseProtocol(_RESPONSE), "127.0.0.1", 0, ssl=tls
+    )
+    sys.stdout.write(f"{tls_server.sockets[0].getsockname()[1]}\n")
+    sys.stdout.flush()
     origin = server.sockets[0].getsockname()[1]
     sent = 0
+    kept: dict[int, list[_Client]] = {}  # by the port of the proxy
     while line := await asyncio.to_thread(sys.stdin.readline):
-        port, requests = map(int, line.split())
+        port, requests, keep = map(int, line.split())
         work = _Work(origin, requests, sent)
         sent += requests
         start = time.perf_counter()
-        for _ in range(_CONNECTIONS):
-            await loop.create_connection(lambda: _Client(work), "127.0.0.1", port)  # noqa: B023
+        clients = kept.get(port, []) if keep else []
+        while len(clients) < _CONNECTIONS:
+            _, client = await loop.create_connection(
+                lambda: _Client(keep=bool(keep)),  # noqa: B023
+                "127.0.0.1",
+                port,
+            )
+            clients.append(client)
+        for client in clients:
+            client.start(work)
+        if keep:
+            kept[port] = clients
         await asyncio.wait_for(work.done, _TIMEOUT_SECONDS)
         sys.stdout.write(f"{time.perf_counter() - start}\n")
         sys.stdout.flush()
     server.close()
+    tls_server.close()
 
 
 if __name__ == "__main__":

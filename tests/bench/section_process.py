@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.support.postgres import Postgres
 
-_SECTION_SECONDS = 600.0  # timeout for one section
+_SECTION_SECONDS = 3600.0  # timeout for one section; a year of rows takes half of it
 _EXIT_SECONDS = 10.0
 
 
