@@ -17,7 +17,7 @@ from exporter.read.session import DATABASE_ERRORS, open_database
 from exporter.retention.days import LogInUseError, owns_log
 from exporter.retention.prune import oldest_kept, prunable
 from exporter.retention.prune import prune as prune_days
-from exporter.retention.rollups import roll_up
+from exporter.retention.rollups import merge_months, roll_up
 from exporter.retention.text_indexes import build_text_indexes
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ def prune(settings: Settings, keep: str | None, archive: Path | None, *, dry_run
                         )
                     list(roll_up(connection))
                     total = _show(prune_days(connection, before, archive))
+                    list(merge_months(connection))
                     list(build_text_indexes(connection, settings.database))  # of the days that stay
     except (ArchiveError, SharedSessionError) as e:
         raise click.ClickException(str(e)) from None

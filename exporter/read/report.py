@@ -229,6 +229,7 @@ def make_report(
         edges = bar_edges(since, until)
         values |= {"since": since, "until": until, "edges": edges}
         values |= {"top": TOP, "rollups": span.rollups}
+        values |= {"months": span.months, "single_rollups": span.single_rollups}
 
         def query(statement: sql.SQL) -> list[tuple[Any, ...]]:
             return connection.execute(statement.format(where=where), values).fetchall()

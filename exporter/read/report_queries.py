@@ -1,7 +1,7 @@
 """The queries of a report. Each adds up the rows of access_log and rollups of whole days. Runs nothing.
 
 They bind `edges`, `since`, `until`, `top`, `rollups` (ids of the rollups to use, perhaps none), and the values
-of the condition `where` on access_log.
+of the condition `where` on access_log. ARTIFACTS binds `months` and `single_rollups` instead of `rollups`.
 """
 
 from __future__ import annotations
@@ -112,7 +112,10 @@ ARTIFACTS = sql.SQL("""
       FROM access_log_fetches WHERE {where} GROUP BY 1
       UNION ALL
       SELECT purl, remote, fetches, bytes, whole_bytes, largest_bytes
-      FROM access_log_rollup_artifact WHERE rollup_id = ANY (%(rollups)s)
+      FROM access_log_rollup_artifact WHERE rollup_id = ANY (%(single_rollups)s)
+      UNION ALL
+      SELECT purl, remote, fetches, bytes, whole_bytes, largest_bytes
+      FROM access_log_rollup_month_artifact WHERE month_id = ANY (%(months)s)
     ), fetched AS MATERIALIZED (
       SELECT purl, min(remote) AS remote, sum(fetches)::bigint AS fetches, sum(bytes)::bigint AS bytes,
              (sum(whole_bytes) - max(largest_bytes))::bigint AS avoidable_bytes

@@ -21,6 +21,9 @@ _ROLLUPS = """
     WHERE until_at > %s AND from_at < %s AND is_complete
     ORDER BY from_at
 """
+_MONTHS = (
+    "SELECT month_id, rollup_ids FROM access_log_rollup_month WHERE rollup_ids <@ %s::bigint[]"
+)
 
 
 class _Rollup(NamedTuple):
@@ -31,7 +34,7 @@ class _Rollup(NamedTuple):
 
 
 class RolledUp(NamedTuple):
-    """How to count a span: the rollups of whole days, and the rows of the other times in it.
+    """How to count a span: the rollups of days and hours, and the rows of the other times in it.
 
     The span may have grown to whole days, whose rows are no longer there, or would take too long.
     """
@@ -40,11 +43,13 @@ class RolledUp(NamedTuple):
     until: datetime
     rollups: list[int]
     other_times: list[tuple[datetime, datetime]]  # in order, each with its exclusive end
+    months: list[int]  # whose artifacts are merged
+    single_rollups: list[int]  # the rollups whose artifacts are not merged in these months
 
     @classmethod
     def rows_only(cls, since: datetime, until: datetime) -> Self:
         """Use no rollups."""
-        return cls(since, until, [], [(since, until)])
+        return cls(since, until, [], [(since, until)], [], [])
 
     @property
     def condition(self) -> sql.Composed:
@@ -74,7 +79,11 @@ def rolled_up(connection: Connection[Any], since: datetime, until: datetime) -> 
     counted = [(r.from_at, r.until_at) for r in used if not r.is_pruned]
     ends = [since, *(at for times in counted for at in times), until]
     others = [(a, b) for a, b in list(pairwise(ends))[::2] if a < b]
-    return RolledUp(since, until, [r.id for r in used], others)
+    ids = [r.id for r in used]
+    months = connection.execute(_MONTHS, (ids,)).fetchall() if ids else []
+    merged = {rollup for _, rollups in months for rollup in rollups}
+    single = [rollup for rollup in ids if rollup not in merged]
+    return RolledUp(since, until, ids, others, [month for month, _ in months], single)
 
 
 def fits_bars(counted: RolledUp, edges: Sequence[datetime]) -> bool:

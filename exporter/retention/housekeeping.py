@@ -21,7 +21,7 @@ from ..postgres.locks import HOUSEKEEPING, SharedSessionError, only_session
 from ..postgres.schema import SchemaError, ensure_schema
 from .days import LogInUseError, create_days_ahead, owns_log
 from .prune import oldest_kept, prune
-from .rollups import roll_up
+from .rollups import merge_months, roll_up
 from .text_indexes import build_text_indexes
 
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ class Housekeeping:
                     pruned.rows,
                     "row" if pruned.rows == 1 else "rows",
                 )
+        for _ in merge_months(connection):  # pruned days have a new rollup
+            pass
         for _ in build_text_indexes(connection, settings.database):  # of the days that stay
             pass
 

@@ -1,4 +1,4 @@
-"""Roll up the days and hours that are over, and again those that got late rows."""
+"""Roll up the hours, days and months that are over, and again those that got late rows."""
 
 from __future__ import annotations
 
@@ -37,6 +37,25 @@ _DUE_HOURS = """
     AND EXISTS (SELECT FROM access_log WHERE started_at >= hour AND started_at < hour + interval '1 hour')
     ORDER BY hour
 """
+# Months of which other rollups are merged than there are now.
+_DUE_MONTHS = """
+    SELECT month, ids
+    FROM (SELECT date_trunc('month', from_at, 'UTC') AS month, array_agg(rollup_id ORDER BY rollup_id) AS ids
+          FROM access_log_rollup_state WHERE is_complete GROUP BY 1) AS present
+    LEFT JOIN access_log_rollup_month ON from_at = month
+    WHERE month + interval '1 month' < now() - %(day_rest)s AND rollup_ids IS DISTINCT FROM ids
+    ORDER BY month
+"""
+_DELETE_MONTH = "DELETE FROM access_log_rollup_month WHERE from_at = %s"
+_MERGE = """
+    WITH month AS (
+      INSERT INTO access_log_rollup_month (from_at, rollup_ids) VALUES (%s, %s) RETURNING month_id, rollup_ids
+    )
+    INSERT INTO access_log_rollup_month_artifact
+    SELECT month_id, purl, min(remote), sum(fetches), sum(bytes), sum(whole_bytes), max(largest_bytes)
+    FROM month CROSS JOIN access_log_rollup_artifact WHERE rollup_id = ANY (rollup_ids)
+    GROUP BY month_id, purl
+"""
 _ROLL_UP = "SELECT access_log_roll_up('access_log', %s, %s)"
 
 
@@ -69,3 +88,16 @@ def roll_up(connection: Connection[Any]) -> Iterator[Span]:
                 connection.execute(_ROLL_UP, span)
         finally:
             connection.isolation_level = None
+
+
+def merge_months(connection: Connection[Any]) -> Iterator[datetime]:
+    """Merge the artifacts of each month that needs it; yield its start before. Each is one transaction.
+
+    Raises:
+        psycopg.Error: The server reported an error.
+    """
+    for month, ids in connection.execute(_DUE_MONTHS, {"day_rest": _DAY_REST}).fetchall():
+        yield month
+        with connection.transaction():
+            connection.execute(_DELETE_MONTH, (month,))
+            connection.execute(_MERGE, (month, ids))

@@ -15,7 +15,7 @@ from exporter.read.report import make_report
 from exporter.read.selection import Selection
 from exporter.read.session import open_database
 from exporter.retention.prune import oldest_kept, prune
-from exporter.retention.rollups import roll_up
+from exporter.retention.rollups import merge_months, roll_up
 from exporter.rows.entry_builder import EntryBuilder
 from tests.bench.figures import Figure, Target, Workspace, quantile
 from tests.bench.log_writers import BATCH_ENTRIES
@@ -65,11 +65,13 @@ def measure(workspace: Workspace) -> list[Figure]:
             threading.Event().wait(workspace.choose(10.0, 1.0))
         rollups: list[float] = []
         pruned: list[float] = []
+        months: list[float] = []
         archive = workspace.folder / "archive"
         beside = _Batches(workspace.dsn)
         with beside:
             rollups += _durations(roll_up(connection))
             pruned += _durations(prune(connection, oldest_kept(kept_days), archive))
+            months += _durations(merge_months(connection))
         rollup_bytes = _value(connection, _BYTES, "^access_log_rollup")
     archive_bytes = sum(file.stat().st_size for file in archive.rglob("*.parquet"))
     archived_rows = rows * len(pruned) / days
@@ -86,6 +88,7 @@ def measure(workspace: Workspace) -> list[Figure]:
         Figure(SECTION, "an archived row", "bytes", (archive_bytes / archived_rows,)),
         Figure(SECTION, "rollup of a day", "s", tuple(rollups)),
         Figure(SECTION, "archive and drop of a day", "s", tuple(pruned)),
+        Figure(SECTION, "merge of a month", "s", tuple(months)),
         *alone.figures("alone"),
         *beside.figures("beside housekeeping"),
         *from_rows,

@@ -18,7 +18,7 @@ from exporter.read.rolled_up import rolled_up
 from exporter.read.selection import Selection
 from exporter.read.session import open_database
 from exporter.retention.prune import prune
-from exporter.retention.rollups import roll_up
+from exporter.retention.rollups import merge_months, roll_up
 from exporter.write.database import Database
 from tests.support.access_log import temporary_schema
 from tests.support.command import call
@@ -99,14 +99,19 @@ def report_of(dsn: str, selection: Selection) -> dict[str, Any]:
 
 def roll_up_all(dsn: str) -> int:
     with psycopg.connect(dsn, autocommit=True) as connection:
-        return len(list(roll_up(connection)))
+        return len(list(roll_up(connection))) + len(list(merge_months(connection)))
 
 
 def test_report_from_rollups_equals_report_from_rows(table: str) -> None:
     from_rows = [report_of(table, span) for span in SPANS]
-    assert roll_up_all(table) == DAYS + 1
+    assert roll_up_all(table) == DAYS + 1 + 2  # days, and months
     assert roll_up_all(table) == 0
     assert [report_of(table, span) for span in SPANS] == from_rows
+    with psycopg.connect(table) as connection:
+        span = rolled_up(connection, NOW - timedelta(days=30), NOW)
+        connection.execute("UPDATE access_log_rollup_month_artifact SET fetches = 10 * fetches")
+    assert (len(span.months), len(span.single_rollups)) == (1, 11)  # February, and days of March
+    assert report_of(table, SPANS[-1]) != from_rows[-1]
     with psycopg.connect(table) as connection:
         connection.execute("TRUNCATE access_log_rollup CASCADE")
 

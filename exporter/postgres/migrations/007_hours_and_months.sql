@@ -1,0 +1,44 @@
+-- Proxies of earlier versions can still write.
+--
+-- Rollups of single hours, until the rollup of their day replaces them. A day can have many rollups, and each of
+-- them may have the same fetches. Merged artifacts of a month, because a year has millions of them by day.
+
+COMMENT ON TABLE access_log_rollup IS 'Totals of a day (UTC), or of an hour of a day that is not over. Those of the same day add up: rows may arrive after their day was pruned';
+
+CREATE OR REPLACE VIEW access_log_daily_fetches AS
+  SELECT (from_at AT TIME ZONE 'UTC')::date AS day, users[number] AS proxy_user, purl, min(artifact.remote) AS remote
+  FROM access_log_rollup JOIN access_log_rollup_artifact AS artifact USING (rollup_id)
+  CROSS JOIN unnest(user_numbers) AS number
+  GROUP BY 1, 2, 3;
+
+COMMENT ON VIEW access_log_daily IS 'Requests by day (UTC), also of days whose rows were pruned. Hours appear about an hour after they are over';
+COMMENT ON VIEW access_log_daily_fetches IS 'Which proxy user (build) fetched which artifact on which day (UTC), also of days whose rows were pruned. Hours appear about an hour after they are over';
+
+CREATE TABLE access_log_rollup_month (
+  month_id    bigint      PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
+  from_at     timestamptz NOT NULL UNIQUE,
+  rollup_ids  bigint[]    NOT NULL
+);
+COMMENT ON TABLE access_log_rollup_month IS 'Months (UTC) whose artifacts are merged. If a rollup is replaced, its month no longer stands for it';
+COMMENT ON COLUMN access_log_rollup_month.month_id IS 'Refers to access_log_rollup_month_artifact';
+COMMENT ON COLUMN access_log_rollup_month.from_at IS 'Start of the month';
+COMMENT ON COLUMN access_log_rollup_month.rollup_ids IS 'The rollups that are merged';
+
+CREATE TABLE access_log_rollup_month_artifact (
+  month_id      bigint NOT NULL REFERENCES access_log_rollup_month ON DELETE CASCADE,
+  purl          text,
+  remote        text,
+  fetches       bigint NOT NULL,
+  bytes         bigint NOT NULL,
+  whole_bytes   bigint NOT NULL,
+  largest_bytes bigint NOT NULL
+);
+CREATE INDEX access_log_rollup_month_artifact_idx ON access_log_rollup_month_artifact (month_id);
+COMMENT ON TABLE access_log_rollup_month_artifact IS 'The rows of access_log_rollup_artifact of a month, one for each artifact';
+COMMENT ON COLUMN access_log_rollup_month_artifact.month_id IS 'The month';
+COMMENT ON COLUMN access_log_rollup_month_artifact.purl IS 'Package URL';
+COMMENT ON COLUMN access_log_rollup_month_artifact.remote IS 'Remote; the alphabetically first if there were several';
+COMMENT ON COLUMN access_log_rollup_month_artifact.fetches IS 'Number of fetches';
+COMMENT ON COLUMN access_log_rollup_month_artifact.bytes IS 'Bytes transferred by all fetches together';
+COMMENT ON COLUMN access_log_rollup_month_artifact.whole_bytes IS 'Bytes of the responses with status 200';
+COMMENT ON COLUMN access_log_rollup_month_artifact.largest_bytes IS 'Bytes of the largest response with status 200';
