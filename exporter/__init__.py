@@ -7,7 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from .exchange import RESPONSE_FIELDS, Exchange
+from .exchange import RESPONSE_FIELDS, Exchange, RequestedUrl
 from .postgres.dsn import check_dsn, has_password, public_name
 from .retention.housekeeping import Housekeeping
 from .rows.entry import AccessLogEntry
@@ -32,6 +32,7 @@ __all__ = [
     "Exchange",
     "Exporter",
     "RecoveredRun",
+    "RequestedUrl",
     "Settings",
     "SettingsError",
     "WaitingRows",

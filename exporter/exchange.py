@@ -29,6 +29,10 @@ RESPONSE_FIELDS = frozenset(
 )
 
 
+# Scheme, host, port, path and query of a URL.
+type RequestedUrl = tuple[bytes, str, int, bytes]
+
+
 # gc=False: an exchange cannot be part of a reference cycle, and the collector need not scan a full buffer.
 # array_like=True: the journal holds no names of fields.
 class Exchange(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -64,6 +68,9 @@ class Exchange(msgspec.Struct, frozen=True, gc=False, array_like=True):
     body: bytes | None  # complete response body, only if the writer must hash it
     sha256: bytes | None  # of a streamed response body, only if enabled
     size: int  # upper bound of the memory it takes, bytes
+    requested_url: RequestedUrl | None = (
+        None  # only if it differs from what was fetched, and is known
+    )
 
     @property
     def bare_size(self) -> int:

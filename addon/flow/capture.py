@@ -6,6 +6,7 @@ import ipaddress
 import uuid
 from typing import TYPE_CHECKING
 
+from mitmproxy.net.http import url
 from msgspec.structs import replace
 
 from addon.flow.interning import Interner
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from mitmproxy.connection import Client, Server
     from mitmproxy.tls import TlsData
 
-    from addon.flow.state import FlowState
+    from addon.flow.state import Asked, FlowState
+    from exporter import RequestedUrl
 
 type Field = tuple[bytes, bytes]
 
@@ -34,12 +36,12 @@ _UNCUT_BYTES = 2048  # with no more text than this in total, no single text is t
 _STRUCT_BYTES = 512  # without its texts
 _TEXT_BYTES = 64  # per text, besides its characters
 _CHARACTER_BYTES = 4  # of a str, at most
-_MAX_TEXT_BYTES = (  # after the cut: target, error, two values as str, four as bytes, fields
-    2 * MAX_TARGET_PART_BYTES
-    + _CHARACTER_BYTES * (MAX_ERROR_CHARACTERS + 2 * MAX_VALUE_BYTES)
-    + 4 * MAX_VALUE_BYTES
+_MAX_TEXT_BYTES = (  # after the cut: two targets, error, three values as str, five as bytes, fields
+    4 * MAX_TARGET_PART_BYTES
+    + _CHARACTER_BYTES * (MAX_ERROR_CHARACTERS + 3 * MAX_VALUE_BYTES)
+    + 5 * MAX_VALUE_BYTES
     + MAX_FIELDS * (3 * _TEXT_BYTES + MAX_VALUE_BYTES)
-    + 8 * _TEXT_BYTES
+    + 10 * _TEXT_BYTES
 )
 
 _OK = 200
@@ -77,6 +79,16 @@ def capture(flow: http.HTTPFlow, state: FlowState, *, with_body: bool = False) -
     # Unless it was connected for this flow, the server is only known from the original of a replay.
     server = flow.server_conn if flow.server_conn is not state.original_server else None
     target = b"" if state.is_connect else request.path
+    asked = state.asked or _asked(flow)
+    host = name = _asked_name(flow, asked)
+    requested_url = None
+    fetched = request.scheme, request.host, request.port, request.path
+    if asked[0] != fetched or flow.client_conn.proxy_mode.type_name == "reverse":
+        if not _is_asked_host(flow, asked):
+            host = request.host
+        requested_url = _requested_url(flow, asked, name)
+        if requested_url == (request.scheme, host, request.port, request.path):
+            requested_url = None
     proxy_user = _proxy_user(flow)
     user_agent = _user_agent(request.headers.fields)
     _bytes.new_bytes = _names.new_bytes = _fields.new_bytes = 0
@@ -91,7 +103,7 @@ def capture(flow: http.HTTPFlow, state: FlowState, *, with_body: bool = False) -
         proxy_user=_intern_str(proxy_user) if proxy_user is not None else None,
         method=_intern_bytes(request.method),
         scheme=_intern_bytes(request.scheme),
-        host=_intern_str(_host(flow)),
+        host=_intern_str(host),
         port=request.port,
         target=target,
         http_version=_intern_bytes(request.http_version),
@@ -107,9 +119,13 @@ def capture(flow: http.HTTPFlow, state: FlowState, *, with_body: bool = False) -
         body=body,
         sha256=sha256,
         size=0,
+        requested_url=requested_url,
     )
     text_bytes = _TEXT_BYTES + len(target) + _CHARACTER_BYTES * len(error or "")
     text_bytes += _bytes.new_bytes + _names.new_bytes + _fields.new_bytes
+    if requested_url is not None:
+        text_bytes += 3 * _TEXT_BYTES + sum(map(len, (requested_url[0], requested_url[3])))
+        text_bytes += _CHARACTER_BYTES * len(requested_url[1])
     size = _STRUCT_BYTES + min(text_bytes, _MAX_TEXT_BYTES) + len(body or b"")
     if text_bytes <= _UNCUT_BYTES and len(exchange.response_fields) <= MAX_FIELDS:
         return replace(exchange, size=size)
@@ -131,7 +147,12 @@ def _cut(x: Exchange, size: int) -> Exchange:
         response_fields=tuple(
             (name, value[:MAX_VALUE_BYTES]) for name, value in x.response_fields[:MAX_FIELDS]
         ),
+        requested_url=x.requested_url and _cut_url(*x.requested_url),
     )
+
+
+def _cut_url(scheme: bytes, host: str, port: int, target: bytes) -> RequestedUrl:
+    return scheme[:MAX_VALUE_BYTES], host[:MAX_VALUE_BYTES], port, _cut_target(target)
 
 
 def capture_tls_failure(data: TlsData, tunnel: http.HTTPFlow | None) -> Exchange:
@@ -217,20 +238,69 @@ def _cut_target(target: bytes) -> bytes:
     return path[:MAX_TARGET_PART_BYTES] + mark + query[:MAX_TARGET_PART_BYTES]
 
 
-def _host(flow: http.HTTPFlow) -> str:
-    """The requested host: the name that the client used, even if it connected to an address."""
-    request, mode = flow.request, flow.client_conn.proxy_mode.type_name
-    host = request.data.host
+def _asked(flow: http.HTTPFlow) -> Asked:
+    """What `FlowState.asked` holds, of the request as it is now."""
+    request = flow.request.data
+    url = request.scheme, request.host, request.port, request.path
+    return url, request.authority, request.headers.fields
+
+
+def _is_asked_host(flow: http.HTTPFlow, asked: Asked) -> bool:
+    """Whether no addon has chosen another host. To choose one also changes the Host header."""
+    request, ((_, host, _, _), authority, fields) = flow.request.data, asked
+    if request.host != host:
+        return False
+    if request.headers.fields is fields and request.authority is authority:
+        return True
+    return _host_header(_asked(flow), request.http_version) == _host_header(
+        asked, request.http_version
+    )
+
+
+def _asked_name(flow: http.HTTPFlow, asked: Asked) -> str:
+    """The host that the client asked for: the name that it used, even if it connected to an address."""
+    (scheme, host, _, _), mode = asked[0], flow.client_conn.proxy_mode.type_name
     # Outside a tunnel, the target names the host, whatever the Host header says (RFC 9112 3.2.2).
     is_in_tunnel = (
-        (mode == "socks5" or (mode in _TUNNEL_MODES and request.data.scheme == b"https"))
+        (mode == "socks5" or (mode in _TUNNEL_MODES and scheme == b"https"))
         and (host[-1:].isdigit() or ":" in host)
         and _is_address(host)
     )
     if not (is_in_tunnel or mode in _TRANSPARENT_MODES):
         return host
-    name: str = request.pretty_host
+    header = _host_header(asked, flow.request.data.http_version)
+    name = url.parse_authority(header, check=False)[0] if header else host
     return (flow.client_conn.sni or name) if name == host else name
+
+
+def _host_header(asked: Asked, http_version: bytes) -> str:
+    """Like mitmproxy's `Request.host_header`, as the client sent it; empty: none."""
+    _, authority, fields = asked
+    if authority and not http_version.startswith(b"HTTP/1"):
+        return authority.decode("utf-8", "surrogateescape")
+    for name, value in fields:
+        if name.lower() == b"host":
+            return value.decode("utf-8", "surrogateescape")
+    return ""
+
+
+def _requested_url(flow: http.HTTPFlow, asked: Asked, name: str) -> RequestedUrl | None:
+    """The URL that the client asked for; None: unknown. `name` is its host, except in reverse mode."""
+    scheme, host, port, target = asked[0]
+    if flow.client_conn.proxy_mode.type_name != "reverse":
+        return scheme, name, port, target
+    # Unless the option keep_host_header is set, mitmproxy has replaced the Host header by the name of its
+    # upstream. Then only TLS tells what the client asked for; it asked on the port where we listen.
+    client = flow.client_conn
+    client_scheme = b"https" if client.tls else b"http"
+    header = _host_header(asked, flow.request.data.http_version)
+    if header and header != url.hostport(scheme.decode("ascii", "replace"), host, port):
+        header_name, header_port = url.parse_authority(header, check=False)
+        default = url.default_port(client_scheme) or 0
+        return client_scheme, header_name, header_port or default, target
+    if client.sni:
+        return client_scheme, client.sni, client.sockname[1], target
+    return None
 
 
 def _is_address(host: str) -> bool:

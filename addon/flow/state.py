@@ -9,6 +9,10 @@ if TYPE_CHECKING:
 
     from mitmproxy.connection import Server
 
+    from exporter import RequestedUrl
+
+    type Asked = tuple[RequestedUrl, bytes, tuple[tuple[bytes, bytes], ...]]
+
 
 class FlowState:
     """State of one flow while it runs.
@@ -16,6 +20,8 @@ class FlowState:
     The defaults are class attributes: most flows keep them, so a new state costs almost nothing.
     """
 
+    # What the client asked for, before addons change it: URL, authority of HTTP/2 and 3, header fields.
+    asked: Asked | None = None
     is_import = False  # read from a file
     is_connect = False  # a CONNECT request
     refused_by_mitmproxy = False  # a request that mitmproxy's validation did not accept

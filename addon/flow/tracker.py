@@ -55,6 +55,12 @@ class FlowTracker:
         self._open[flow] = state = FlowState()
         if self.begin is not None:
             self.begin(flow.timestamp_created)
+        asked = flow.request.data
+        state.asked = (
+            (asked.scheme, asked.host, asked.port, asked.path),
+            asked.authority,
+            asked.headers.fields,
+        )
         if not (flow.live or flow.client_conn.connected):
             state.is_import = True
         elif (

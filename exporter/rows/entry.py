@@ -50,3 +50,4 @@ class AccessLogEntry(NamedTuple):
     purl: str | None = None
     artifact_complete: bool | None = None
     sha256: str | None = None  # in bytea's hex format: \\x and 64 digits
+    requested_url: str | None = None

@@ -14,7 +14,7 @@ from .cache_status import CacheStatus, read_cache_status
 from .downloads import Download, Downloads
 from .entry import AccessLogEntry
 from .images import Images
-from .packages.identity import UNKNOWN, Identity, Remotes, RemotesError
+from .packages.identity import UNKNOWN, Identity, Remotes, RemotesError, authority_of
 from .redaction import PathPatterns, redact
 from .redirects import REDIRECTS, Redirects
 from .references import References
@@ -90,6 +90,12 @@ class EntryBuilder:
         target = (self._cached_target if cacheable else self._target)(
             x.scheme, x.host, x.port, raw_path
         )
+        requested_url = None
+        if x.requested_url is not None:
+            asked, asked_path, requested_url = self._requested_url(*x.requested_url)
+            # The same file, if it has the same path: not a page that replaces it.
+            if target.identity.remote is None and raw_path.endswith(asked_path):
+                target = target._replace(identity=asked.identity)
         client_ip, client_port = _client(x.client)
         request_texts = _request_texts if cacheable else _request_texts.__wrapped__
         user_agent, proxy_user, method, scheme, http_version = request_texts(
@@ -141,7 +147,22 @@ class EntryBuilder:
             purl=identity.purl,
             artifact_complete=self._is_complete(x, identity, client_ip, proxy_user),
             sha256=_sha256(x) if identity.artifact_kind == "artifact" else None,
+            requested_url=requested_url,
         )
+
+    def _requested_url(
+        self, raw_scheme: bytes, host: str, port: int, raw_target: bytes
+    ) -> tuple[_Target, bytes, str | None]:
+        """What the client asked for, its path, and its URL for the row."""
+        raw_path, _, raw_query = raw_target.partition(b"?")
+        target = self._target(raw_scheme, host, port, raw_path or b"/")
+        if target.host is None or target.path is None:
+            return target, raw_path, None
+        query = query_text(raw_query, self._query_policy) if raw_query else None
+        authority = authority_of(target.host, target.scheme, port)
+        scheme = column_text(target.scheme, MAX_TEXT)
+        url = f"{scheme}://{authority}{target.path}{f'?{query}' if query else ''}"
+        return target, raw_path, url
 
     def _target(self, raw_scheme: bytes, host: str, port: int, raw_path: bytes) -> _Target:
         # Some clients put a login into the Host header, which RFC 9110 7.2 does not allow.

@@ -177,7 +177,7 @@ def _decode(payload: bytes, fields: tuple[str, ...]) -> Exchange | None:
     try:
         found: dict[str, Any] = dict(zip(fields, msgspec.msgpack.decode(payload), strict=True))
         values: dict[str, Any] = {name: found.get(name) for name in Exchange.__struct_fields__}
-        for name in ("client", "server"):
+        for name in ("client", "server", "requested_url"):
             if values[name] is not None:
                 values[name] = tuple(values[name])
         values["response_fields"] = tuple(map(tuple, values["response_fields"]))

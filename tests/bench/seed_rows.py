@@ -179,7 +179,7 @@ def _row(rng: random.Random, catalog: UrlCatalog, started_at: float) -> Row:
         f"{_iso(started_at)}\t{rng.getrandbits(128):032x}\t{node}"
         f"\t10.20.{worker // 50}.{worker % 50 + 1}\t{int(32768 + draw() * 28000)}"
         f"\t{NULL if user is None else user}\t{request}\t{outcome.columns}\t{identity}\t{outcome.complete}\t{digest}"
-        f"\t{_iso(ended_at + 0.05 + 2 * draw())}\n"
+        f"\t{NULL}\t{_iso(ended_at + 0.05 + 2 * draw())}\n"
     )
     return Row(started_at, line, target, user, outcome.fetched)
 

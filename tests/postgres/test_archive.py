@@ -105,8 +105,9 @@ def test_file_holds_every_value(connection: Connection, tmp_path: Path) -> None:
     write_rows(connection, 101, duration_ms=1e-38, ttfb_ms=3.4e38, connect_ms=0.1, status_code=None)
     write_rows(connection, 102, request_bytes=2**62, response_bytes=0, artifact_complete=False)
     write_rows(connection, 103, started_at="2023-11-14T23:59:59.999999+00:00", sha256="\\x")
+    write_rows(connection, 104, requested_url="https://pypi.example/a,b")
     done = archive_day(connection, PARTITION, DAY, tmp_path / "archive")
-    assert done.rows == done.written == len(HOSTILE) + 4
+    assert done.rows == done.written == len(HOSTILE) + 5
     assert in_files(tmp_path / "archive") == in_table(connection)
 
 
@@ -281,7 +282,7 @@ def test_damaged_file_is_named_and_nothing_is_skipped(
     assert done.file is not None
     content = bytearray(done.file.read_bytes())
     assert verify_day(tmp_path, DAY)[0].rows == 50
-    content[len(content) // 3] ^= 0xFF
+    content[100] ^= 0xFF  # among the values of the first column
     done.file.write_bytes(content)
     with pytest.raises(ArchiveError, match=f"{done.file} is damaged"):
         verify_day(tmp_path, DAY)

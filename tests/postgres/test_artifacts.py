@@ -181,8 +181,8 @@ def test_row_names_the_artifact_and_its_cache_status() -> None:
             response_fields=((b"x-cache", b"HIT from edge"), (b"age", b"75")),
         )
     )
-    assert entry[-12:-5] == ("HIT", "x-cache", 75, "pypi", "artifact", "pypi", "requests")
-    assert entry[-5:-1] == (
+    assert entry[-13:-6] == ("HIT", "x-cache", 75, "pypi", "artifact", "pypi", "requests")
+    assert entry[-6:-2] == (
         "2.31.0",
         "requests-2.31.0-py3-none-any.whl",
         "pkg:pypi/requests@2.31.0",

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 from msgspec.structs import replace
+from psycopg import sql
 
 from exporter import Exporter, Settings, insert_access_log_batch
 from exporter.postgres.connection import connect
 from exporter.postgres.indexes import build_missing_indexes
 from exporter.postgres.schema import MIGRATIONS, ensure_schema, schema_name
 from exporter.settings import BatchSettings
+from exporter.write.artifacts import fetches, record
 from exporter.write.database import Database
 from tests.support.command import call
 from tests.support.older_version import OlderVersion, version_before
@@ -24,6 +26,8 @@ from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from exporter import AccessLogEntry
 
 Query = Callable[..., list[tuple[object, ...]]]
 
@@ -136,6 +140,22 @@ def _applied(query: Query) -> int:
 # --- what migrations may do to a log that is written
 
 
+def insert_as_older_version(connection: psycopg.Connection[Any], entry: AccessLogEntry) -> None:
+    """Insert a row into the columns that the table has."""
+    columns = connection.execute("SELECT * FROM access_log LIMIT 0").description or ()
+    values = {it.name: value for it in columns if (value := getattr(entry, it.name, None))}
+    connection.execute(
+        sql.SQL("INSERT INTO access_log ({}) VALUES ({})").format(
+            sql.SQL(", ").join(map(sql.Identifier, values)),
+            sql.SQL(", ").join(map(sql.Placeholder, values)),
+        ),
+        values,
+    )
+    fetched = fetches([entry])
+    if fetched:
+        connection.execute(record(fetched))
+
+
 @pytest.fixture
 def first_schema(dsn: str, tmp_path: Path) -> Path:
     """Create the first version of the schema with rows. Returns an empty folder for migrations."""
@@ -146,8 +166,8 @@ def first_schema(dsn: str, tmp_path: Path) -> Path:
         for day in _DAYS:
             connection.execute("SELECT access_log_ensure_partition(%s)", (day,))
         fetched = {"artifact_kind": "artifact", "purl": "pkg:pypi/demo@1.0"}
-        rows = [make_entry(1, **fetched), make_entry(1 + _DAY_MS, **fetched)]
-        insert_access_log_batch(connection, rows)
+        for number in (1, 1 + _DAY_MS):
+            insert_as_older_version(connection, make_entry(number, **fetched))
         connection.execute(
             "INSERT INTO access_log_gap (gap_id, node, from_at, to_at, reason, entries)"
             " VALUES (gen_random_uuid(), 'test', now(), now(), 'rejected', 1)"
@@ -210,7 +230,7 @@ def test_migration_that_waits_for_a_lock_gives_up_within_a_second_and_keeps_what
             ensure_schema(connection)
         assert time.monotonic() - started < 1
         assert query("SELECT max(number) FROM access_log_migration") == [(2,)]
-        insert_access_log_batch(connection, [make_entry(2)])  # as a proxy of that version
+        insert_as_older_version(connection, make_entry(2))
         reader.rollback()
         try:
             assert writer.write([make_entry(3)]) == []

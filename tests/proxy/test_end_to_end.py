@@ -19,6 +19,7 @@ from tests.support.access_log import SCRIPT, AccessLog, Row, temporary_schema
 from tests.support.certificates import certificate
 from tests.support.http1_client import RawClient, fetch
 from tests.support.http2_client import Http2Client
+from tests.support.logged_proxy import logged_proxy
 from tests.support.proxy import Mitm, free_port
 from tests.support.relay import Relay
 from tests.support.upstream import RawUpstream
@@ -96,6 +97,7 @@ def setup(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Itera
             "--set",
             f"ssl_verify_upstream_trusted_ca={pem}",
             *OFFER_HTTP2,
+            *("--map-remote", rf"|https?://mapped[.]example(:\d+)?/|{plain.url}/mirror/"),
             scripts=[SCRIPT],
             env={"ARTIFACTAPI_DSN": dsn, "ARTIFACTAPI_HOME": str(folder / "home")},
         ) as proxy:
@@ -205,6 +207,82 @@ def test_host_header_does_not_replace_the_host_of_the_target(setup: ProxySetup) 
         "User-Agent: absolute",
     )
     assert setup.log.row_for_agent("absolute")["host"] == "127.0.0.1"
+
+
+# -- another URL than the client asked for -----------------------------------------------------
+
+
+def test_map_remote_keeps_what_the_client_asked_for(setup: ProxySetup) -> None:
+    """The row is about what was fetched."""
+    url = "http://mapped.example:8080/sized?size=7&token=s3cret"
+    fetch(setup.proxy.address, url, "User-Agent: mapped")
+    row = setup.log.row_for_agent("mapped")
+    assert (row["scheme"], row["host"]) == ("http", setup.plain.host)
+    assert (row["port"], row["path"]) == (setup.plain.port, "/mirror/sized")
+    assert row["requested_url"] == "http://mapped.example:8080/sized?size=REDACTED&token=REDACTED"
+
+
+@pytest.mark.parametrize("mode", ["socks5", "regular"])
+def test_map_remote_in_a_tunnel_to_an_address(setup: ProxySetup, mode: Mode) -> None:
+    """The client asked for the name, not for the address, which here is also that of the mapping."""
+    agent = f"mapped-{mode}"
+    with setup.open(mode, setup.secure) as client:
+        client.start_tls("mapped.example", setup.ca)
+        client.request("GET", "/sized?size=7", "Host: mapped.example", f"User-Agent: {agent}")
+        assert client.read_response()
+    row = setup.log.row_for_agent(agent)
+    assert (row["host"], row["path"]) == (setup.plain.host, "/mirror/sized")
+    assert row["requested_url"] == f"https://mapped.example:{setup.secure.port}/sized?size=REDACTED"
+
+
+@pytest.mark.parametrize("http2", [False, True], ids=["http1", "http2"])
+def test_reverse_mode_keeps_the_name_of_the_tls_handshake(setup: ProxySetup, http2: bool) -> None:
+    """Mitmproxy replaces the Host header before any addon sees it."""
+    agent = f"reverse-{http2}"
+    with contextlib.closing(setup.open("reverse", setup.secure)) as client:
+        client.start_tls("pypi.example", setup.ca, ["h2"] if http2 else [])
+        if http2:
+            stream = Http2Client(client, "pypi.example")
+            stream.wait(stream.request("/sized?size=7", ("user-agent", agent)))
+        else:
+            client.request("GET", "/sized?size=7", "Host: pypi.example", f"User-Agent: {agent}")
+            assert client.read_response()
+    row = setup.log.row_for_agent(agent)
+    assert (row["host"], row["port"]) == (setup.secure.host, setup.secure.port)
+    port = setup.ports["reverse-tls"]
+    assert row["requested_url"] == f"https://pypi.example:{port}/sized?size=REDACTED"
+
+
+def test_reverse_mode_without_a_name(setup: ProxySetup) -> None:
+    with setup.open("reverse", setup.plain) as client:
+        client.request("GET", "/ok", "Host: pypi.example", "User-Agent: nameless")
+        assert client.read_response()
+    row = setup.log.row_for_agent("nameless")
+    assert (row["host"], row["requested_url"]) == (setup.plain.host, None)
+
+
+def test_reverse_mode_that_keeps_the_host_header(postgres: Postgres, tmp_path: Path) -> None:
+    """The upstream has an unknown name, so the name that the client asked for identifies the package."""
+    with (
+        RawUpstream() as upstream,
+        logged_proxy(
+            postgres,
+            tmp_path,
+            *("--mode", f"reverse:{upstream.url}@0", "--set", "keep_host_header"),
+        ) as log,
+    ):
+        for host in ("pypi.example", "pypi.example:8080", f"127.0.0.1:{upstream.port}"):
+            with log.client() as client:
+                agent = log.new_agent()
+                client.request("GET", "/simple/demo/", f"Host: {host}", f"User-Agent: {agent}")
+                assert client.read_response()
+            row = log.row_for_agent(agent)
+            assert (row["host"], row["port"]) == ("127.0.0.1", upstream.port)
+            if "pypi" in host:
+                assert row["requested_url"] == f"http://{host}/simple/demo/"
+                assert (row["remote"], row["purl"]) == ("pypi", "pkg:pypi/demo")
+            else:
+                assert (row["requested_url"], row["purl"]) == (None, None)
 
 
 def test_parallel_http2_streams_are_separate_rows(setup: ProxySetup) -> None:

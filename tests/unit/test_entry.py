@@ -180,6 +180,7 @@ _exchanges = st.builds(
     error=st.none() | _texts,
     response_fields=st.lists(st.tuples(st.just(b"content-type"), _bytes), max_size=2).map(tuple),
     response_bytes=_sizes,
+    requested_url=st.none() | st.tuples(_bytes, _texts, st.integers(-(2**40), 2**40), _bytes),
 )
 
 
@@ -276,9 +277,9 @@ def _with_secret_everywhere(secret: str, host: str, target: str) -> Exchange:
     }
     assert {"proxy_user", "user_agent", "method", "error", "http_version"} <= texts.keys()
     fields = tuple((name, secret.encode()) for name in sorted(RESPONSE_FIELDS))
-    return replace(
-        sample, **(texts | {"host": host, "target": target.encode(), "response_fields": fields})
-    )
+    requested_url = b"https", host, 8443, target.encode()
+    urls = {"host": host, "target": target.encode(), "requested_url": requested_url}
+    return replace(sample, **(texts | urls | {"response_fields": fields}))
 
 
 def _assert_not_in_any_column(secret: str, entry: AccessLogEntry) -> None:
@@ -304,6 +305,46 @@ def test_secret_url_in_any_field_is_in_no_column(url: SecretUrl) -> None:
     assert entry.path == url.redacted_path
     assert entry.user_agent == f"http://{url.host}{url.redacted_path} x"
     _assert_not_in_any_column(url.secret, entry)
+
+
+# --- another URL than the client asked for
+
+
+@pytest.mark.parametrize(
+    ("requested", "expected"),
+    [
+        ((b"https", "PyPI.example", 443, b"/a?token=x"), "https://pypi.example/a?token=REDACTED"),
+        ((b"http", "pypi.example", 8080, b"/a#b"), "http://pypi.example:8080/a"),
+        ((b"http", "2001:db8::1", 80, b"?x=1"), "http://[2001:db8::1]/?x=REDACTED"),
+        ((b"http", "", 80, b"/a"), None),
+    ],
+)
+def test_requested_url(requested: tuple[bytes, str, int, bytes], expected: str | None) -> None:
+    assert builder.build(make_exchange(requested_url=requested)).requested_url == expected
+
+
+def test_requested_url_is_bounded() -> None:
+    requested = b"h" * 9000, "h" * 9000, 1, b"/" + b"p" * 9000 + b"?" + b"q=1&" * 9000
+    url = builder.build(make_exchange(requested_url=requested)).requested_url
+    assert url is not None
+    assert len(url) < 5000
+
+
+@pytest.mark.parametrize(
+    ("host", "target", "purl"),
+    [
+        ("10.0.0.5", b"/simple/demo/", "pkg:pypi/demo"),
+        ("10.0.0.5", b"/mirror/simple/demo/", "pkg:pypi/demo"),
+        ("10.0.0.5", b"/blocked.html", None),  # perhaps not what the client asked for
+        ("registry.npmjs.example", b"/simple/demo/", None),  # what was fetched is known
+    ],
+)
+def test_requested_url_identifies_the_same_path_of_an_unknown_host(
+    host: str, target: bytes, purl: str | None
+) -> None:
+    requested = b"https", "pypi.example", 443, b"/simple/demo/"
+    exchange = make_exchange(host=host, target=target, requested_url=requested)
+    assert builder.build(exchange).purl == purl
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_columns_agree_with_the_purl() -> None:
             assert identity[2:5] == (parsed.type, name, parsed.version)
 
 
-# --- digests from responses, and upstreams of reverse proxies -----------------------------------
+# --- digests from responses ---------------------------------------------------------------------
 
 TAG = ("registry-1.docker.example", "/v2/library/alpine/manifests/3.18")
 DIGEST = "sha256:" + "a1" * 32
@@ -147,25 +147,6 @@ def test_unknown_host_is_a_registry_if_its_response_says_so(path: str, kind: str
 )
 def test_invalid_digest_is_ignored(digest: str) -> None:
     assert REMOTES.identify(*TAG, digest=digest) == REMOTES.identify(*TAG)
-
-
-def test_upstream_of_a_reverse_proxy_gives_the_remote() -> None:
-    identity = REMOTES.identify("localhost", "/simple/attrs/", upstream="pypi.example")
-
-    assert identity[:2] == ("pypi", "index")
-    assert identity.purl == "pkg:pypi/attrs"
-
-
-def test_known_host_wins_over_the_upstream() -> None:
-    identity = REMOTES.identify("registry.npmjs.example", "/attrs", upstream="pypi.example")
-
-    assert identity.remote == "npm"
-
-
-def test_repository_url_of_an_image_is_the_upstream() -> None:
-    identity = REMOTES.identify("localhost", TAG[1], upstream=TAG[0])
-
-    assert identity.purl == REMOTES.identify(*TAG).purl
 
 
 # --- unknown input, and secrets -----------------------------------------------------------------

@@ -190,6 +190,7 @@ def test_every_value_of_an_exchange_comes_back(journal: Journal) -> None:
         ),
         make_exchange(3, ended_at=None, head_at=None, status_code=None, error="caf\u00e9 \u20ac"),
         make_exchange(4, target=bytes(range(256)) * 32, request_bytes=2**62),
+        make_exchange(5, requested_url=(b"https", "pypi.example", 443, b"/simple/?a=b")),
     ]
     for exchange in exchanges:
         journal.put(exchange)

@@ -101,7 +101,6 @@ class Remotes:
         *,
         scheme: str = "",
         port: int | None = None,
-        upstream: str | None = None,
         digest: str | None = None,
         content_type: str | None = None,
     ) -> Identity:
@@ -112,23 +111,18 @@ class Remotes:
             path: as received, percent-encoded, without query.
             scheme: http or https; without a port it gives the port.
             port: the port of the URL. `repository_url` has it unless it is the scheme's default.
-            upstream: the host that a reverse proxy forwards to. It is used if `host` is not a
-                known remote.
             digest: `Docker-Content-Digest` of the response, which is the version of a tag.
             content_type: of the response.
         """
         text = decoded_path(path)
         response = Response(digest, content_type) if digest or content_type else _NO_RESPONSE
-        for name in (host,) if upstream is None else (host, upstream):
-            if not name or len(name) > _HOST_MAX:
-                continue
-            authority, remotes = self._host(name, scheme, port)
-            identity = _identify(remotes, authority, text, response)
-            if identity is None and text and authority:
-                identity = _identify(self.remotes_of_path(text), authority, text, response)
-            if identity is not None:
-                return identity
-        return UNKNOWN
+        if not host or len(host) > _HOST_MAX:
+            return UNKNOWN
+        authority, remotes = self._host(host, scheme, port)
+        identity = _identify(remotes, authority, text, response)
+        if identity is None and text and authority:
+            identity = _identify(self.remotes_of_path(text), authority, text, response)
+        return identity or UNKNOWN
 
     def identify_elsewhere(self, host: str, path: str) -> Identity:
         """Identify what a path would name if the host were a mirror of unknown kind. Never raises.
