@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .exchange import RESPONSE_FIELDS, Exchange, RequestedUrl
+from .metrics.server import MetricsServer
 from .postgres.dsn import check_dsn, has_password, public_name
 from .retention.housekeeping import Housekeeping
 from .rows.entry import AccessLogEntry
@@ -75,6 +76,7 @@ class Exporter:
         self.begin = self._journal.begin
         self.skip = self._journal.skip
         self._housekeeping = Housekeeping(settings)
+        self._metrics = MetricsServer(settings.metrics.listen, self.status)
 
     def log_access(self, exchange: Exchange) -> bool:
         """Queue one exchange; False if it was dropped because the buffer is full. Never blocks."""
@@ -121,6 +123,7 @@ class Exporter:
         self._buffer.reconfigure(settings.buffer, settings.batch.max_entries)
         self._writer.reconfigure(settings)
         self._housekeeping.reconfigure(settings)
+        self._metrics.reconfigure(settings.metrics.listen)
 
     def log_command_to_read(self, command: str) -> None:
         """Log this command, which shows the rows, once the database is reached and lets our role read."""
@@ -132,10 +135,12 @@ class Exporter:
         Idempotent.
         """
         self._housekeeping.stop()
-        return self._writer.stop(self._settings.shutdown.drain_seconds)
+        is_complete = self._writer.stop(self._settings.shutdown.drain_seconds)
+        self._metrics.stop()  # last, so that the stop can be watched
+        return is_complete
 
     def status(self) -> dict[str, Any]:
-        """Counters, which never go down, and gauges.
+        """Counters, which never go down, gauges and histograms. Values for JSON; no I/O.
 
         At any time, seen = written + dropped + rejected + waiting + spooled.
         """
@@ -158,8 +163,19 @@ class Exporter:
             "last_error_at": progress.last_error_at,
             "last_written_at": progress.last_written_at,
             "database": self.database_name,
+            "node": self._writer.run.node,
+            "version": self._writer.run.version,
             "run_id": self._writer.run.run_id,
+            "buffer_bytes": self._buffer.bytes,
+            "buffer_max_bytes": self._buffer.bounds.max_bytes,
+            "buffer_max_entries": self._buffer.bounds.max_entries,
+            "spool_bytes": self._writer.spool.bytes,
+            "spool_max_bytes": self._settings.spool.max_bytes,
             "journal": self._journal.off_reason or "on",
+            "journal_bytes": self._journal.capacity,
+            "journal_used_bytes": self._journal.used_bytes,
+            "batch_rows": progress.batch_rows.as_dict(),
+            "batch_seconds": progress.batch_seconds.as_dict(),
         }
 
     @property

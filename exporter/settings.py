@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import platform
 import re
@@ -20,6 +21,13 @@ Seconds = Annotated[float, Meta(gt=0, le=3600)]
 
 _PATH_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")  # a key or an index of "redact.paths[0]"
 _MAX_SHOWN = 80  # characters of a wrong value in a message
+_MAX_PORT = 65_535
+_IPV6 = 6
+# What to expect of a setting that is more than any text.
+_EXPECTED_TEXT = {
+    "metrics.listen": "an address and a port in quotes, such as '127.0.0.1:9464', '[::1]:9464', "
+    "or ':9464' for all addresses"
+}
 _HIDDEN = "***"  # replaces a value that may hold a password
 
 
@@ -118,6 +126,12 @@ class PageSettings(_Section, frozen=True):
     query_seconds: Annotated[float, Meta(ge=0.1, le=60)] = 5.0  # limit for one query
 
 
+class MetricsSettings(_Section, frozen=True):
+    """Metrics for Prometheus, over HTTP at /metrics."""
+
+    listen: str = ""  # address and port, see `listen_address`; empty: off
+
+
 class Settings(_Section, frozen=True):
     """All settings. A test checks that `Settings()` equals `configs/artifactapi.yaml`."""
 
@@ -134,6 +148,7 @@ class Settings(_Section, frozen=True):
     retention: RetentionSettings = RetentionSettings()
     read: ReadSettings = ReadSettings()
     page: PageSettings = PageSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
     @property
     def node_name(self) -> str:
@@ -178,7 +193,35 @@ def load_settings(path: Path | None) -> Settings:
             f"{path}: database.retry_max_seconds is {settings.database.retry_max_seconds}, "
             f"expected at least retry_min_seconds ({settings.database.retry_min_seconds})."
         )
+    if settings.metrics.listen and listen_address(settings.metrics.listen) is None:
+        raise SettingsError(
+            f"{path}: metrics.listen is {_shown(settings.metrics.listen)}, "
+            f"expected {_EXPECTED_TEXT['metrics.listen']}."
+        )
     return settings
+
+
+def listen_address(text: str) -> tuple[str, int] | None:
+    """Return the IP address and the port of `metrics.listen`; None if it is not valid.
+
+    The address is empty for all addresses of the machine. Port 0 is any free one. Names are not looked up,
+    except that `localhost` is 127.0.0.1.
+    """
+    host, colon, port = text.rpartition(":")
+    if not (colon and port.isascii() and port.isdigit() and int(port) <= _MAX_PORT):
+        return None
+    if host == "localhost":
+        host = "127.0.0.1"
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    address = host[1:-1] if is_bracketed else host
+    if address or is_bracketed:
+        try:
+            version = ipaddress.ip_address(address).version
+        except ValueError:
+            return None
+        if is_bracketed is not (version == _IPV6):
+            return None
+    return address, int(port)
 
 
 def _read_yaml(path: Path) -> Any:
@@ -323,7 +366,8 @@ def _expected(key: str, kind: inspect.Type) -> str:
         return f"its settings, indented below {key}:" if key else "settings such as node: proxy-1"
     if isinstance(kind, inspect.VarTupleType):
         return "a list such as ['a', 'b']"
-    return "true or false" if isinstance(kind, inspect.BoolType) else "text in quotes"
+    is_boolean = isinstance(kind, inspect.BoolType)
+    return "true or false" if is_boolean else _EXPECTED_TEXT.get(key, "text in quotes")
 
 
 def _bounds(kind: inspect.IntType | inspect.FloatType) -> str:

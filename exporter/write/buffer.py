@@ -51,6 +51,12 @@ class Buffer:
     def __len__(self) -> int:
         return self.seen - self.dropped - self.taken
 
+    @property
+    def bytes(self) -> int:
+        """Bytes in use. Any thread may ask."""
+        bytes_out = self.bytes_out  # read first: both only grow, so the result is never negative
+        return self.bytes_in - bytes_out
+
     def reconfigure(self, bounds: BufferSettings, wake_entries: int) -> None:
         """Use these bounds. The consumer wakes when `wake_entries` wait, or earlier in a small buffer."""
         self.bounds = bounds

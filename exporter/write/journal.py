@@ -137,6 +137,16 @@ class Journal:
         return self._file.path if self._file else None
 
     @property
+    def capacity(self) -> int:
+        """Bytes for exchanges; 0 without a ring. Any thread may ask."""
+        return self._capacity
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the segments that hold exchanges, or did and are not free yet. Any thread may ask."""
+        return (len(self._filled) + (self._segment is not None)) * self._segment_bytes
+
+    @property
     def in_flight(self) -> int:
         """Requests that have begun and not ended."""
         return (self._begun - self._skipped - self._dropped) // CHECK + 1 - self._accepted

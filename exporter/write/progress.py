@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..rows.text import timestamp
 from .gaps import UnwrittenGaps
+from .histogram import Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from .worker import BuildFailure
 
 logger = logging.getLogger(__name__)
+
+# Upper bounds of the ranges of the histograms; batch.max_entries is at most 10,000.
+_BATCH_ROWS = (1, 4, 16, 64, 128, 256, 1024, 4096, 10_000)
+_BATCH_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
 class Progress:
@@ -36,6 +41,8 @@ class Progress:
         self.recovered = 0  # written for earlier runs
         self.retries = 0
         self.failures = 0  # unexpected exceptions
+        self.batch_rows = Histogram(_BATCH_ROWS)
+        self.batch_seconds = Histogram(_BATCH_SECONDS)
         self.last_written_at: str | None = None  # ISO 8601, UTC
         self.last_error: str | None = None  # of an outage only until it is over
         self.last_error_at: str | None = None  # ISO 8601, UTC
@@ -68,6 +75,11 @@ class Progress:
                 "rejected", rejection.entry.started_at, node=rejection.entry.node, run=origin
             )
             self._report_rejection(rejection)
+
+    def count_batch(self, rows: int, seconds: float) -> None:
+        """PostgreSQL took a batch of as many rows, within this time."""
+        self.batch_rows.add(rows)
+        self.batch_seconds.add(seconds)
 
     def count_recovered(self, entries: int, rejections: Sequence[Rejection]) -> None:
         """PostgreSQL has these entries of a killed run, except the rejected ones, or had them already."""

@@ -102,7 +102,7 @@ class SpoolFile:
 
     def append(self, entries: Sequence[AccessLogEntry]) -> bool:
         """Store the entries; False if the file or the disk is full."""
-        if self._used_bytes() >= self._max_bytes:
+        if self.used_bytes() >= self._max_bytes:
             return False
         columns = ",".join(AccessLogEntry._fields)
         values = (columns, encode_rows(entries))
@@ -249,7 +249,7 @@ class SpoolFile:
             (self.run_id,) = sqlite.execute("SELECT run_id FROM run").fetchone()
         self.set_max_bytes(self._max_bytes)
 
-    def _used_bytes(self) -> int:
+    def used_bytes(self) -> int:
         """Bytes in use, without free pages."""
         names = ("page_count", "freelist_count", "page_size")
         pages, free, size = (self._pragma(name) for name in names)
@@ -319,6 +319,7 @@ class Spool:
         self._database = database
         self.entries = 0  # of this run, stored here
         self.lost = 0  # of this run, in a damaged file
+        self.bytes = 0  # that the entries of this run take on disk, after the last change
         self._max_bytes = max_bytes
         self._own: SpoolFile | None = None
         self._inherited: list[SpoolFile] | None = None
@@ -348,6 +349,7 @@ class Spool:
         if not self._max_bytes or not self._try(lambda: self._file().append(entries)):
             return False
         self.entries += len(entries)
+        self._measure()
         return True
 
     def oldest(self) -> SpooledBatch | None:
@@ -452,7 +454,12 @@ class Spool:
         self._inherited = [file for file in left if file is not self._own]
         if self._own not in left:
             self._own = None
+        self._measure()
         return not left
+
+    def _measure(self) -> None:
+        with suppress(sqlite3.Error):  # what reads or writes the file next reports it
+            self.bytes = self._own.used_bytes() if self._own is not None and self.entries else 0
 
     def close(self) -> None:
         """Close all files. The next run finds what is in them."""

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ..run import Run
     from ..settings import Settings
     from .buffer import Buffer
+    from .database import Rejection
     from .recovery import DeadJournal
 
 logger = logging.getLogger(__name__)
@@ -317,9 +318,18 @@ class Writer:
 
     def _write_batch(self) -> None:
         if self._batch:
-            rejections = self._database.write(self._batch)
+            rejections = self._write(self._batch)
             batch, self._batch = self._batch, ()
             self.progress.count_written(batch, rejections)
+
+    def _write(
+        self, entries: Sequence[AccessLogEntry], origin: str | None = None, *, spooled: int = 0
+    ) -> list[Rejection]:
+        """See `Database.write`; and measure it."""
+        started_at = time.monotonic()
+        rejections = self._database.write(entries, origin, spooled=spooled)
+        self.progress.count_batch(len(entries), time.monotonic() - started_at)
+        return rejections
 
     def _write_gaps(self) -> None:
         is_due = self._is_stopping or time.monotonic() >= self._next_gaps_at
@@ -399,7 +409,7 @@ class Writer:
             if self._is_stopping:
                 return False
             self._intake.call_started()
-            rejections = self._database.write(entries, journal.run.run_id)
+            rejections = self._write(entries, journal.run.run_id)
             journal.reject(rejections)
             self.progress.count_recovered(len(entries), rejections)
         self.progress.gaps.inherit(journal.gaps())
@@ -434,7 +444,7 @@ class Writer:
             self._intake.call_started()
             origin = self.spool.origin(batch)
             spooled = len(batch.entries) if origin is None else 0
-            rejections = self._database.write(batch.entries, origin, spooled=spooled)
+            rejections = self._write(batch.entries, origin, spooled=spooled)
             self.spool.remove(batch)
             self.progress.count_written(batch.entries, rejections, origin)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import stat
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import psycopg
@@ -289,10 +289,12 @@ def test_internal_error_is_logged_once_and_the_batch_is_retried(
     eventually(lambda: query("SELECT to_regclass('access_log') IS NOT NULL") == [(True,)])
     write, failures = Database.write, iter(range(3))
 
-    def fail_three_times(self: Database, entries: Sequence[AccessLogEntry]) -> list[Rejection]:
+    def fail_three_times(
+        self: Database, entries: Sequence[AccessLogEntry], *origin: Any, **spooled: Any
+    ) -> list[Rejection]:
         if next(failures, None) is not None:
             raise SystemExit(1)
-        return write(self, entries)
+        return write(self, entries, *origin, **spooled)
 
     monkeypatch.setattr(Database, "write", fail_three_times)
     exporter.log_access(make_exchange())

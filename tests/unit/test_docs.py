@@ -17,6 +17,7 @@ import yaml
 from addon.cli.main import main
 from exporter import Exporter, Settings
 from exporter.lockfiles import FORMATS
+from exporter.metrics.families import LogCollector
 from exporter.postgres.schema import SCHEMA
 from exporter.read.selection import ERROR_TYPES
 from exporter.read.session import COLUMN_NAMES
@@ -195,6 +196,22 @@ def test_counters_are_documented() -> None:
     exporter.stop()
     documented = set(first_column("docs/mitmweb.md", "counter"))
     assert documented == set(exporter.status())
+
+
+def test_metrics_are_documented() -> None:
+    exporter = Exporter(Settings(spool=SpoolSettings(max_bytes=0)).with_dsn("host=/nowhere"))
+    exporter.stop()
+    at = "2026-11-27T19:29:32.916+00:00"
+    status = {**exporter.status(), "last_written_at": at, "last_error_at": at}
+    suffixes = {"counter": "_total", "info": "_info"}
+    names = {it.name + suffixes.get(it.type, "") for it in LogCollector(lambda: status).collect()}
+    assert set(first_column("docs/monitoring.md", "metric")) == names
+
+
+def test_alerts_are_documented() -> None:
+    (group,) = yaml.safe_load(text_of("configs/prometheus-alerts.yml"))["groups"]
+    documented = first_column("docs/monitoring.md", "alert")
+    assert documented == [rule["alert"] for rule in group["rules"]]
 
 
 def test_options_of_the_addon_are_documented() -> None:

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter import Settings, SettingsError, load_settings, resolve_dsn
+from exporter.settings import listen_address
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+_LISTEN = "an address and a port in quotes, such as '127.0.0.1:9464', '[::1]:9464', or ':9464' for all addresses"
 
 
 def test_example_file_lists_every_setting_at_its_default() -> None:
@@ -73,6 +75,22 @@ def test_example_file_lists_every_setting_at_its_default() -> None:
         ("database: {dsn: 5}", "database.dsn is ***, expected text in quotes."),
         ("read: {dsn: 5}", "read.dsn is ***, expected text in quotes."),
         ("node: 5", "node is 5, expected text in quotes."),
+        *(
+            (f"metrics: {{listen: {text}}}", f"metrics.listen is {shown}, expected {_LISTEN}.")
+            for text, shown in [
+                ("9464", "9464"),
+                ("'9464'", "'9464'"),
+                ("'::1:9464'", "'::1:9464'"),
+                ("'[127.0.0.1]:9464'", "'[127.0.0.1]:9464'"),
+                ("'[]:9464'", "'[]:9464'"),
+                ("metrics.example:9464", "'metrics.example:9464'"),
+                ("127.0.0.1:65536", "'127.0.0.1:65536'"),
+                ("'127.0.0.1:'", "'127.0.0.1:'"),
+                ("127.0.0.1:http", "'127.0.0.1:http'"),
+                ("127.0.0.1:\u0661", "'127.0.0.1:\u0661'"),
+                ("http://127.0.0.1:9464", "***"),
+            ]
+        ),
         ("node:", "node is empty, expected text in quotes."),
         ("node: 2026-01-01", "node is 2026-01-01, expected text in quotes."),
         (
@@ -206,3 +224,21 @@ def test_reading_uses_read_dsn_and_else_the_proxys_database() -> None:
     assert both.for_reading().database.dsn == "b=2"
     assert Settings().with_dsn("a=1").for_reading().database.dsn == "a=1"
     assert Settings().for_reading() == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:9464", ("127.0.0.1", 9464)),
+        ("[::1]:9464", ("::1", 9464)),
+        (":9464", ("", 9464)),
+        ("192.0.2.1:9464", ("192.0.2.1", 9464)),
+        ("localhost:0", ("127.0.0.1", 0)),
+    ],
+)
+def test_metrics_listen_is_an_address_and_a_port(
+    tmp_path: Path, text: str, address: tuple[str, int]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"metrics: {{listen: '{text}'}}")
+    assert listen_address(load_settings(path).metrics.listen) == address
