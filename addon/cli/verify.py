@@ -10,7 +10,7 @@ import msgspec
 from rich.console import Console
 
 from addon.cli.answers import AnswerCommand
-from addon.cli.queries import errors_in_one_sentence, filters
+from addon.cli.queries import archive_option, errors_in_one_sentence, filters
 from exporter import SettingsError, load_remotes
 from exporter.read.human import printable, printable_json
 from exporter.read.selection import parse_duration
@@ -33,6 +33,7 @@ class _Expected(NamedTuple):
     hosts: tuple[str, ...]
     packages: tuple[str, ...]
     strict: bool
+    archive: Path | None
 
 
 @click.command(cls=AnswerCommand)
@@ -72,6 +73,7 @@ class _Expected(NamedTuple):
     show_default=True,
     help="First wait until no row has arrived for so long, at most a minute. 0s: do not wait.",
 )
+@archive_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @filters(*_FILTERS)
 @click.pass_context
@@ -84,6 +86,7 @@ def verify(
     packages: tuple[str, ...],
     strict: bool,
     wait: str,
+    archive: Path | None,
     as_json: bool,
     selection: Selection,
 ) -> None:
@@ -100,7 +103,7 @@ def verify(
         raise click.UsageError("Name the build with --user, --who, --client or --since.")
     with errors_in_one_sentence():
         quiet_seconds = parse_duration(wait, "--wait").total_seconds()
-        expected = _Expected(lock_files, format_name, hosts, packages, strict)
+        expected = _Expected(lock_files, format_name, hosts, packages, strict, archive)
         result = _verify(context.obj, selection, expected, quiet_seconds)
     if as_json:
         click.echo(printable_json(msgspec.json.encode(result).decode()))
@@ -128,6 +131,8 @@ def _verify(
         with open_database(settings.for_reading()) as connection:
             if quiet_seconds:
                 wait_for_rows(connection, selection, quiet_seconds)
-            return compare(connection, selection, lock_files, allowed, remotes)
+            return compare(
+                connection, selection, lock_files, allowed, remotes, archive=expected.archive
+            )
     except (LockFileError, SettingsError, TooManyError) as e:
         raise click.ClickException(printable(str(e))) from None

@@ -14,6 +14,7 @@ from msgspec import Struct
 from psycopg import sql
 
 from ..lockfiles import Unchecked  # noqa: TC001 - msgspec reads the annotations
+from .archived import rows_loaded
 from .gaps import RecordedGap, find_gaps
 from .lock_comparison import Comparison, Fetch, Sighting, compare
 from .nodes import find_nodes
@@ -22,6 +23,7 @@ from .session import read_only
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from ..lockfiles import LockFile
     from ..postgres.connection import DeadlineConnection
@@ -124,6 +126,8 @@ def verify(
     lock_files: Sequence[LockFile],
     allowed: Allowed,
     remotes: Remotes,
+    *,
+    archive: Path | None = None,
 ) -> Verification:
     """Compare the selected requests with lock files.
 
@@ -133,14 +137,16 @@ def verify(
         lock_files: All lock files of the build.
         allowed: What is expected besides.
         remotes: Identify files from hosts that no remote describes.
+        archive: The folder of archived days to read as well.
 
     Raises:
+        ArchiveError: the archive cannot be read, or too many of its rows are selected.
         TooManyError: the selection has too many different requests.
         psycopg.Error, DeadlineExceededError: a query failed, took too long, or lost its connection.
     """
     where, values = selection.where()
     values = {**values, "limit": MAX_GROUPS + 1}
-    with read_only(connection, _STATEMENT_SECONDS):
+    with rows_loaded(connection, archive, selection), read_only(connection, _STATEMENT_SECONDS):
         span = connection.execute(_SPAN.format(where=where), values).fetchone()
         rows = _rows(connection, _FETCHES, where, values)
         sightings = _rows(connection, _SIGHTINGS, where, values)

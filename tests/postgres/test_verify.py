@@ -161,6 +161,20 @@ def test_fetch_with_equal_digest_is_as_locked(build: Build, demo_lock: str) -> N
     assert result.document["requests"] == 2
 
 
+def test_archived_days_are_read(build: Build, demo_lock: str, tmp_path: Path) -> None:
+    build.request(DEMO, body=WHEEL)
+    build.request(DEMO.replace("demo", "other"))
+    before = build.verify(demo_lock)
+    assert len(before.findings) == 1
+    archive = tmp_path / "archive"
+    done = call("--dsn", build.dsn, "prune", "--keep", "30d", "--archive", str(archive))
+    assert (done.returncode, done.stderr) == (0, "")
+
+    assert build.verify(demo_lock).document["requests"] == 0
+    after = build.verify(demo_lock, "--archive", str(archive))
+    assert after.document == before.document
+
+
 def test_unknown_digest_is_counted_and_no_finding(build: Build, demo_lock: str) -> None:
     build.request(DEMO)
     build.request(DEMO, status_code=304, response_bytes=0)
