@@ -48,7 +48,7 @@ _PANELS = (
 
 
 @click.command
-@click.option("--quick", is_flag=True, help="Take about a minute, and write no files.")
+@click.option("--quick", is_flag=True, help="Take a few minutes, and write no files.")
 @click.option(
     "--only", type=click.Choice(list(_MODULES)), multiple=True, help="Run only this section."
 )

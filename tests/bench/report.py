@@ -21,8 +21,8 @@ _INTRODUCTION = """\
 # Benchmarks
 
 The cost of the access log, compared with alternatives. `just bench` repeats all measurements in about
-ten minutes, prints the same tables and writes this file. `just bench --quick` takes about a minute and
-writes no files.
+an hour, prints the same tables and writes this file. `just bench --quick` takes a few minutes and writes no
+files; `just bench --only hook` measures one section.
 
 Each value is the median of several rounds. `spread` is the range of the middle half of the rounds.
 Candidates that are compared run in alternating rounds, in the same process or in parallel processes, so
