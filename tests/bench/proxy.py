@@ -26,7 +26,8 @@ The CPU time of the mitmdump process, with all its threads, for one small reques
 measured by the kernel. All proxies run in parallel. They take turns of 1,000 requests over eight persistent
 connections, as fast as they respond. Every second URL is new, and all URLs are recognized as packages.
 artifactapi and the empty hooks run in four processes each, because identical processes differ by a few per
-cent; the next section compares the two more exactly. Work after the last response counts. The worker process, which builds the rows, is listed separately, because no request waits for it. `hardump`
+cent; the next section compares the two more exactly. Work after the last response counts. The worker
+process, which builds the rows, is listed separately, because no request waits for it. `hardump`
 does not include the write at the end."""
 _UNIT = "us of CPU per request"
 _HERE = Path(__file__).parent
