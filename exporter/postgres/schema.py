@@ -175,7 +175,7 @@ def grants(schema: str, proxy_role: str, reader_role: str) -> str:
         "GRANT SELECT ON {schema}.access_log_schema TO {proxy};\n"
         "GRANT INSERT ON {schema}.access_log, {schema}.access_log_gap TO {proxy};\n"
         "GRANT EXECUTE ON FUNCTION {schema}.access_log_ensure_partition, {schema}.artifact_record,"
-        " {schema}.access_log_run_record TO {proxy};\n"
+        " {schema}.access_log_run_record, {schema}.access_log_run_confirm TO {proxy};\n"
         "GRANT SELECT ON {relations} TO {reader};\n"
         "GRANT EXECUTE ON FUNCTION {functions} TO {reader};\n"
     )

@@ -60,6 +60,7 @@ class NodeAudit(Struct, frozen=True):
     ]  # pruned rows that are not in the archive; none without --archive
     undelivered: int  # waited on disk or in memory when their proxy ended or was last seen
     waiting: int  # a running proxy is about to write them
+    vanished: int  # the server had confirmed their rows, and has lost them together with its ledger
     pruned: int  # rows removed by `artifactapi prune`, and not in the archive
     no_proxy: list[Span]  # no proxy of this name was running
     unknown: list[Span]  # a proxy was gone or could not report, and left no journal
@@ -190,8 +191,8 @@ def _pending(evidence: Evidence) -> dict[str, _Pending]:
     found = {}
     for run in evidence.runs:
         # An import finds rows that an earlier import wrote: they are written, but not inserted.
-        already_there = max(0, run.written - own_rows[run.run_id])
-        pending = max(0, run.seen - settled[run.run_id] - already_there)
+        already_there = max(0, run.written - own_rows[run.run_id] - run.vanished)
+        pending = max(0, run.seen - settled[run.run_id] - already_there - run.vanished)
         on_disk = min(pending, run.spooled) if run.state == "running" else pending
         found[run.run_id] = _Pending(on_disk, pending - on_disk)
     return found
@@ -210,6 +211,7 @@ def _audit_node(ledger: _NodeLedger, span: TimeSpan, now: datetime) -> NodeAudit
         lost[gap.reason] += gap.entries
     undelivered = sum(pending.undelivered for _, pending in ledger.runs_of_span)
     waiting = sum(pending.waiting for _, pending in ledger.runs_of_span)
+    vanished = sum(run.vanished for run, _ in ledger.runs_of_span)
     all_lost = max(ledger.expected_lost.total(), lost.total())
     missing = {
         "missing_rows": _positive(
@@ -223,18 +225,19 @@ def _audit_node(ledger: _NodeLedger, span: TimeSpan, now: datetime) -> NodeAudit
     verdict: Verdict = "complete"
     if unknown or uncounted:
         verdict = "unknown"
-    elif lost or undelivered or any(missing.values()):
+    elif lost or undelivered or vanished or any(missing.values()):
         verdict = "incomplete"
     return NodeAudit(
         node=ledger.node,
         verdict=verdict,
-        seen=expected.total() + all_lost + undelivered + waiting,
+        seen=expected.total() + all_lost + undelivered + waiting + vanished,
         rows=sum(found.values()),
         lost=dict(sorted(lost.items())),
         **missing,
         uncounted_rows=uncounted,
         undelivered=undelivered,
         waiting=waiting,
+        vanished=vanished,
         pruned=removed.total(),
         no_proxy=_no_proxy(ledger.runs, span, now),
         unknown=unknown,

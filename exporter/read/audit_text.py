@@ -70,6 +70,12 @@ def _holes(nodes: list[NodeAudit]) -> Iterator[str]:
             f"{plural(undelivered, 'request')} {_were(undelivered)} seen and not written:"
             " they wait on disk, or went to another database"
         )
+    vanished = sum(node.vanished for node in nodes)
+    if vanished:
+        yield (
+            f"{plural(vanished, 'row')} {_were(vanished)} lost by the server after it had confirmed them,"
+            " as in a failover"
+        )
 
 
 def _unknowns(audit: Audit) -> Iterator[str]:
@@ -98,6 +104,8 @@ def _parts(node: NodeAudit) -> Iterator[str]:
         yield f"{node.waiting:,} about to be written"
     if node.undelivered:
         yield f"{node.undelivered:,} not written"
+    if node.vanished:
+        yield f"{node.vanished:,} lost by the server"
     if node.lost:
         reasons = ", ".join(f"{printable(reason)} {n:,}" for reason, n in node.lost.items())
         yield f"{sum(node.lost.values()):,} lost ({reasons})"

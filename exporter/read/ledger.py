@@ -31,7 +31,7 @@ type NodeDay = tuple[str, date]  # a node and a day (UTC)
 
 _RUNS = """
     SELECT run_id::text, node, version, access_log_run_state(end_reason, last_seen_at), started_at, last_seen_at,
-           ended_at, seen, written, spooled
+           ended_at, seen, written, spooled, vanished
     FROM access_log_run ORDER BY started_at, run_id
 """
 _COUNTED = """
@@ -71,6 +71,7 @@ class Run(NamedTuple):
     seen: int
     written: int
     spooled: int
+    vanished: int = 0
 
 
 class Counted(NamedTuple):

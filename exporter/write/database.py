@@ -111,6 +111,7 @@ class Database:
         self._ledger = ledger
         self._keeps_ledger = False  # on this connection
         self._has_warned = False
+        self._vanished = 0  # rows that the server has lost, as far as the log says
         self.reconnects = 0  # calls that found the connection closed while it was idle
 
     def reconfigure(self, settings: DatabaseSettings) -> None:
@@ -119,6 +120,7 @@ class Database:
             self.close()
             if settings.dsn != self._settings.dsn:
                 self._has_warned = False
+                self._vanished = 0
             self._settings = settings
 
     def open(self) -> None:
@@ -258,15 +260,21 @@ class Database:
             try:
                 return finder.write(entries)
             finally:
+                self._add_confirmed(finder.inserted)
                 if is_counted:
                     others = [entry for entry in entries if entry.flow_id not in finder.stored]
                     statement = self._count_rows(others, origin, sign=-1)
                     with contextlib.suppress(psycopg.Error, DeadlineExceededError):
                         take_back(connection, others, statement)
         self._accepted.add(entries)
+        self._add_confirmed(len(entries))
         if self._ledger is not None and spooled is not None:
             self._ledger.reported()
         return []
+
+    def _add_confirmed(self, rows: int) -> None:
+        if self._ledger is not None and self._keeps_ledger:
+            self._ledger.add_confirmed(rows)
 
     def _count_rows(
         self,
@@ -395,6 +403,7 @@ class Database:
             if not _value(connection, ledger.report()):
                 ledger.renew()  # the role is another one
                 _value(connection, ledger.report())
+            self._find_vanished(connection, ledger)
             self._keeps_ledger = True
             ledger.reported()
         except (
@@ -411,6 +420,20 @@ class Database:
                     describe(e),
                 )
         self._discards_rows = bool(_value(connection, _HAS_TRIGGER))
+
+    def _find_vanished(self, connection: DeadlineConnection, ledger: RunLedger) -> None:
+        """Notice that the server has lost rows that it had confirmed, so that an audit finds them."""
+        if not (statement := ledger.compare_confirmed()):
+            return
+        vanished = _value(connection, statement) or 0
+        if vanished > self._vanished:
+            logger.warning(
+                "artifactapi: PostgreSQL has lost %d %s that it had confirmed, as a failover to a standby that "
+                "lags behind can do; artifactapi audit counts them",
+                lost := vanished - self._vanished,
+                "row" if lost == 1 else "rows",
+            )
+            self._vanished = vanished
 
     def disconnect(self) -> None:
         """Close the connection; the next call opens another. Idempotent."""

@@ -68,6 +68,7 @@ class RunLedger:
         self.run = run
         self._counts = counts
         self._elsewhere = RunCounts(0, 0, 0, 0, 0)  # settled in other databases
+        self._confirmed = 0
         self._started_at = time.monotonic() - max(0.0, time.time() - run.started_at)
         self._reported_at = -_IDLE_SECONDS  # monotonic seconds
         self._rate: float | None = None
@@ -104,6 +105,7 @@ class RunLedger:
         What is settled belongs to the old run. What waits belongs to the new one.
         """
         self._elsewhere = self._counts()
+        self._confirmed = 0
         self.run = Run.start(self.run.node)
         self._started_at = time.monotonic()
         self._reported_at = -_IDLE_SECONDS
@@ -151,6 +153,21 @@ class RunLedger:
             )
         origin = origin or self.run.run_id
         return self._statement(counts, rows={(origin, *key): n for key, n in rows.items()})
+
+    def add_confirmed(self, rows: int) -> None:
+        """The server has confirmed that it inserted and counted these rows. Others may be in doubt."""
+        self._confirmed += rows
+
+    def compare_confirmed(self) -> bytes:
+        """The statement that compares the confirmed rows with what the server has; empty: there are none.
+
+        It returns how many the server has lost. Call it when a connection is new.
+        """
+        if not self._confirmed:
+            return b""
+        return (
+            f"SELECT access_log_run_confirm({_text(self.run.run_id)}, {self._confirmed})".encode()
+        )
 
     def record_gaps(self, gaps: Iterable[Gap]) -> bytes:
         """The statement that counts gaps. It belongs into the transaction that inserts them."""

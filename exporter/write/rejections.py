@@ -90,6 +90,7 @@ class RejectionFinder:
         self._ledger_statement = (lambda _: b"") if is_counted else ledger_statement
         self._is_counted = is_counted
         self.stored: set[str] = set()  # flow ids of the rows that are in the table
+        self.inserted = 0  # of these, rows that this call has inserted and the server has confirmed
         self._batch: Sequence[AccessLogEntry] = ()
         self._rejections: list[Rejection] = []
         self._accepted_kinds: dict[_Kind, AccessLogEntry] = {}  # with a row of each
@@ -161,6 +162,7 @@ class RejectionFinder:
         inserted = insert_missing(
             self._connection, rows, self._ledger_statement, count_artifacts=not self._is_counted
         )
+        self.inserted += sum(inserted)
         self._accept([row for row, flag in zip(rows, inserted, strict=True) if flag])
         others = [row for row, flag in zip(rows, inserted, strict=True) if not flag]
         # They are in the table, or a trigger discards them, or they violate another unique key.
@@ -177,6 +179,7 @@ class RejectionFinder:
             batch.without_artifacts() if self._is_counted else batch,
             ledger_statement=self._ledger_statement(rows),
         )
+        self.inserted += len(rows)
         self._accept(rows)
 
     def _accept(self, rows: list[AccessLogEntry]) -> None:

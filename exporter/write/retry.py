@@ -16,14 +16,17 @@ logger = logging.getLogger(__name__)
 
 _MAX_REASONS = 8  # causes logged during one outage
 _SUMMARY_SECONDS = 60.0  # between two log messages during one outage
+_SETTLE_SECONDS = (
+    5.0  # a server that stops or fails over gives other causes from one attempt to the next
+)
 _CONFIGURATION_RETRY_SECONDS = 15.0  # for what only the user can fix
 
 
 class Retry:
     """Whether PostgreSQL is available, and when the next attempt is due. One thread uses it.
 
-    It logs one warning when an outage begins, one per new cause and per minute while it lasts, and one
-    message when it is over. Never an ERROR: during startup mitmproxy exits for one.
+    It logs one warning when an outage begins, one per minute and per new cause that is not just part of
+    the same event, and one message when it is over. Never an ERROR: during startup mitmproxy exits for one.
     """
 
     def __init__(self, settings: DatabaseSettings) -> None:
@@ -33,6 +36,7 @@ class Retry:
         self._next_at = 0.0  # monotonic seconds
         self._unavailable_since: float | None = None
         self._next_summary_at = 0.0
+        self._next_cause_at = 0.0
         self._written_before = 0  # entries written before this outage
         self._reasons: set[str] = set()  # logged during this outage
 
@@ -54,6 +58,7 @@ class Retry:
     def reconfigure(self, settings: DatabaseSettings) -> None:
         """Use other settings; the next attempt is due at once."""
         self._settings = settings
+        self._next_cause_at = 0.0
         self._reset()
 
     def succeeded(self, written: int) -> None:
@@ -84,8 +89,8 @@ class Retry:
         """
         delay = _CONFIGURATION_RETRY_SECONDS if configuration else next(self._delays)
         now = time.monotonic()
-        is_new = reason not in self._reasons and len(self._reasons) < _MAX_REASONS
-        self._reasons.add(reason)
+        is_settled = configuration or refused or now >= self._next_cause_at
+        is_new = reason not in self._reasons and len(self._reasons) < _MAX_REASONS and is_settled
         self.is_refused = refused
         self._next_at = now + delay
         if self._unavailable_since is None:
@@ -106,6 +111,8 @@ class Retry:
             )
         else:
             return
+        self._reasons.add(reason)
+        self._next_cause_at = now + _SETTLE_SECONDS
         self._next_summary_at = now + _SUMMARY_SECONDS
 
     def _reset(self) -> None:

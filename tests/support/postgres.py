@@ -39,9 +39,14 @@ def free_port() -> int:
 
 
 class Postgres:
-    """A new server without fsync, as a context manager. If you are root, it runs as `nobody`."""
+    """A new server without fsync, as a context manager. If you are root, it runs as `nobody`.
 
-    def __init__(self, program_folder: Path) -> None:
+    Args:
+        program_folder: The programs of its version.
+        primary: The server, which must run, that this one shall be a streaming standby of.
+    """
+
+    def __init__(self, program_folder: Path, primary: Postgres | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="artifactapi-pg-"))
         self.data = self.folder / "data"
         self.port = free_port()
@@ -51,10 +56,14 @@ class Postgres:
             self._user = ServerUser(account.pw_uid, account.pw_gid)
             change_owner(self.folder, self._user)
         self._programs = runnable_programs(program_folder, self._user, self.folder)
-        encoding = ("--encoding=UTF8", "--locale=C")  # same as the embedded server
-        self.run(
-            "initdb", "-D", self.data, "-U", "postgres", "--auth=trust", "--no-sync", *encoding
-        )
+        if primary is None:
+            encoding = ("--encoding=UTF8", "--locale=C")  # same as the embedded server
+            self.run(
+                "initdb", "-D", self.data, "-U", "postgres", "--auth=trust", "--no-sync", *encoding
+            )
+        else:
+            source = ("--dbname", primary.dsn(), "--write-recovery-conf", "--checkpoint=fast")
+            self.run("pg_basebackup", "-D", self.data, "--no-sync", *source)
         self.configure(
             fsync="off", max_connections="60", unix_socket_directories=f"'{self.folder}'"
         )
@@ -87,6 +96,10 @@ class Postgres:
             self.run("pg_ctl", "start", "-w", "-D", self.data, "-l", log, "-o", options)
         except subprocess.CalledProcessError as e:
             raise RuntimeError(f"{e.output}\n{log.read_text()[-2000:]}") from None
+
+    def promote(self) -> None:
+        """Make a standby a primary, and wait until it accepts writes."""
+        self.run("pg_ctl", "promote", "-w", "-D", self.data)
 
     def stop(self, mode: str = "immediate") -> None:
         """Stop the server and wait until it has exited."""

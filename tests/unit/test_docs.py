@@ -172,6 +172,7 @@ def test_tables_views_and_functions_are_documented() -> None:
     helpers = {name.partition("(")[0] for name in first_column(page, "function")}
     internal = {
         *("access_log_ensure_partition", "artifact_record", "access_log_run_record"),
+        "access_log_run_confirm",
         *("access_log_roll_up", "access_log_has_grown", "access_log_duration_bucket"),
     }
     assert helpers == in_schema("FUNCTION") - in_schema("VIEW") - internal
