@@ -45,13 +45,19 @@ def test_urls_have_the_expected_identity(url: str, kind: str, purl: str) -> None
 # --- names and versions from lock files and package lists ---------------------------------------
 
 HOSTS = {
+    "bioconductor": "bioconductor.example",
+    "cargo": "static.crates.example",
+    "conda": "conda.anaconda.example",
+    "cpan": "www.cpan.example",
     "cran": "cran.r-project.example",
     "deb": "deb.debian.example",
     "gem": "rubygems.example",
     "golang": "proxy.golang.example",
+    "hex": "repo.hex.example",
     "maven": "repo1.maven.example",
     "npm": "registry.npmjs.example",
     "nuget": "api.nuget.example",
+    "pub": "pub.example",
     "pypi": "files.pythonhosted.example",
 }
 
