@@ -64,6 +64,8 @@ _READER_RELATIONS = (
     "access_log_rollup_artifact",
     "access_log_rollup_month",
     "access_log_rollup_month_artifact",
+    "access_log_rollup_month_total",
+    "access_log_rollup_month_duration",
     "access_log_daily",
     "access_log_daily_fetches",
     "access_log_pruned",

@@ -1,7 +1,7 @@
 """The queries of a report. Each adds up the rows of access_log and rollups of whole days. Runs nothing.
 
-They bind `edges`, `since`, `until`, `top`, `rollups` (ids of the rollups to use, perhaps none), and the values
-of the condition `where` on access_log. ARTIFACTS binds `months` and `single_rollups` instead of `rollups`.
+They bind `edges`, `since`, `until`, `top`, `rollups` (ids of the rollups to use, perhaps none), `months` (of which
+rollups are merged), `single_rollups` (the others), and the values of the condition `where` on access_log.
 """
 
 from __future__ import annotations
@@ -27,7 +27,12 @@ TRAFFIC = sql.SQL("""
     UNION ALL
     SELECT NULL, cache_source, access_log_from_cache(cache_status), error_type, status_code,
            sum(requests)::bigint, sum(response_bytes)::bigint, sum(partial_reads)::bigint
-    FROM access_log_rollup_total WHERE rollup_id = ANY (%(rollups)s) GROUP BY 2, 3, 4, 5
+    FROM (SELECT cache_source, cache_status, error_type, status_code, requests, response_bytes, partial_reads
+          FROM access_log_rollup_total WHERE rollup_id = ANY (%(single_rollups)s)
+          UNION ALL
+          SELECT cache_source, cache_status, error_type, status_code, requests, response_bytes, partial_reads
+          FROM access_log_rollup_month_total WHERE month_id = ANY (%(months)s)) AS total
+    GROUP BY 2, 3, 4, 5
 """)
 ROLLED_UP_BARS = sql.SQL("""
     SELECT width_bucket(from_at + (quarter - 1) * interval '15 minutes', %(edges)s::timestamptz[]) AS bar,
@@ -47,13 +52,18 @@ REMOTES = sql.SQL("""
       FROM access_log WHERE {where} GROUP BY 1, 2
       UNION ALL
       SELECT name, pair.bucket, pair.requests, 0, 0
-      FROM access_log_rollup_duration AS rolled_up
-      CROSS JOIN unnest(buckets, rolled_up.requests) AS pair (bucket, requests)
-      WHERE rollup_id = ANY (%(rollups)s)
+      FROM (SELECT name, buckets, requests FROM access_log_rollup_duration WHERE rollup_id = ANY (%(single_rollups)s)
+            UNION ALL
+            SELECT name, buckets, requests FROM access_log_rollup_month_duration WHERE month_id = ANY (%(months)s))
+           AS duration
+      CROSS JOIN unnest(buckets, duration.requests) AS pair (bucket, requests)
       UNION ALL
-      SELECT coalesce(remote, host), NULL, 0, response_bytes,
-             CASE WHEN access_log_failed(status_code) THEN requests ELSE 0 END
-      FROM access_log_rollup_total WHERE rollup_id = ANY (%(rollups)s)
+      SELECT name, NULL, 0, response_bytes, CASE WHEN access_log_failed(status_code) THEN requests ELSE 0 END
+      FROM (SELECT coalesce(remote, host) AS name, response_bytes, status_code, requests
+            FROM access_log_rollup_total WHERE rollup_id = ANY (%(single_rollups)s)
+            UNION ALL
+            SELECT name, response_bytes, status_code, requests
+            FROM access_log_rollup_month_total WHERE month_id = ANY (%(months)s)) AS total
     ), buckets AS MATERIALIZED (
       SELECT name, bucket, sum(requests)::bigint AS requests, sum(bytes)::bigint AS bytes,
              sum(failures)::bigint AS failures
@@ -76,9 +86,9 @@ CALLERS = sql.SQL("""
     ), rolled_up_hosts AS MATERIALIZED (
       SELECT * FROM access_log_rollup_host WHERE rollup_id = ANY (%(rollups)s) AND host IS NOT NULL
     ), host_callers AS (
-      SELECT name, count(DISTINCT caller) AS callers
-      FROM (SELECT unknown_host, access_log_caller(proxy_user, client_ip) FROM callers
-            UNION ALL
+      SELECT name, count(caller) AS callers
+      FROM (SELECT unknown_host, access_log_caller(proxy_user, client_ip) FROM callers WHERE unknown_host IS NOT NULL
+            UNION
             SELECT host, unnest(callers) FROM rolled_up_hosts) AS each (name, caller)
       GROUP BY 1
     ), host_totals AS (
@@ -93,10 +103,10 @@ CALLERS = sql.SQL("""
       SELECT name, requests, callers, sent_bytes, first_at FROM host_totals JOIN host_callers USING (name)
     )
     SELECT json_build_object(
-      'clients', (SELECT count(DISTINCT client_ip) FROM
-        (SELECT client_ip FROM callers UNION ALL SELECT unnest(clients) FROM rolled_up) AS each),
-      'users', (SELECT count(DISTINCT proxy_user) FROM
-        (SELECT proxy_user FROM callers UNION ALL SELECT unnest(users) FROM rolled_up) AS each),
+      'clients', (SELECT count(client_ip) FROM
+        (SELECT client_ip FROM callers UNION SELECT unnest(clients) FROM rolled_up) AS each),
+      'users', (SELECT count(proxy_user) FROM
+        (SELECT proxy_user FROM callers UNION SELECT unnest(users) FROM rolled_up) AS each),
       'unknown_hosts', (SELECT count(*) FROM hosts),
       'busiest_unknown_hosts', (SELECT coalesce(json_agg(host), '[]') FROM
         (SELECT * FROM hosts ORDER BY requests DESC, name LIMIT %(top)s) AS host))::text

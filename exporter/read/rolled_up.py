@@ -43,8 +43,8 @@ class RolledUp(NamedTuple):
     until: datetime
     rollups: list[int]
     other_times: list[tuple[datetime, datetime]]  # in order, each with its exclusive end
-    months: list[int]  # whose artifacts are merged
-    single_rollups: list[int]  # the rollups whose artifacts are not merged in these months
+    months: list[int]  # with merged rollups
+    single_rollups: list[int]  # the rollups that are not merged in these months
 
     @classmethod
     def rows_only(cls, since: datetime, until: datetime) -> Self:

@@ -47,15 +47,31 @@ _DUE_MONTHS = """
     ORDER BY month
 """
 _DELETE_MONTH = "DELETE FROM access_log_rollup_month WHERE from_at = %s"
-_MERGE = """
-    WITH month AS (
-      INSERT INTO access_log_rollup_month (from_at, rollup_ids) VALUES (%s, %s) RETURNING month_id, rollup_ids
-    )
+_INSERT_MONTH = "INSERT INTO access_log_rollup_month (from_at, rollup_ids) VALUES (%s, %s)"
+_MERGES = (
+    """
     INSERT INTO access_log_rollup_month_artifact
-    SELECT month_id, purl, min(remote), sum(fetches), sum(bytes), sum(whole_bytes), max(largest_bytes)
-    FROM month CROSS JOIN access_log_rollup_artifact WHERE rollup_id = ANY (rollup_ids)
-    GROUP BY month_id, purl
-"""
+    SELECT month_id, purl, min(artifact.remote), sum(fetches), sum(bytes), sum(whole_bytes), max(largest_bytes)
+    FROM access_log_rollup_month JOIN access_log_rollup_artifact AS artifact ON rollup_id = ANY (rollup_ids)
+    WHERE from_at = %s GROUP BY 1, 2
+    """,
+    """
+    INSERT INTO access_log_rollup_month_total
+    SELECT month_id, coalesce(remote, host), status_code, error_type, cache_status, cache_source,
+           sum(requests), sum(response_bytes), sum(partial_reads)
+    FROM access_log_rollup_month JOIN access_log_rollup_total ON rollup_id = ANY (rollup_ids)
+    WHERE from_at = %s GROUP BY 1, 2, 3, 4, 5, 6
+    """,
+    """
+    INSERT INTO access_log_rollup_month_duration
+    SELECT month_id, name, array_agg(bucket ORDER BY bucket), array_agg(requests ORDER BY bucket)
+    FROM (SELECT month_id, name, pair.bucket, sum(pair.requests)::bigint AS requests
+          FROM access_log_rollup_month JOIN access_log_rollup_duration AS duration ON rollup_id = ANY (rollup_ids)
+          CROSS JOIN unnest(buckets, duration.requests) AS pair (bucket, requests)
+          WHERE from_at = %s GROUP BY 1, 2, 3) AS counted
+    GROUP BY 1, 2
+    """,
+)
 _ROLL_UP = "SELECT access_log_roll_up('access_log', %s, %s)"
 
 
@@ -91,7 +107,7 @@ def roll_up(connection: Connection[Any]) -> Iterator[Span]:
 
 
 def merge_months(connection: Connection[Any]) -> Iterator[datetime]:
-    """Merge the artifacts of each month that needs it; yield its start before. Each is one transaction.
+    """Merge the rollups of each month that needs it; yield its start before. Each is one transaction.
 
     Raises:
         psycopg.Error: The server reported an error.
@@ -100,4 +116,6 @@ def merge_months(connection: Connection[Any]) -> Iterator[datetime]:
         yield month
         with connection.transaction():
             connection.execute(_DELETE_MONTH, (month,))
-            connection.execute(_MERGE, (month, ids))
+            connection.execute(_INSERT_MONTH, (month, ids))
+            for merge in _MERGES:
+                connection.execute(merge.encode(), (month,))
