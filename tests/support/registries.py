@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import tarfile
 import zipfile
@@ -34,6 +35,17 @@ remotes:
   - {name: our-debs, host: localhost, path: /apt, format: deb, vendor: acme}
   - {name: our-git, host: localhost, path: /git, format: github}
   - {name: our-releases, host: localhost, path: /releases, format: github}
+"""
+
+# The indexes of `gem` (RubyGems, `Gem::Indexer`) for one gem.
+_GEM_INDEXES = """
+require "rubygems/package"
+spec = Gem::Package.new(ARGV[0]).spec
+row = [[spec.name, spec.version, spec.platform.to_s]]
+{"specs" => !spec.version.prerelease?, "prerelease_specs" => spec.version.prerelease?}.each do |name, listed|
+  File.binwrite("#{name}.4.8.gz", Gem::Util.gzip(Marshal.dump(listed ? row : [])))
+end
+File.binwrite("rz", Zlib::Deflate.deflate(Marshal.dump(spec)))
 """
 
 OLD, NEW = "1.2.2", "1.2.3"  # versions of packages of which a registry has two
@@ -162,15 +174,17 @@ class _RegistryHandler(QuietHandler):
         return _Reply(content, fields.get("content-type", "text/plain"), status)
 
 
-def add_wheels(registry: Registry, folder: Path, *packages: tuple[str, str]) -> list[Path]:
-    """Add wheels with a simple index (PEP 503) and separate metadata files (PEP 658)."""
+def add_wheels(
+    registry: Registry, folder: Path, *packages: tuple[str, str], root: str = "/pypi"
+) -> list[Path]:
+    """Add wheels with a simple index (PEP 503) and separate metadata files (PEP 658) at the path `root`."""
     wheels = []
     for name, version in packages:
         wheel = make_wheel(folder, name, version)
         wheels.append(wheel)
         project = name.lower().replace("_", "-").replace(".", "-")
         metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode()
-        path = f"/pypi/packages/{project}/{quote(wheel.name)}"
+        path = f"{root}/packages/{project}/{quote(wheel.name)}"
         registry.put(path, wheel.read_bytes())
         registry.put(f"{path}.metadata", metadata)
         link = (
@@ -178,7 +192,7 @@ def add_wheels(registry: Registry, folder: Path, *packages: tuple[str, str]) -> 
             f' data-core-metadata="sha256={_sha256(metadata)}">{wheel.name}</a>'
         )
         page = f"<!DOCTYPE html><html><body>{link}</body></html>"
-        registry.put(f"/pypi/simple/{project}/", page.encode(), "text/html")
+        registry.put(f"{root}/simple/{project}/", page.encode(), "text/html")
     return wheels
 
 
@@ -288,7 +302,9 @@ def add_crate(
     return crate
 
 
-def add_gem(registry: Registry, folder: Path, name: str, version: str) -> bytes:
+def add_gem(
+    registry: Registry, folder: Path, name: str, version: str, *, root: str = "/gem"
+) -> bytes:
     """Add a gem with a compact index (RubyGems, "Compact Index API"); return it. Needs Ruby's `gem`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "data").write_bytes(noise(10_000))
@@ -302,29 +318,96 @@ def add_gem(registry: Registry, folder: Path, name: str, version: str) -> bytes:
     build = ["gem", "build", "-q", specification.name, "-o", file]
     subprocess.run(build, check=True, capture_output=True, cwd=folder)
     gem = (folder / file).read_bytes()
-    registry.put(f"/gem/gems/{file}", gem)
+    registry.put(f"{root}/gems/{file}", gem)
+    subprocess.run(["ruby", "-e", _GEM_INDEXES, file], check=True, capture_output=True, cwd=folder)
+    for index in ("specs.4.8.gz", "prerelease_specs.4.8.gz"):
+        registry.put(f"{root}/{index}", (folder / index).read_bytes())
+    registry.put(
+        f"{root}/quick/Marshal.4.8/{name}-{version}.gemspec.rz", (folder / "rz").read_bytes()
+    )
     info = f"---\n{version} |checksum:{_sha256(gem)}\n".encode()
-    registry.put(f"/gem/info/{name}", info, "text/plain")
+    registry.put(f"{root}/info/{name}", info, "text/plain")
     checksum = hashlib.md5(info, usedforsecurity=False).hexdigest()
     versions = f"created_at: 2026-01-01T00:00:00Z\n---\n{name} {version} {checksum}\n"
-    registry.put("/gem/versions", versions.encode(), "text/plain")
+    registry.put(f"{root}/versions", versions.encode(), "text/plain")
     return gem
 
 
-def add_composer(registry: Registry, name: str, version: str) -> bytes:
-    """Add a Composer repository with one package, in one file (Composer, "Repositories"); return its archive."""
+def add_composer(
+    registry: Registry, name: str, version: str, *, root: str = "/composer", url: str | None = None
+) -> bytes:
+    """Add a Composer repository with one package, in one file (Composer, "Repositories"); return its archive.
+
+    `url` is that of the host, if another.
+    """
     manifest = {"name": name, "version": version}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("composer.json", json.dumps(manifest))
         archive.writestr("data", noise(10_000))
     data = buffer.getvalue()
-    path = f"/composer/{name}/{version}/{name.replace('/', '-')}-{version}.zip"
+    path = f"{root}/{name}/{version}/{name.replace('/', '-')}-{version}.zip"
     registry.put(path, data)
     shasum = hashlib.sha1(data, usedforsecurity=False).hexdigest()
-    dist = {"type": "zip", "url": registry.url + path, "reference": None, "shasum": shasum}
+    dist = {"type": "zip", "url": (url or registry.url) + path, "reference": None, "shasum": shasum}
     packages = {"packages": {name: {version: {**manifest, "dist": dist}}}}
-    registry.put("/composer/packages.json", json.dumps(packages).encode(), "application/json")
+    registry.put(f"{root}/packages.json", json.dumps(packages).encode(), "application/json")
+    return data
+
+
+def add_go_module(registry: Registry, root: str, module: str, version: str) -> bytes:
+    """Add a module to a module proxy (Go Modules Reference, "GOPROXY protocol"); return its archive."""
+    buffer, manifest = io.BytesIO(), f"module {module}\n\ngo 1.19\n".encode()
+    name = module.rpartition("/")[2].lower()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(f"{module}@{version}/go.mod", manifest)
+        archive.writestr(f"{module}@{version}/{name}.go", f"package {name}\n")
+        archive.writestr(f"{module}@{version}/data", noise(20_000))
+    data = buffer.getvalue()
+    escaped = re.sub("[A-Z]", lambda match: f"!{match[0].lower()}", module)
+    info = json.dumps({"Version": version, "Time": "2026-01-01T00:00:00Z"}).encode()
+    for suffix, body in ((".info", info), (".mod", manifest), (".zip", data)):
+        registry.put(f"{root}/{escaped}/@v/{version}{suffix}", body)
+    return data
+
+
+def add_cpan(registry: Registry, root: str, author: str, name: str, version: str) -> bytes:
+    """Add a CPAN mirror with one distribution; return it. Its module has the name with `::` for dashes."""
+    module, folder = name.replace("-", "::"), f"{name}-{version}"
+    source = f"package {module}; our $VERSION = '{version}'; 1;\n".encode()
+    makefile = (
+        "use ExtUtils::MakeMaker;\n"
+        f"WriteMakefile(NAME => '{module}', VERSION => '{version}', MIN_PERL_VERSION => '5.006');\n"
+    )
+    files = {
+        f"{folder}/Makefile.PL": makefile.encode(),
+        f"{folder}/MANIFEST": f"Makefile.PL\nlib/{name.replace('-', '/')}.pm\n".encode(),
+        f"{folder}/lib/{name.replace('-', '/')}.pm": source,
+        f"{folder}/data": noise(10_000),
+    }
+    data = _tar_gz(files)
+    path = f"{author[0]}/{author[:2]}/{author}/{folder}.tar.gz"
+    registry.put(f"{root}/authors/id/{path}", data)
+    index = f"Line-Count: 1\n\n{module} {version} {path}\n".encode()
+    registry.put(f"{root}/modules/02packages.details.txt.gz", gzip.compress(index))
+    return data
+
+
+def add_rock(registry: Registry, root: str, name: str, version: str) -> bytes:
+    """Add a LuaRocks server with one source rock; return it."""
+    rockspec = (
+        f'package = "{name}"\nversion = "{version}"\nsource = {{url = "{name}.lua"}}\n'
+        f'build = {{type = "builtin", modules = {{["{name}"] = "{name}.lua"}}}}\n'
+    )
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(f"{name}-{version}.rockspec", rockspec)
+        archive.writestr(f"{name}.lua", "return {}\n")
+    data = buffer.getvalue()
+    registry.put(f"{root}/{name}-{version}.src.rock", data)
+    manifest = f'commands = {{}}\nmodules = {{}}\nrepository = {{{name} = {{["{version}"] = {{{{arch = "src"}}}}}}}}\n'
+    for lua in ("", "-5.1", "-5.2", "-5.3", "-5.4"):
+        registry.put(f"{root}/manifest{lua}", manifest.encode())
     return data
 
 
