@@ -18,6 +18,8 @@ from msgspec import Meta, inspect
 
 Count = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
+# access_log_has_grown relies on it: no batch takes longer from its logged_at to its commit.
+CallSeconds = Annotated[float, Meta(gt=0, le=600)]
 
 _PATH_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")  # a key or an index of "redact.paths[0]"
 _MAX_SHOWN = 80  # characters of a wrong value in a message
@@ -44,7 +46,7 @@ class DatabaseSettings(_Section, frozen=True):
 
     dsn: str = ""  # libpq connection string or URI; empty: the embedded server
     connect_seconds: Seconds = 5.0  # limit for one connection attempt
-    call_seconds: Seconds = 8.0  # limit for one statement or COPY
+    call_seconds: CallSeconds = 8.0  # limit for one statement or COPY
     retry_min_seconds: Seconds = 0.1  # pause after the first failure; doubles each time
     retry_max_seconds: Seconds = 30.0  # longest pause between attempts
     # false: faster on a slow disk, but a server crash loses its last second

@@ -1,4 +1,4 @@
-"""Roll up the hours, days and months that are over, and again those that got late rows."""
+"""Roll up the parts of today, the days and the months, and again those that got late rows."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ if TYPE_CHECKING:
 
     from psycopg import Connection
 
-# A day or hour is rolled up this long after its end, so that usual late rows do not make that necessary
-# again. access_log_has_grown counts the rows of the hour before a rollup as late, so more than an hour.
-_DAY_REST, _HOUR_REST = timedelta(hours=2), timedelta(minutes=70)
+# A span is rolled up this long after its end, so that usual late rows do not make that necessary again.
+# access_log_has_grown counts the rows of the 10 minutes before a rollup as late, so more than that.
+_DAY_REST, _HOUR_REST, _QUARTER_REST = (
+    timedelta(hours=2),
+    timedelta(minutes=20),
+    timedelta(minutes=15),
+)
 
 # Days with rows that are in no rollup, or that may have got rows since.
 _DUE_DAYS = """
@@ -23,27 +27,39 @@ _DUE_DAYS = """
     CROSS JOIN generate_series(date_trunc('day', oldest, 'UTC'), least(newest, now()), interval '1 day') AS day
     LEFT JOIN access_log_rollup_state
       ON from_at = day AND until_at = day + interval '1 day' AND pruned_at IS NULL
-    WHERE day + interval '1 day' < now() - %(day_rest)s AND is_complete IS NOT TRUE
+    WHERE day + interval '1 day' < now() - %s AND is_complete IS NOT TRUE
     AND EXISTS (SELECT FROM access_log WHERE started_at >= day AND started_at < day + interval '1 day')
     ORDER BY day
 """
-# The same for the hours since the last of these days.
-_DUE_HOURS = """
-    SELECT hour, hour + interval '1 hour'
-    FROM generate_series(date_trunc('day', now() - %(day_rest)s, 'UTC'), now(), interval '1 hour') AS hour
-    LEFT JOIN access_log_rollup_state
-      ON from_at = hour AND until_at = hour + interval '1 hour' AND pruned_at IS NULL
-    WHERE hour + interval '1 hour' < now() - %(hour_rest)s AND is_complete IS NOT TRUE
-    AND EXISTS (SELECT FROM access_log WHERE started_at >= hour AND started_at < hour + interval '1 hour')
-    ORDER BY hour
+# The same for shorter spans, since the end of the last longer one that is or was due.
+_DUE_PARTS = """
+    SELECT part, part + %(step)s
+    FROM generate_series(date_trunc(%(longer)s, now() - %(longer_rest)s, 'UTC'), now(), %(step)s) AS part
+    LEFT JOIN access_log_rollup_state ON from_at = part AND until_at = part + %(step)s AND pruned_at IS NULL
+    WHERE part + %(step)s < now() - %(rest)s AND is_complete IS NOT TRUE
+    AND EXISTS (SELECT FROM access_log WHERE started_at >= part AND started_at < part + %(step)s)
+    ORDER BY part
 """
-# Months of which other rollups are merged than there are now.
+_HOURS = {
+    "step": timedelta(hours=1),
+    "rest": _HOUR_REST,
+    "longer": "day",
+    "longer_rest": _DAY_REST,
+}
+_QUARTERS = {
+    "step": timedelta(minutes=15),
+    "rest": _QUARTER_REST,
+    "longer": "hour",
+    "longer_rest": _HOUR_REST,
+}
+# Months of which other days are merged than are rolled up now. The current one grows every day.
 _DUE_MONTHS = """
     SELECT month, ids
     FROM (SELECT date_trunc('month', from_at, 'UTC') AS month, array_agg(rollup_id ORDER BY rollup_id) AS ids
-          FROM access_log_rollup_state WHERE is_complete GROUP BY 1) AS present
+          FROM access_log_rollup_state WHERE is_complete AND until_at - from_at = interval '1 day'
+          GROUP BY 1) AS present
     LEFT JOIN access_log_rollup_month ON from_at = month
-    WHERE month + interval '1 month' < now() - %(day_rest)s AND rollup_ids IS DISTINCT FROM ids
+    WHERE rollup_ids IS DISTINCT FROM ids
     ORDER BY month
 """
 _DELETE_MONTH = "DELETE FROM access_log_rollup_month WHERE from_at = %s"
@@ -76,27 +92,24 @@ _ROLL_UP = "SELECT access_log_roll_up('access_log', %s, %s)"
 
 
 class Span(NamedTuple):
-    """A day (UTC) or an hour."""
+    """A day (UTC), an hour or a quarter of an hour."""
 
     from_at: datetime
     until_at: datetime
 
 
 def roll_up(connection: Connection[Any]) -> Iterator[Span]:
-    """Roll up each day and hour that needs it; yield it before. Each is one transaction.
+    """Roll up each span that needs it; yield it before. Each is one transaction.
 
-    The rollup of a day replaces those of its hours.
+    The rollup of a day replaces those of its hours, and that of an hour those of its quarters.
 
     Raises:
         psycopg.Error: The server reported an error.
     """
-    rests = {"day_rest": _DAY_REST, "hour_rest": _HOUR_REST}
-    found = [
-        Span(*row)
-        for query in (_DUE_DAYS, _DUE_HOURS)
-        for row in connection.execute(query, rests).fetchall()
-    ]
-    for span in found:
+    due = connection.execute(_DUE_DAYS, (_DAY_REST,)).fetchall()
+    for parts in (_HOURS, _QUARTERS):
+        due += connection.execute(_DUE_PARTS, parts).fetchall()
+    for span in map(Span._make, due):
         yield span
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ  # one snapshot
         try:
@@ -112,7 +125,7 @@ def merge_months(connection: Connection[Any]) -> Iterator[datetime]:
     Raises:
         psycopg.Error: The server reported an error.
     """
-    for month, ids in connection.execute(_DUE_MONTHS, {"day_rest": _DAY_REST}).fetchall():
+    for month, ids in connection.execute(_DUE_MONTHS).fetchall():
         yield month
         with connection.transaction():
             connection.execute(_DELETE_MONTH, (month,))

@@ -141,21 +141,26 @@ def test_hour_that_is_not_over_is_not_rolled_up(dsn: str) -> None:
         assert list(roll_up(connection)) == []
 
 
-def test_hours_are_rolled_up_until_their_day_replaces_them(any_dsn: str) -> None:
+def test_parts_of_a_day_are_rolled_up_until_their_day_replaces_them(any_dsn: str) -> None:
     now = datetime.now(UTC)
     day = oldest_kept(0, now - timedelta(hours=2))  # the oldest that is not due
-    end = (now - timedelta(minutes=70)).replace(minute=0, second=0, microsecond=0)
-    times = [now - timedelta(hours=n) for n in range(40)]
+    hour = (now - timedelta(minutes=20)).replace(minute=0, second=0, microsecond=0)
+    quarters = int((now - timedelta(minutes=15) - hour) / timedelta(minutes=15))
+    end = hour + quarters * timedelta(minutes=15)
+    times = [now - timedelta(minutes=5 * n) for n in range(40 * 12)]
     write(
         any_dsn,
         *(fetch(n)._replace(started_at=time.isoformat()) for n, time in enumerate(times)),
     )
     with connect(any_dsn, Settings().database) as connection:
         spans = list(roll_up(connection))
-        assert list(roll_up(connection)) == spans  # their rows have arrived less than an hour ago
-        hours = [span for span in spans if span.until_at - span.from_at == timedelta(hours=1)]
-        expected = [day + timedelta(hours=n) for n in range((end - day) // timedelta(hours=1))]
-        assert [span.from_at for span in hours] == expected
+        assert list(roll_up(connection)) == spans  # their rows have just arrived
+        parts = [span for span in spans if span.from_at >= day]
+        assert [part.from_at for part in parts] == [
+            *(day + timedelta(hours=n) for n in range((hour - day) // timedelta(hours=1))),
+            *(hour + timedelta(minutes=15 * n) for n in range(quarters)),
+        ]
+        assert all(one.until_at == next_.from_at for one, next_ in itertools.pairwise(parts))
         counted = sum(time < end for time in times)
         assert rows(connection, "SELECT sum(requests)::integer FROM access_log_daily") == [
             (counted,)

@@ -1,9 +1,25 @@
 -- Proxies of earlier versions can still write.
 --
--- Rollups of single hours, until the rollup of their day replaces them. A day can have many rollups, and each of
+-- Rollups of single hours and quarters of an hour, until the rollup of their day or hour replaces them. A day can have many rollups, and each of
 -- them may have the same fetches. Merged rollups of a month, because those of a year have millions of rows.
 
-COMMENT ON TABLE access_log_rollup IS 'Totals of a day (UTC), or of an hour of a day that is not over. Those of the same day add up: rows may arrive after their day was pruned';
+COMMENT ON TABLE access_log_rollup IS 'Totals of a day (UTC), or of an hour or a quarter of an hour of a day that is not over. Those of the same day add up: rows may arrive after their day was pruned';
+
+-- Constants in the query, so that it locks only the partitions of the span.
+CREATE OR REPLACE FUNCTION access_log_has_grown(span_from timestamptz, span_until timestamptz, since timestamptz)
+RETURNS boolean LANGUAGE plpgsql STABLE AS $$
+DECLARE
+  found boolean;
+BEGIN
+  -- No batch takes longer than 10 minutes from its logged_at to its commit (database.call_seconds).
+  EXECUTE format('SELECT EXISTS (SELECT 1 FROM access_log WHERE started_at >= %L AND started_at < %L AND logged_at > %L)',
+                 span_from, span_until, since - interval '10 minutes') INTO found;
+  RETURN found;
+END $$;
+DO $$ BEGIN
+  EXECUTE format('ALTER FUNCTION access_log_has_grown(timestamptz, timestamptz, timestamptz) SET search_path = %I, pg_temp',
+                 current_schema());
+END $$;
 
 CREATE OR REPLACE VIEW access_log_daily_fetches AS
   SELECT (from_at AT TIME ZONE 'UTC')::date AS day, users[number] AS proxy_user, purl, min(artifact.remote) AS remote
@@ -11,8 +27,8 @@ CREATE OR REPLACE VIEW access_log_daily_fetches AS
   CROSS JOIN unnest(user_numbers) AS number
   GROUP BY 1, 2, 3;
 
-COMMENT ON VIEW access_log_daily IS 'Requests by day (UTC), also of days whose rows were pruned. Hours appear about an hour after they are over';
-COMMENT ON VIEW access_log_daily_fetches IS 'Which proxy user (build) fetched which artifact on which day (UTC), also of days whose rows were pruned. Hours appear about an hour after they are over';
+COMMENT ON VIEW access_log_daily IS 'Requests by day (UTC), also of days whose rows were pruned. Requests appear within an hour';
+COMMENT ON VIEW access_log_daily_fetches IS 'Which proxy user (build) fetched which artifact on which day (UTC), also of days whose rows were pruned. Requests appear within an hour';
 
 CREATE TABLE access_log_rollup_month (
   month_id    bigint      PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
