@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 _MAX_CLIENTS = 4096
 _TTL_SECONDS = 600.0  # since the last request of the client to the store or for a repository in it
 
-GIT_LFS, XET = (
-    "gitlfs",
-    "xet",
-)  # names of formats in configs/remotes.yaml, whose paths have no repository
-_ASKS = (("/info/lfs/objects/batch", GIT_LFS), ("/xet-read-token/", XET))
+# Names of formats in configs/remotes.yaml whose paths have no repository.
+GIT_LFS, XET = "gitlfs", "xet"
+# Part of a path, the format of the request, and where its objects are. Hugging Face has one store for both protocols.
+_ASKS = (
+    ("/info/lfs/objects/batch", "github", GIT_LFS),
+    ("/info/lfs/objects/batch", "huggingface", XET),
+    ("/xet-read-token/", "huggingface", XET),
+)
 
 type Client = tuple[str | None, str | None]  # address and proxy user
 
@@ -50,19 +53,20 @@ class References:
             identity: what the URL identifies.
             has_xet_hash: whether the response has X-Xet-Hash.
         """
-        store = (identity.rule or "").partition("#")[0]
-        if store in {GIT_LFS, XET}:
-            return self._of_object((client, store), identity)
-        if identity.purl is not None:
-            asked = XET if has_xet_hash else next((s for part, s in _ASKS if part in path), None)
-            if asked is not None:
-                self._remember((client, asked), identity)
+        format_name = (identity.rule or "").partition("#")[0]
+        if format_name in {GIT_LFS, XET}:
+            return self._of_object((client, format_name), identity)
+        asked = XET if has_xet_hash else _store(path, format_name)
+        if asked is not None:
+            self._remember((client, asked), identity)
         return identity
 
     def _remember(self, key: tuple[Client, str], identity: Identity) -> None:
+        """Record what the client asked for. Data sets have no package, so that nothing counts for one."""
         now = time.monotonic()
         expires_at, known = self._entries.pop(key, (0.0, identity))
-        if expires_at >= now and (known is None or known.package != identity.package):
+        is_other = known is None or known.package != identity.package
+        if identity.purl is None or (expires_at >= now and is_other):
             self._entries[key] = (now + _TTL_SECONDS, None)
         else:
             self._entries[key] = (now + _TTL_SECONDS, identity)
@@ -80,3 +84,10 @@ class References:
         return identity._replace(
             ecosystem=repository.ecosystem, package=repository.package, purl=purl
         )
+
+
+def _store(path: str, format_name: str) -> str | None:
+    """Where the objects are that a request asks for; None if it asks for none."""
+    return next(
+        (store for part, name, store in _ASKS if name == format_name and part in path), None
+    )

@@ -86,6 +86,51 @@ def test_xet_bytes_count_for_the_model(
     assert get(builder, *OBJECT).purl is None  # another store
 
 
+@pytest.mark.parametrize(
+    ("host", "path"),
+    [
+        ("cas-bridge.xethub.hf.example", "/xet-bridge-us/65a1/" + "ab" * 32),
+        ("cdn-lfs-us-1.hf.example", "/repos/aa/bb/" + "ab" * 64),
+        ("cdn-lfs.huggingface.example", "/repos/aa/bb/" + "ab" * 64),
+    ],
+)
+def test_git_lfs_object_of_a_model_counts_for_it(
+    builder: EntryBuilder, host: str, path: str
+) -> None:
+    ask_for_lfs(builder, "org/data")  # elsewhere
+    asked = get(builder, "huggingface.example", "/org/model.git/info/lfs/objects/batch")
+    assert (asked.artifact_kind, asked.purl) == ("api", MODEL)
+
+    assert (get(builder, host, path).artifact_kind, get(builder, host, path).purl) == (
+        "blob",
+        MODEL,
+    )
+    assert get(builder, *OBJECT).purl == "pkg:github/org/data"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/datasets/org/data/resolve/main/x.parquet", ((b"x-xet-hash", b"ab" * 32),)),
+        ("/api/datasets/org/data/xet-read-token/" + "a1" * 20, ()),
+        ("/datasets/org/data.git/info/lfs/objects/batch", ()),
+    ],
+)
+def test_bytes_of_a_data_set_count_for_no_model(
+    builder: EntryBuilder, path: str, fields: tuple[tuple[bytes, bytes], ...]
+) -> None:
+    """A data set has no Package URL."""
+    model = ("huggingface.example", "/api/models/org/model/xet-read-token/" + "a1" * 20)
+    get(builder, *model)
+    assert get(builder, *XORB).purl == MODEL
+
+    get(builder, "huggingface.example", path, fields)
+    assert get(builder, *XORB).purl is None
+
+    get(builder, *model)
+    assert get(builder, *XORB).purl is None  # of either
+
+
 def test_references_expire_and_are_bounded(
     builder: EntryBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
