@@ -85,13 +85,7 @@ CALLERS = sql.SQL("""
       SELECT users, clients FROM access_log_rollup WHERE rollup_id = ANY (%(rollups)s)
     ), rolled_up_hosts AS MATERIALIZED (
       SELECT * FROM access_log_rollup_host WHERE rollup_id = ANY (%(rollups)s) AND host IS NOT NULL
-    ), host_callers AS (
-      SELECT name, count(caller) AS callers
-      FROM (SELECT unknown_host, access_log_caller(proxy_user, client_ip) FROM callers WHERE unknown_host IS NOT NULL
-            UNION
-            SELECT host, unnest(callers) FROM rolled_up_hosts) AS each (name, caller)
-      GROUP BY 1
-    ), host_totals AS (
+    ), hosts AS MATERIALIZED (
       SELECT name, sum(requests)::bigint AS requests, coalesce(sum(sent_bytes), 0)::bigint AS sent_bytes,
              min(first_at) AS first_at
       FROM (SELECT unknown_host, requests, sent_bytes, first_at FROM callers WHERE unknown_host IS NOT NULL
@@ -99,8 +93,16 @@ CALLERS = sql.SQL("""
             SELECT host, requests, sent_bytes, first_at FROM rolled_up_hosts)
            AS each (name, requests, sent_bytes, first_at)
       GROUP BY 1
-    ), hosts AS MATERIALIZED (
-      SELECT name, requests, callers, sent_bytes, first_at FROM host_totals JOIN host_callers USING (name)
+    ), busiest AS MATERIALIZED (
+      SELECT * FROM hosts ORDER BY requests DESC, name LIMIT %(top)s
+    ), host_callers AS (
+      SELECT name, count(caller) AS callers
+      FROM (SELECT unknown_host, access_log_caller(proxy_user, client_ip) FROM callers
+            WHERE unknown_host IN (SELECT name FROM busiest)
+            UNION
+            SELECT host, unnest(callers) FROM rolled_up_hosts
+            WHERE host IN (SELECT name FROM busiest)) AS each (name, caller)
+      GROUP BY 1
     )
     SELECT json_build_object(
       'clients', (SELECT count(client_ip) FROM
@@ -109,7 +111,8 @@ CALLERS = sql.SQL("""
         (SELECT proxy_user FROM callers UNION SELECT unnest(users) FROM rolled_up) AS each),
       'unknown_hosts', (SELECT count(*) FROM hosts),
       'busiest_unknown_hosts', (SELECT coalesce(json_agg(host), '[]') FROM
-        (SELECT * FROM hosts ORDER BY requests DESC, name LIMIT %(top)s) AS host))::text
+        (SELECT name, requests, callers, sent_bytes, first_at FROM busiest JOIN host_callers USING (name)
+         ORDER BY requests DESC, name) AS host))::text
 """)
 # Avoidable: whole responses (200) of one artifact, except the largest, which would have filled the
 # cache. The view access_log_redundant excludes the first fetch ever instead.
