@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from tests.support.access_log import temporary_schema
+from tests.support.citus import CLUSTER_DSN, VARIABLE, Cluster
 from tests.support.environment import personal_variables, temporary_home, temporary_runtime
 from tests.support.postgres import Postgres, available
 from tests.support.wait import eventually
@@ -19,16 +20,23 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def pytest_report_header() -> str:
+    """Say whether the tests run on a Citus cluster."""
+    if CLUSTER_DSN:
+        return f"{VARIABLE} is set: the tests use distributed logs on that cluster"
+    return f"{VARIABLE} is not set: no test uses a Citus cluster"
+
+
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    """PostgreSQL 18, from the package that we depend on."""
-    with Postgres(available()["18"]) as server:
+def postgres() -> Iterator[Postgres | Cluster]:
+    """PostgreSQL 18, from the package that we depend on, or the Citus cluster that the environment names."""
+    with Cluster(CLUSTER_DSN) if CLUSTER_DSN else Postgres(available()["18"]) as server:
         yield server
 
 
 _VERSIONS = [
     pytest.param(version, marks=[] if version == "18" else pytest.mark.slow)
-    for version in sorted(available(), reverse=True)
+    for version in (["18"] if CLUSTER_DSN else sorted(available(), reverse=True))
 ]
 
 

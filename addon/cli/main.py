@@ -28,12 +28,13 @@ from addon.cli.recover import recover
 from addon.cli.spool import spool
 from addon.cli.verify import verify
 from exporter import Settings, SettingsError, check_dsn, load_remotes, load_settings, resolve_dsn
+from exporter.postgres.citus import DistributionError, check_coordinator, is_distributed
 from exporter.postgres.connection import describe, reachable
 from exporter.postgres.dsn import without_password
 from exporter.postgres.embedded import EmbeddedServer, programs
 from exporter.postgres.indexes import build_missing_indexes
 from exporter.postgres.locks import SharedSessionError
-from exporter.postgres.schema import grants, schema_name
+from exporter.postgres.schema import distribute_schema, grants, schema_name
 from exporter.read.session import DATABASE_ERRORS, open_database
 from exporter.retention.text_indexes import build_text_indexes, lacks_extension
 from exporter.settings import ReadSettings
@@ -158,8 +159,14 @@ def psql(settings: Settings, arguments: tuple[str, ...]) -> None:
     show_default=True,
     help="Role of the readers.",
 )
+@click.option(
+    "--distribute",
+    is_flag=True,
+    help="Distribute the log over the workers of a Citus cluster, with the rows that it has. Writers wait"
+    " meanwhile. Connect to the coordinator.",
+)
 @click.pass_obj
-def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
+def init(settings: Settings, proxy_role: str, reader_role: str, *, distribute: bool) -> None:
     """Create or upgrade the schema, and print the grants for two roles.
 
     The proxy role can insert rows but cannot read or change them. The reader role can only read.
@@ -167,6 +174,7 @@ def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
     """
     try:
         with open_database(settings) as connection:
+            check_coordinator(connection)
             schema = schema_name(connection)
             connection.call_deadline = None
             connection.call_seconds = float("inf")  # an index of a large day takes minutes
@@ -176,7 +184,10 @@ def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
             for day in days:
                 click.echo(f"Building an index of {day}", err=True)
             can_speed_up_text = lacks_extension(connection, settings.database)
-    except SharedSessionError as e:
+            if distribute and distribute_schema(connection):
+                click.echo("The log is distributed now", err=True)
+            on_cluster = is_distributed(connection)
+    except (DistributionError, SharedSessionError) as e:
         raise click.ClickException(str(e)) from None
     except DATABASE_ERRORS as e:
         raise click.ClickException(describe(e)) from None
@@ -184,7 +195,7 @@ def init(settings: Settings, proxy_role: str, reader_role: str) -> None:
         f"-- The schema is ready ({schema}.access_log). To create roles with only the privileges they need:"
     )
     click.echo(f"-- CREATE ROLE {proxy_role} LOGIN; CREATE ROLE {reader_role} LOGIN;")
-    click.echo(grants(schema, proxy_role, reader_role), nl=False)
+    click.echo(grants(schema, proxy_role, reader_role, is_distributed=on_cluster), nl=False)
     if can_speed_up_text:
         click.echo("-- To find text in days that are over by an index: CREATE EXTENSION pg_trgm;")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from exporter.archive.parquet import ArchiveError
+from exporter.postgres.citus import DistributionError, check_coordinator
 from exporter.postgres.connection import describe
 from exporter.postgres.locks import HOUSEKEEPING, SharedSessionError, only_session
 from exporter.read.human import plural, size
@@ -56,6 +57,7 @@ def prune(settings: Settings, keep: str | None, archive: Path | None, *, dry_run
         with open_database(settings) as connection:
             connection.call_deadline = None
             connection.call_seconds = float("inf")
+            check_coordinator(connection)
             if not owns_log(connection):
                 raise click.ClickException(
                     "This role does not own the table access_log; use --dsn with the role that does."
@@ -72,7 +74,7 @@ def prune(settings: Settings, keep: str | None, archive: Path | None, *, dry_run
                     total = _show(prune_days(connection, before, archive))
                     list(merge_months(connection))
                     list(build_text_indexes(connection, settings.database))  # of the days that stay
-    except (ArchiveError, SharedSessionError) as e:
+    except (ArchiveError, DistributionError, SharedSessionError) as e:
         raise click.ClickException(str(e)) from None
     except LogInUseError as e:
         raise click.ClickException(f"Try again later: {e}.") from None

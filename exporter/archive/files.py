@@ -67,7 +67,7 @@ _ROWS = sql.SQL(
 )
 _NEW_ROWS = sql.SQL("""(
     SELECT * FROM {relation} AS entry WHERE started_at >= {start} AND started_at < {end} AND NOT EXISTS (
-      SELECT FROM pg_temp.archived_key AS known
+      SELECT 1 FROM pg_temp.archived_key AS known
       WHERE known.started_at = entry.started_at AND known.flow_id = entry.flow_id)
 )""")
 _COPY_ROWS = sql.SQL(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psycopg import sql
 
+from ..postgres.citus import in_sequence
 from .columns import table_columns
 from .files import files_of_day
 from .parquet import ArchiveError, check_file, copy_lines, engine, files_relation
@@ -68,6 +69,7 @@ def restore_day(connection: Connection[Any], folder: Path, day: date) -> Restore
     records = [check_file(path) for path in paths]
     connection.execute(_ENSURE_PARTITION, (day,))
     with connection.transaction():
+        in_sequence(connection)
         columns = common_columns(records, table_columns(connection, "access_log"))
         names = sql.SQL(", ").join(sql.Identifier(column.name) for column in columns)
         connection.execute(_RESTORED)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import sql
 
+from .citus import check_can_distribute, distribute, is_distributed, is_worker, replicate
+
 if TYPE_CHECKING:
     from typing import LiteralString
 
@@ -92,6 +94,7 @@ _READER_FUNCTIONS = (
     "access_log_run_state",
     "access_log_duration_bucket",
     "access_log_has_grown",
+    "access_log_size",
 )
 
 
@@ -119,6 +122,7 @@ def ensure_schema(connection: Connection[Any], migrations: Path | None = None) -
     newest = max(migrations_by_number, default=1)
     # A transaction for each: all locks of a transaction last until its end.
     while (last := _last_migration(connection, newest)) < newest:
+        _check_coordinator(connection, newest)
         try:
             _apply_next(connection, migrations_by_number)
         except psycopg.errors.InsufficientPrivilege:
@@ -128,6 +132,25 @@ def ensure_schema(connection: Connection[Any], migrations: Path | None = None) -
                 f"The schema is at version {last}, but this artifactapi needs {newest}; "
                 "run `artifactapi init` as the owner of its tables."
             ) from None
+
+
+def distribute_schema(connection: Connection[Any]) -> bool:
+    """Distribute the log over the workers of a Citus cluster. Return whether that was still to do.
+
+    The schema must exist, with all its indexes. Writers and readers wait meanwhile.
+
+    Raises:
+        DistributionError: this is not the coordinator of a cluster.
+        psycopg.Error: a lock was not available within a second, or the server reported another error.
+    """
+    check_can_distribute(connection)
+    with connection.transaction():
+        connection.execute(_LOCK)
+        if is_distributed(connection):
+            return False
+        connection.execute(_LOCK_TIMEOUT)
+        distribute(connection, _READER_RELATIONS)
+    return True
 
 
 def _check_encoding(connection: Connection[Any]) -> None:
@@ -170,14 +193,17 @@ def schema_name(connection: Connection[Any]) -> str:
     return name
 
 
-def grants(schema: str, proxy_role: str, reader_role: str) -> str:
-    """Return SQL that lets the proxy role only write and the reader role only read."""
+def grants(schema: str, proxy_role: str, reader_role: str, *, is_distributed: bool = False) -> str:
+    """Return SQL that lets the proxy role only write and the reader role only read.
+
+    `is_distributed`: on Citus, where a view needs the rights of its reader.
+    """
     text = sql.SQL(
         "GRANT USAGE ON SCHEMA {schema} TO {proxy}, {reader};\n"
         "GRANT SELECT ON {schema}.access_log_schema TO {proxy};\n"
         "GRANT INSERT ON {schema}.access_log, {schema}.access_log_gap TO {proxy};\n"
-        "GRANT EXECUTE ON FUNCTION {schema}.access_log_ensure_partition, {schema}.artifact_record,"
-        " {schema}.access_log_run_record, {schema}.access_log_run_confirm TO {proxy};\n"
+        "GRANT EXECUTE ON FUNCTION {schema}.access_log_ensure_partition, {schema}.artifact_add,"
+        " {schema}.artifact_record, {schema}.access_log_run_record, {schema}.access_log_run_confirm TO {proxy};\n"
         "GRANT SELECT ON {relations} TO {reader};\n"
         "GRANT EXECUTE ON FUNCTION {functions} TO {reader};\n"
     )
@@ -189,7 +215,9 @@ def grants(schema: str, proxy_role: str, reader_role: str) -> str:
         schema=sql.Identifier(schema),
         proxy=sql.Identifier(proxy_role),
         reader=sql.Identifier(reader_role),
-        relations=qualified(_READER_RELATIONS),
+        relations=qualified(
+            (*_READER_RELATIONS, *(("artifact_by_node",) if is_distributed else ()))
+        ),
         functions=qualified(_READER_FUNCTIONS),
     ).as_string(None)
 
@@ -246,6 +274,16 @@ def _apply_next(connection: Connection[Any], migrations_by_number: dict[int, Pat
         if number <= newest:
             connection.execute(_LOCK_TIMEOUT)
             _apply(connection, migrations_by_number[number], number)
+            if is_distributed(connection):
+                replicate(connection, _READER_RELATIONS)
+
+
+def _check_coordinator(connection: Connection[Any], newest: int) -> None:
+    if is_worker(connection):
+        raise SchemaError(
+            f"The schema has to be at version {newest}, and this server is a worker of a Citus cluster, which"
+            " cannot change it; run `artifactapi init` on the coordinator as the owner of its tables."
+        )
 
 
 def _apply(connection: Connection[Any], path: Path, number: int) -> None:

@@ -52,7 +52,7 @@ GOACCESS_OPTIONS = (
 _GOACCESS = sql.SQL("""concat_ws('|',
     coalesce(host(client_ip), '0.0.0.0'),
     {user},
-    to_char(started_at, 'DD/Mon/YYYY|HH24:MI:SS'),
+    to_char(started_at AT TIME ZONE 'UTC', 'DD/Mon/YYYY|HH24:MI:SS'),
     CASE WHEN method IS NULL THEN '-'
          ELSE concat_ws(' ', {method}, {path}, {version}) END,
     coalesce(status_code::text, '-'),

@@ -18,8 +18,8 @@ _SECONDS = 1.0  # it takes milliseconds, unless a day is just being detached
 _DAYS = 7  # for the growth
 _QUERY = """
     SELECT (SELECT min(started_at) FROM access_log),
-           coalesce(sum(pg_total_relation_size(partition_oid)), 0)::bigint,
-           (coalesce(sum(pg_total_relation_size(partition_oid))
+           coalesce(sum(access_log_size(partition_oid)), 0)::bigint,
+           (coalesce(sum(access_log_size(partition_oid))
                      FILTER (WHERE from_at >= date_trunc('day', now(), 'UTC') - %s * interval '1 day'
                              AND until_at <= now()), 0) / %s)::bigint
     FROM access_log_partitions

@@ -26,10 +26,13 @@ _NODES = """
     FROM access_log_nodes ORDER BY node, started_at
 """
 _SUMMARY = """
-    SELECT count(*) FILTER (WHERE state = 'running'), count(*) FILTER (WHERE state = 'silent'),
-           min(last_seen_at) FILTER (WHERE state = 'silent'),
-           (SELECT coalesce(sum(entries), 0)::bigint FROM access_log_gap WHERE to_at > now() - interval '1 day')
-    FROM access_log_nodes
+    SELECT running, silent, silent_since, lost
+    FROM (SELECT count(*) FILTER (WHERE state = 'running') AS running,
+                 count(*) FILTER (WHERE state = 'silent') AS silent,
+                 min(last_seen_at) FILTER (WHERE state = 'silent') AS silent_since
+          FROM access_log_nodes) AS proxies
+    CROSS JOIN (SELECT coalesce(sum(entries), 0)::bigint AS lost
+                FROM access_log_gap WHERE to_at > now() - interval '1 day') AS gaps
 """
 _HAS_VIEW = "SELECT to_regclass('access_log_nodes') IS NOT NULL"
 _COLUMNS = (

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from psycopg import sql
 
+from ..postgres.citus import in_sequence, is_distributed
+
 if TYPE_CHECKING:
     from psycopg import Connection
 
@@ -16,7 +18,7 @@ DAYS_AHEAD = 3  # partitions that exist before their day begins
 _COMMENT = "Pruned from access_log by artifactapi: {} until {}"
 _COMMENT_PATTERN = "^Pruned from access_log by artifactapi: (\\S+) until (\\S+)$"
 _OLD = """
-    SELECT nspname, relname, from_at, until_at, pg_total_relation_size(partition_oid), 'attached'
+    SELECT nspname, relname, from_at, until_at, access_log_size(partition_oid), 'attached'
     FROM access_log_partitions
     JOIN pg_class ON pg_class.oid = partition_oid JOIN pg_namespace ON pg_namespace.oid = relnamespace
     WHERE until_at <= %s AND from_at > '-infinity'
@@ -25,7 +27,7 @@ _OLD = """
 # Left by a run that was interrupted: detached, or not quite (PostgreSQL docs, ALTER TABLE, "FINALIZE").
 _LEFT = """
     SELECT nspname, relname, bounds[1]::timestamptz, bounds[2]::timestamptz,
-           pg_total_relation_size(pg_class.oid),
+           access_log_size(pg_class.oid),
            CASE WHEN inhdetachpending THEN 'detaching' ELSE 'detached' END
     FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
     CROSS JOIN regexp_match(obj_description(pg_class.oid, 'pg_class'), %s) AS bounds
@@ -118,10 +120,20 @@ def detach(connection: Connection[Any], partition: Partition) -> None:
         connection.execute(
             sql.SQL("COMMENT ON TABLE {} IS {}").format(partition.table, sql.Literal(comment))
         )
-    how = sql.SQL("CONCURRENTLY" if partition.state == "attached" else "FINALIZE")
-    connection.execute(
-        sql.SQL("ALTER TABLE access_log DETACH PARTITION {} {}").format(partition.table, how)
-    )
+    statement = sql.SQL("ALTER TABLE access_log DETACH PARTITION {}").format(partition.table)
+    if is_distributed(connection):
+        _detach_on_all_nodes(connection, statement)
+    else:
+        how = " CONCURRENTLY" if partition.state == "attached" else " FINALIZE"
+        connection.execute(statement + sql.SQL(how))
+
+
+def _detach_on_all_nodes(connection: Connection[Any], statement: sql.Composed) -> None:
+    """Citus cannot detach CONCURRENTLY. So that no writer waits long, each node waits for its locks for a second."""
+    with connection.transaction():
+        connection.execute("SET LOCAL citus.propagate_set_commands TO 'local'")
+        connection.execute("SET LOCAL lock_timeout = '1s'")
+        connection.execute(statement)
 
 
 def _check_short_use(connection: Connection[Any]) -> None:
@@ -141,6 +153,7 @@ def _check_short_use(connection: Connection[Any]) -> None:
 def drop(connection: Connection[Any], partition: Partition) -> int:
     """Roll up and drop a detached partition in one transaction; return the number of its rows."""
     with connection.transaction():
+        in_sequence(connection)
         connection.execute(sql.SQL("LOCK TABLE {}").format(partition.table))
         rows = partition.count_rows(connection)
         if rows:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from ..archive.parquet import ArchiveError
+from ..postgres.citus import is_worker
 from ..postgres.connection import Deadline, DeadlineExceededError, connect, describe, reachable
 from ..postgres.faults import Fault, classify
 from ..postgres.indexes import build_missing_indexes
@@ -96,6 +97,13 @@ class Housekeeping:
             connection.call_seconds = _CALL_SECONDS
             ensure_schema(connection)
             create_days_ahead(connection)
+            if is_worker(connection):
+                if settings.retention.days:
+                    self._report(
+                        "retention.days is set, but this proxy writes to a worker of a Citus cluster; "
+                        "run `artifactapi prune` on the coordinator, or set it for a proxy that writes there"
+                    )
+                return
             if not owns_log(connection):
                 if settings.retention.days:
                     self._report(

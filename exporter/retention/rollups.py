@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 
+from ..postgres.citus import in_sequence
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -28,7 +30,7 @@ _DUE_DAYS = """
     LEFT JOIN access_log_rollup_state
       ON from_at = day AND until_at = day + interval '1 day' AND pruned_at IS NULL
     WHERE day + interval '1 day' < now() - %s AND is_complete IS NOT TRUE
-    AND EXISTS (SELECT FROM access_log WHERE started_at >= day AND started_at < day + interval '1 day')
+    AND access_log_has_grown(day, day + interval '1 day', '-infinity')
     ORDER BY day
 """
 # The same for shorter spans, since the end of the last longer one that is or was due.
@@ -37,7 +39,7 @@ _DUE_PARTS = """
     FROM generate_series(date_trunc(%(longer)s, now() - %(longer_rest)s, 'UTC'), now(), %(step)s) AS part
     LEFT JOIN access_log_rollup_state ON from_at = part AND until_at = part + %(step)s AND pruned_at IS NULL
     WHERE part + %(step)s < now() - %(rest)s AND is_complete IS NOT TRUE
-    AND EXISTS (SELECT FROM access_log WHERE started_at >= part AND started_at < part + %(step)s)
+    AND access_log_has_grown(part, part + %(step)s, '-infinity')
     ORDER BY part
 """
 _HOURS = {
@@ -114,6 +116,7 @@ def roll_up(connection: Connection[Any]) -> Iterator[Span]:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ  # one snapshot
         try:
             with connection.transaction():
+                in_sequence(connection)
                 connection.execute(_ROLL_UP, span)
         finally:
             connection.isolation_level = None
@@ -128,6 +131,7 @@ def merge_months(connection: Connection[Any]) -> Iterator[datetime]:
     for month, ids in connection.execute(_DUE_MONTHS).fetchall():
         yield month
         with connection.transaction():
+            in_sequence(connection)
             connection.execute(_DELETE_MONTH, (month,))
             connection.execute(_INSERT_MONTH, (month, ids))
             for merge in _MERGES:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from ..rows.entry import AccessLogEntry
 
 _RECORD = sql.SQL("""
-    SELECT artifact_record({}::text[], {}::text[], {}::text[], {}::timestamptz[], {}::timestamptz[],
-                           {}::bigint[], {}::bigint[])
+    SELECT artifact_add({}, {}::text[], {}::text[], {}::text[], {}::timestamptz[], {}::timestamptz[],
+                        {}::bigint[], {}::bigint[])
 """)
 
 
@@ -22,11 +22,19 @@ def fetches(entries: Iterable[AccessLogEntry]) -> list[AccessLogEntry]:
     return [entry for entry in entries if entry.artifact_complete]
 
 
-def record(fetched: Iterable[AccessLogEntry], *, sign: int = 1) -> sql.Composed:
-    """The statement that adds these fetches (at least one). Not idempotent: run it once per inserted row.
+def record(fetched: Iterable[AccessLogEntry], *, sign: int = 1) -> bytes:
+    """The statements that add these fetches (at least one). Not idempotent: run them once per inserted row.
 
-    With `sign` -1 it takes them back.
+    With `sign` -1 they take them back. One statement for each node, which is nearly always the same; in
+    order, so that two proxies cannot deadlock.
     """
+    by_node: dict[str, list[AccessLogEntry]] = {}
+    for entry in fetched:
+        by_node.setdefault(entry.node or "", []).append(entry)
+    return b"; ".join([_record_node(node, by_node[node], sign) for node in sorted(by_node)])
+
+
+def _record_node(node: str, fetched: Iterable[AccessLogEntry], sign: int) -> bytes:
     # One row per purl, with remote and user of its first fetch.
     rows: dict[str | None, list[Any]] = {}
     for entry in fetched:
@@ -42,7 +50,8 @@ def record(fetched: Iterable[AccessLogEntry], *, sign: int = 1) -> sql.Composed:
         row[6] += sign * (entry.response_bytes or 0)
     *texts, fetch_counts, sizes = zip(*rows.values(), strict=True)
     arrays = [map(_quoted, column) for column in texts]
-    return _RECORD.format(*map(_array, (*arrays, map(str, fetch_counts), map(str, sizes))))
+    columns = map(_array, (*arrays, map(str, fetch_counts), map(str, sizes)))
+    return _RECORD.format(sql.Literal(node), *columns).as_bytes()
 
 
 def _array(elements: Iterable[str]) -> sql.Literal:

@@ -40,7 +40,7 @@ class CopyBatch(Sequence[AccessLogEntry]):
         parts = yielding_gil(batched(entries, _ROWS_PER_STEP))
         text = "".join([copy_text(part) for part in parts]).encode()
         fetched = fetches(entries)
-        statement = record(fetched).as_bytes() if fetched else b""
+        statement = record(fetched) if fetched else b""
         return cls(len(entries), row_counts(entries), text, statement, encode_rows(entries))
 
     @property

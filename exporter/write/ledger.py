@@ -12,7 +12,7 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 from psycopg import sql
@@ -20,7 +20,7 @@ from psycopg import sql
 from ..run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from ..rows.entry import AccessLogEntry
     from .gaps import Gap
@@ -32,8 +32,20 @@ type _Key = tuple[str, str, str]  # the run that saw the requests, node and day
 UNKNOWN_RUN = str(uuid.UUID(int=0))  # of rows from a spool file that names no run
 
 _NOTHING: Mapping[_Key, int] = MappingProxyType({})
+# Arguments of a call that says nothing about the run itself.
+_ONLY_ROWS = ("NULL", "0", "0", *["NULL"] * 7)
 _IDLE_SECONDS = 10.0  # between two reports without a batch
 _RATE_SECONDS = 10.0  # the rate is a mean over at least this time
+
+
+class _Counted(NamedTuple):
+    """Rows and losses of one run that saw the requests, node and day."""
+
+    origin: str
+    node: str
+    day: str
+    rows: int
+    lost: int
 
 
 class RunCounts(msgspec.Struct, frozen=True):
@@ -88,25 +100,26 @@ class RunLedger:
         """The database has a statement of ours."""
         self._reported_at = time.monotonic()
 
-    def rename(self, node: str) -> None:
-        """Use another name for this proxy, and report it soon."""
-        if node != self.run.node:
-            self.run = msgspec.structs.replace(self.run, node=node)
-            self._reported_at = -_IDLE_SECONDS
+    def rename(self, node: str) -> RunEnd:
+        """Continue as another run under another name, in the same database; return the end of this one."""
+        settled = msgspec.structs.replace(self.counts(), waiting=0, spooled=0)
+        end = RunEnd(self.run, settled, "stopped", time.time())
+        self.renew(node)
+        return end
 
     @property
     def elsewhere(self) -> RunCounts:
         """What was settled in earlier runs of this process; its `waiting` and `spooled` mean nothing."""
         return self._elsewhere
 
-    def renew(self) -> None:
-        """Continue as another run, because the rows go to another database or come from another role.
+    def renew(self, node: str | None = None) -> None:
+        """Continue as another run: the rows go to another database, or have another role or node.
 
         What is settled belongs to the old run. What waits belongs to the new one.
         """
         self._elsewhere = self._counts()
         self._confirmed = 0
-        self.run = Run.start(self.run.node)
+        self.run = Run.start(node or self.run.node)
         self._started_at = time.monotonic()
         self._reported_at = -_IDLE_SECONDS
         self._rate, self._rate_since = None, (time.monotonic(), self._elsewhere.written)
@@ -133,7 +146,7 @@ class RunLedger:
     def record_rows(
         self, rows: RowCounts, origin: str | None = None, *, settled: bool = False, spooled: int = 0
     ) -> bytes:
-        """The statement that counts rows. It belongs into the transaction that inserts them.
+        """The statements that count rows. They belong into the transaction that inserts them.
 
         Args:
             rows: How many rows this transaction inserts.
@@ -170,7 +183,7 @@ class RunLedger:
         )
 
     def record_gaps(self, gaps: Iterable[Gap]) -> bytes:
-        """The statement that counts gaps. It belongs into the transaction that inserts them."""
+        """The statements that count gaps. They belong into the transaction that inserts them."""
         lost: Counter[_Key] = Counter()
         for gap in gaps:
             lost[gap.run_id or UNKNOWN_RUN, gap.node, gap.from_at[:10]] += gap.entries
@@ -227,25 +240,39 @@ def _statement(
     rows: Mapping[_Key, int] = _NOTHING,
     lost: Mapping[_Key, int] = _NOTHING,
 ) -> bytes:
-    keys = list(dict.fromkeys((*rows, *lost)))
-    origins, nodes, days = zip(*keys, strict=True) if keys else ((), (), ())
+    """One statement for each node, that of the run first: on Citus, each node has its place."""
+    by_node: dict[str, list[_Counted]] = {run.node: []}
+    for key in dict.fromkeys((*rows, *lost)):
+        counted = _Counted(*key, rows=rows.get(key, 0), lost=lost.get(key, 0))
+        by_node.setdefault(counted.node, []).append(counted)
     numbers = (counts.seen, counts.written, counts.dropped, counts.rejected, counts.spooled)
-    arguments = (
-        _text(run.run_id),
-        _text(run.node),
+    own = (
         _text(run.version),
         f"{age_s:.3f}",
         f"{ago_s:.3f}",
         _text(reason),
         *map(str, numbers),
         "NULL" if rate is None else f"{rate:.3f}",
-        _array(map(_text, origins), "uuid"),
-        _array(map(_text, nodes), "text"),
-        _array(map(_text, days), "date"),
-        _array((str(rows.get(key, 0)) for key in keys), "bigint"),
-        _array((str(lost.get(key, 0)) for key in keys), "bigint"),
     )
-    return f"SELECT access_log_run_record({', '.join(arguments)})".encode()
+    calls = [
+        _call(run.run_id, node, own if node == run.node else _ONLY_ROWS, counted)
+        for node, counted in by_node.items()
+    ]
+    return "; ".join(calls).encode()
+
+
+def _call(run_id: str, node: str, values: Iterable[str], counted: Sequence[_Counted]) -> str:
+    arguments = (
+        _text(run_id),
+        _text(node),
+        *values,
+        _array((_text(each.origin) for each in counted), "uuid"),
+        _array((_text(each.node) for each in counted), "text"),
+        _array((_text(each.day) for each in counted), "date"),
+        _array((str(each.rows) for each in counted), "bigint"),
+        _array((str(each.lost) for each in counted), "bigint"),
+    )
+    return f"SELECT access_log_run_record({', '.join(arguments)})"
 
 
 def _array(elements: Iterable[str], element_type: str) -> str:

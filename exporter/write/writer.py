@@ -243,7 +243,8 @@ class Writer:
             if is_other_database:
                 self._leave_database()
             self._applied_settings = settings
-            self._ledger.rename(settings.node_name)
+            if settings.node_name != self._ledger.run.node:
+                self._unreported_ends.append(self._ledger.rename(settings.node_name))
             self._intake.batch = settings.batch
             self._database.reconfigure(settings.database)
             self.spool.reconfigure(spool_database(settings), settings.spool.max_bytes)

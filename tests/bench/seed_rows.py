@@ -41,7 +41,7 @@ _COPY = sql.SQL("COPY access_log ({}) FROM STDIN").format(
     sql.SQL(", ").join(map(sql.Identifier, (*COLUMNS, "logged_at")))
 )
 _RECORD = (
-    "SELECT artifact_record(%s::text[], %s::text[], %s::text[], %s::timestamptz[],"
+    f"SELECT artifact_add('{NODES[0]}', %s::text[], %s::text[], %s::text[], %s::timestamptz[],"
     " %s::timestamptz[], %s::bigint[], %s::bigint[])"
 )
 _GAP = (

@@ -17,7 +17,7 @@ from exporter.postgres.connection import connect
 from exporter.postgres.indexes import build_missing_indexes
 from exporter.postgres.schema import MIGRATIONS, ensure_schema, schema_name
 from exporter.settings import BatchSettings
-from exporter.write.artifacts import fetches, record
+from exporter.write.artifacts import fetches
 from exporter.write.database import Database
 from tests.support.command import call
 from tests.support.older_version import OlderVersion, version_before
@@ -151,9 +151,13 @@ def insert_as_older_version(connection: psycopg.Connection[Any], entry: AccessLo
         ),
         values,
     )
-    fetched = fetches([entry])
-    if fetched:
-        connection.execute(record(fetched))
+    for it in fetches([entry]):
+        counted = (it.purl, it.remote, it.proxy_user, it.started_at, it.started_at, 1, 1234)
+        connection.execute(
+            "SELECT artifact_record(ARRAY[%s], ARRAY[%s], ARRAY[%s], ARRAY[%s::timestamptz],"
+            " ARRAY[%s::timestamptz], ARRAY[%s::bigint], ARRAY[%s::bigint])",
+            counted,
+        )
 
 
 @pytest.fixture

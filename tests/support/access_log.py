@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg.rows import dict_row
 
+from .citus import Cluster, distributed, one_at_a_time
 from .wait import eventually
 
 if TYPE_CHECKING:
@@ -58,11 +60,18 @@ class AccessLog:
 
 
 @contextlib.contextmanager
-def temporary_schema(server: Postgres) -> Iterator[str]:
-    """Create an empty schema, yield its connection string, and drop the schema afterwards."""
+def temporary_schema(server: Postgres | Cluster) -> Iterator[str]:
+    """Create an empty schema, yield its connection string, and drop the schema afterwards.
+
+    On a cluster, the schema has a distributed log, because only an owner of the cluster can do that.
+    """
     name = f"test_{next(_numbers)}"
+    if isinstance(server, Cluster):
+        name += f"{os.getpid():08d}"  # other processes use the same cluster
     with psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute(f"CREATE SCHEMA {name}".encode())
-    yield f"{server.dsn()} options=-csearch_path={name}"
-    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+    dsn = f"{server.dsn()} options=-csearch_path={name}"
+    yield distributed(dsn) if isinstance(server, Cluster) else dsn
+    alone = one_at_a_time(server.dsn()) if isinstance(server, Cluster) else contextlib.nullcontext()
+    with alone, psycopg.connect(server.dsn(), autocommit=True) as connection:
         connection.execute(f"DROP SCHEMA {name} CASCADE".encode())

@@ -18,7 +18,7 @@ from addon.cli.main import main
 from exporter import Exporter, Settings
 from exporter.lockfiles import FORMATS
 from exporter.metrics.families import LogCollector
-from exporter.postgres.schema import SCHEMA
+from exporter.postgres.schema import MIGRATIONS, SCHEMA
 from exporter.read.selection import ERROR_TYPES
 from exporter.read.session import COLUMN_NAMES
 from exporter.settings import SpoolSettings
@@ -79,7 +79,10 @@ def links(page: Path) -> list[tuple[Path, str]]:
 def in_schema(kind: str) -> set[str]:
     """The names of all tables, views or functions of the schema."""
     create = rf"^CREATE (?:OR REPLACE )?{kind} (?:IF NOT EXISTS )?(\w+)"
-    texts = [path.read_text(encoding="utf-8") for path in SCHEMA.parent.rglob("*.sql")]
+    texts = [
+        path.read_text(encoding="utf-8")
+        for path in (SCHEMA, SCHEMA.with_name("migration_table.sql"), *MIGRATIONS.glob("*.sql"))
+    ]
     return {name for text in texts for name in re.findall(create, text, re.MULTILINE)}
 
 
@@ -173,6 +176,7 @@ def test_tables_views_and_functions_are_documented() -> None:
     internal = {
         *("access_log_ensure_partition", "artifact_record", "access_log_run_record"),
         "access_log_run_confirm",
+        *("artifact_add", "access_log_size"),
         *("access_log_roll_up", "access_log_has_grown", "access_log_duration_bucket"),
     }
     assert helpers == in_schema("FUNCTION") - in_schema("VIEW") - internal
