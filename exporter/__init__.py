@@ -15,6 +15,7 @@ from .rows.entry import AccessLogEntry
 from .rows.entry_builder import load_remotes
 from .run import Run
 from .settings import Settings, SettingsError, data_folder, load_settings, resolve_dsn
+from .status_file import ProxyStatus, StatusFile, read_statuses
 from .write import spool
 from .write.buffer import Buffer
 from .write.database import DatabaseUnavailable, insert_access_log_batch
@@ -25,6 +26,7 @@ from .write.writer import Writer, spool_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 __all__ = [
     "RESPONSE_FIELDS",
@@ -32,6 +34,7 @@ __all__ = [
     "DatabaseUnavailable",
     "Exchange",
     "Exporter",
+    "ProxyStatus",
     "RecoveredRun",
     "RequestedUrl",
     "Settings",
@@ -43,6 +46,7 @@ __all__ = [
     "insert_access_log_batch",
     "load_remotes",
     "load_settings",
+    "proxy_statuses",
     "recover_journals",
     "redirect_spool",
     "resolve_dsn",
@@ -77,6 +81,7 @@ class Exporter:
         self.skip = self._journal.skip
         self._housekeeping = Housekeeping(settings)
         self._metrics = MetricsServer(settings.metrics.listen, self.status)
+        self._status_file = StatusFile(_status_folder(), run.run_id, self.status)
 
     def log_access(self, exchange: Exchange) -> bool:
         """Queue one exchange; False if it was dropped because the buffer is full. Never blocks."""
@@ -137,6 +142,7 @@ class Exporter:
         self._housekeeping.stop()
         is_complete = self._writer.stop(self._settings.shutdown.drain_seconds)
         self._metrics.stop()  # last, so that the stop can be watched
+        self._status_file.stop()
         return is_complete
 
     def status(self) -> dict[str, Any]:
@@ -194,3 +200,12 @@ def waiting_rows(settings: Settings) -> list[tuple[WaitingRows, bool]]:
 def redirect_spool(settings: Settings) -> int:
     """Let what waits on disk for other databases wait for this one; returns the number of files."""
     return spool.redirect(data_folder() / "spool", spool_database(settings))
+
+
+def proxy_statuses() -> list[ProxyStatus]:
+    """The figures of the proxies that use this data folder, also of those that were killed. Raises OSError."""
+    return read_statuses(_status_folder())
+
+
+def _status_folder() -> Path:
+    return data_folder() / "status"

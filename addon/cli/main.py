@@ -26,6 +26,7 @@ from addon.cli.prune import prune
 from addon.cli.queries import GapsUnknownError, export, gaps, report, tail
 from addon.cli.recover import recover
 from addon.cli.spool import spool
+from addon.cli.status import status
 from addon.cli.verify import verify
 from exporter import Settings, SettingsError, check_dsn, load_remotes, load_settings, resolve_dsn
 from exporter.postgres.citus import DistributionError, check_coordinator, is_distributed
@@ -46,6 +47,7 @@ _ERRORS = {
     audit.name: NoAnswerError,
     verify.name: NoAnswerError,
     affected.name: NoAnswerError,
+    status.name: NoAnswerError,
 }
 _SIGNAL_EXIT_BASE = 128  # the exit code that shells report for a signal is 128 plus its number
 
@@ -207,6 +209,7 @@ _QUERY_COMMANDS = (
     gaps,
     audit,
     nodes,
+    status,
     verify,
     affected,
     restore,

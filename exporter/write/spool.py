@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import sqlite3
+import tempfile
 import time
 import uuid
 from contextlib import suppress
@@ -330,6 +331,17 @@ class Spool:
         """What earlier runs kept for other databases. This spool does not write it."""
         return [it for it in waiting_rows(self._folder) if it.database != self._database]
 
+    def check(self) -> None:
+        """Warn now if nothing can be kept on disk, not only when there is something to keep."""
+        if self._max_bytes:
+            self._try(self._create_unnamed_file)
+
+    def _create_unnamed_file(self) -> None:
+        # Not os.access: it does not know about root, quotas and access control lists.
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self._folder) as file:
+            file.write(b"x")
+
     def reconfigure(self, database: str, max_bytes: int) -> None:
         """Use another database and limit.
 
@@ -477,8 +489,9 @@ class Spool:
             self._retry_at = time.monotonic() + _RETRY_SECONDS
             if not self._has_warned:
                 logger.warning(
-                    "artifactapi: spool not writable; buffering rows in memory only: %s (%s)",
-                    e,
+                    "artifactapi: spool not writable; rows that PostgreSQL does not take wait in memory only, and a "
+                    "stop can lose them: %s (%s); set ARTIFACTAPI_HOME to a folder that the proxy can write to",
+                    getattr(e, "strerror", None) or e,
                     self._folder,
                 )
             self._has_warned = True

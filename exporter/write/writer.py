@@ -204,6 +204,7 @@ class Writer:
         self.builder.start_worker()
         self._intake.call_started()
         self._inherit()
+        self.spool.check()
         for waiting in self.spool.waiting_for_others():
             logger.warning(
                 "artifactapi: rows of an earlier run wait on disk for another database, %s (%d %s); to "

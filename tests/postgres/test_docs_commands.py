@@ -22,17 +22,19 @@ import pytest
 import yaml
 from psycopg.conninfo import conninfo_to_dict
 
-from exporter import Settings
+from exporter import Exporter, Settings
 from exporter.postgres.schema import ensure_schema
 from exporter.rows.entry_builder import EntryBuilder
 from exporter.run import Run
-from exporter.settings import RemotesSettings
+from exporter.settings import JournalSettings, RemotesSettings, SpoolSettings
+from exporter.status_file import StatusFile, read_statuses
 from exporter.write.database import Database
 from exporter.write.ledger import RunCounts, RunLedger
 from tests.support.access_log import temporary_schema
 from tests.support.environment import clean_environment
 from tests.support.registries import REMOTES
 from tests.support.samples import make_exchange
+from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -189,8 +191,40 @@ def _write_as_a_proxy(dsn: str, entries: list[AccessLogEntry]) -> None:
 
 
 @pytest.fixture
-def folder(dsn: str, tmp_path: Path) -> Path:
+def running_proxy(tmp_path: Path) -> Iterator[None]:
+    """What a proxy that has written the demo's rows tells `artifactapi status`."""
+    nowhere = Settings(
+        node="proxy-1", spool=SpoolSettings(max_bytes=0), journal=JournalSettings(max_bytes=0)
+    )
+    exporter = Exporter(nowhere.with_dsn("host=localhost dbname=logs"))
+    exporter.stop()
+    count = len(REQUESTS)
+    status = {
+        **exporter.status(),
+        "seen": count,
+        "written": count,
+        "retries": 0,
+        "failures": 0,
+        "away": False,
+        "last_written_at": datetime.now(UTC).isoformat(),
+        "journal": "on",
+        "spool_max_bytes": 268_435_456,
+        "journal_bytes": 16_777_216,
+        "journal_used_bytes": 65_536,
+        "batch_rows": {"buckets": {"4": 0, "16": 2, "+Inf": 2}, "sum": count},
+        "batch_seconds": {"buckets": {"0.005": 2, "+Inf": 2}, "sum": 0.009},
+    }
+    folder = tmp_path / "home" / "status"
+    file = StatusFile(folder, "run", lambda: status)
+    eventually(lambda: read_statuses(folder))
+    yield
+    file.stop()
+
+
+@pytest.fixture
+def folder(dsn: str, tmp_path: Path, running_proxy: None) -> Path:
     """A folder with the files that commands in the docs name."""
+    del running_proxy
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     shutil.copy(ROOT / "configs" / "artifactapi.yaml", tmp_path)
     parameters = "\n".join(f"{name}={value}" for name, value in conninfo_to_dict(dsn).items())
@@ -241,9 +275,10 @@ def run(example: Example, dsn: str, folder: Path) -> subprocess.CompletedProcess
 def masked(line: str) -> str:
     """A line without what differs from run to run: times, ports, widths, pages of the database."""
     for pattern, name in {
-        r"\d{4}-\d\d-\d\d( \d\d:\d\d)?": "DATE",
+        r"\d{4}-\d\d-\d\d( \d\d:\d\d(:\d\d)?)?": "DATE",
         r"\d\d:\d\d:\d\d\.\d+": "TIME",
-        r"\b[\d.]+ ms\b": "DURATION",
+        r"\b[\d.]+ ms\b|\b[\d.]+ s(?= ago)": "DURATION",
+        r"process \d+": "process PID",
         r"Log: [\d.]+ [kM]B": "Log: SIZE",
         r"localhost:\d+": "localhost:PORT",
         r'"test_\d+"|\btest_\d+(?=\.)': "public",
