@@ -42,7 +42,8 @@ pytestmark = pytest.mark.slow
 DASHBOARD = json.loads(
     (Path(__file__).resolve().parents[2] / "configs" / "grafana-dashboard.json").read_text()
 )
-PANELS = {panel["title"]: panel for panel in DASHBOARD["panels"]}
+PANELS = {panel["title"]: panel for panel in DASHBOARD["panels"] if panel["type"] != "row"}
+ROWS = [panel for panel in DASHBOARD["panels"] if panel["type"] == "row"]
 VARIABLES = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
 _TO = datetime(2026, 5, 31, 12, tzinfo=UTC)
 _FROM = _TO - timedelta(days=2)
@@ -198,7 +199,28 @@ def unknown_hosts(rows: list[Row], variables: Variables) -> Iterable[tuple[Any, 
         yield *key, len(group), callers(group), total, min(moments), max(moments)
 
 
+def requests_by_proxy(rows: list[Row], variables: Variables) -> Iterable[tuple[Any, ...]]:
+    for key, group in group_by(selected(rows, variables), step_and_node):
+        yield *key, len(group) / _STEP_SECONDS
+
+
+def delays(rows: list[Row], variables: Variables) -> Iterable[tuple[Any, ...]]:
+    for key, group in group_by(selected(rows, variables), step_and_node):
+        seconds = [
+            (row["logged_at"] - row["started_at"]).total_seconds()
+            - (row["duration_ms"] or 0) / 1000
+            for row in group
+        ]
+        yield *key, percentile(seconds, 0.95)
+
+
+def step_and_node(row: Row) -> tuple[int, str]:
+    return step(row), row["node"] or "(unknown)"
+
+
 EXPECTED_ROWS: dict[str, ExpectedRows] = {
+    "Requests by proxy": requests_by_proxy,
+    "Delay of rows": delays,
     "Requests by status class": requests,
     "Bytes by remote": bytes_by_remote,
     "Durations": durations,
@@ -343,19 +365,26 @@ def test_variables_list_the_values_in_the_time_range(
 
 def test_every_panel_is_tested() -> None:
     assert set(PANELS) == {*EXPECTED_ROWS, "Gaps", "Proxies", "Affected packages"}
-    assert len(PANELS) == len(DASHBOARD["panels"])
+    assert len(PANELS) + len(ROWS) == len(DASHBOARD["panels"])
+
+
+def test_proxies_have_a_row_of_their_own() -> None:
+    (row,) = ROWS
+    below = [it["title"] for it in PANELS.values() if it["gridPos"]["y"] > row["gridPos"]["y"]]
+    assert below == ["Requests by proxy", "Delay of rows", "Gaps", "Proxies"]
+    assert (row["title"], row["collapsed"]) == ("Proxies and completeness", False)
 
 
 def test_dashboard_can_be_imported_into_any_grafana() -> None:
     assert DASHBOARD["id"] is None
     assert VARIABLES["datasource"]["type"] == "datasource"
     chosen = {"type": VARIABLES["datasource"]["query"], "uid": "${datasource}"}
-    for panel in DASHBOARD["panels"]:
+    for panel in PANELS.values():
         assert panel["datasource"] == chosen
         assert [target["datasource"] for target in panel["targets"]] == [chosen]
     for name in ("remote", "node"):
         assert VARIABLES[name]["datasource"] == chosen
-    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(PANELS)
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
     cells = [cell for panel in DASHBOARD["panels"] for cell in covered(panel["gridPos"])]
     assert len(cells) == len(set(cells)), "panels overlap"
     assert all(x < _GRID_WIDTH for x, _ in cells)
