@@ -36,6 +36,7 @@ _MODULES = {
     "growth": "growth",
     "years": "years",
     "delay": "row_delay",
+    "fleet": "fleet",
 }
 _WIDTH = 118
 _PANELS = (
