@@ -19,6 +19,7 @@ from tests.bench.machine import describe_machine
 from tests.bench.plot import Panel, draw
 from tests.bench.report import Report, table, write_markdown
 from tests.bench.section_process import measure_section
+from tests.support.citus import VARIABLE as CITUS
 from tests.support.environment import personal_variables
 from tests.support.postgres import Postgres, available
 
@@ -68,7 +69,8 @@ def main(*, quick: bool, only: tuple[str, ...], output: Path | None) -> None:
     console.width = max(console.width, _WIDTH)  # a narrower table is unreadable
     started = time.monotonic()
     for name in personal_variables():
-        del os.environ[name]
+        if name != CITUS:
+            del os.environ[name]
     figures: list[Figure] = []
     failed = []
     server = Postgres(available()["18"])

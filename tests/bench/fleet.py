@@ -7,7 +7,6 @@ before, so that the threads spend their time in PostgreSQL.
 from __future__ import annotations
 
 import contextlib
-import os
 import statistics
 import threading
 import time
@@ -30,6 +29,7 @@ from tests.bench.figures import Figure, Workspace
 from tests.bench.log_writers import BATCH_ENTRIES
 from tests.bench.machine import cpu_seconds
 from tests.bench.synthetic_flows import capture_exchanges
+from tests.support.citus import CLUSTER_DSN, distributed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,12 +48,11 @@ machine."""
 _WRITERS = (1, 4, 20)
 _PACED_SECONDS = 0.5  # between two batches of a proxy
 _SAMPLE_SECONDS = 0.005
-_CITUS = "ARTIFACTAPI_TEST_CITUS"
 _NODE_IN_KEY = """
     ALTER TABLE artifact ADD COLUMN node text NOT NULL DEFAULT current_setting('application_name');
     ALTER TABLE artifact DROP CONSTRAINT artifact_pkey, ADD PRIMARY KEY (purl, node);
 """
-_DEFINITION = "SELECT pg_get_functiondef('artifact_record'::regproc)"
+_DEFINITION = "SELECT pg_get_functiondef('artifact_add'::regproc)"
 _WAITING = """
     SELECT count(*) FILTER (WHERE wait_event_type = 'Lock'), count(*) FROM pg_stat_activity
     WHERE application_name LIKE 'fleet-%' AND state <> 'idle'
@@ -96,8 +95,9 @@ def measure(workspace: Workspace) -> list[Figure]:
                 results.setdefault(f"{_WRITERS[-1]} writers, paced{name}", []).append(run)
         for name, runs in results.items():
             figures += _figures(name, runs)
-    if citus := os.environ.get(_CITUS):
-        with _schema(citus, "fleet") as dsn:
+    if CLUSTER_DSN:
+        with _schema(CLUSTER_DSN, "fleet") as dsn:
+            distributed(dsn)
             for count in _WRITERS:
                 runs = [_run(dsn, entries, count, batches // count) for _ in range(rounds)]
                 figures += _figures(f"{count} writers, Citus", runs)
