@@ -155,7 +155,7 @@ class Settings(_Section, frozen=True):
     @property
     def node_name(self) -> str:
         """The name of this proxy: `node`, or the host name."""
-        return self.node or platform.node()
+        return self.node or platform.node() or "localhost"
 
     def with_dsn(self, dsn: str) -> Settings:
         """Return these settings with another database, or unchanged if `dsn` is empty."""

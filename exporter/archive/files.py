@@ -65,9 +65,10 @@ _COPY_KEYS = "COPY pg_temp.archived_key FROM STDIN"
 _ROWS = sql.SQL(
     "(SELECT * FROM {relation} AS entry WHERE started_at >= {start} AND started_at < {end})"
 )
+# Citus joins a local table only in a subquery of its own.
 _NEW_ROWS = sql.SQL("""(
     SELECT * FROM {relation} AS entry WHERE started_at >= {start} AND started_at < {end} AND NOT EXISTS (
-      SELECT 1 FROM pg_temp.archived_key AS known
+      SELECT 1 FROM (SELECT started_at, flow_id FROM pg_temp.archived_key) AS known
       WHERE known.started_at = entry.started_at AND known.flow_id = entry.flow_id)
 )""")
 _COPY_ROWS = sql.SQL(

@@ -32,8 +32,9 @@ _PIECES_AT_ONCE = 100  # of copy_lines: bounds what the server holds twice
 _ENSURE_PARTITION = "SELECT access_log_ensure_partition(%s)"
 _RESTORED = "CREATE TEMP TABLE restored ON COMMIT DROP AS SELECT * FROM access_log WITH NO DATA"
 _COPY = sql.SQL("COPY pg_temp.restored ({columns}) FROM STDIN")
+# RETURNING, because Citus otherwise counts the rows that were there already.
 _INSERT = sql.SQL("""
-    INSERT INTO access_log ({columns}) SELECT {columns} FROM pg_temp.restored ON CONFLICT DO NOTHING
+    INSERT INTO access_log ({columns}) SELECT {columns} FROM pg_temp.restored ON CONFLICT DO NOTHING RETURNING 1
 """)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from psycopg import sql
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import LiteralString
@@ -19,13 +21,21 @@ _IS_DISTRIBUTED = """
 """
 _IS_WORKER = "SELECT groupid > 0 FROM pg_catalog.pg_dist_local_group"
 _KNOWS_COORDINATOR = "SELECT EXISTS (SELECT 1 FROM pg_catalog.pg_dist_node WHERE groupid = 0)"
-# Tables that no batch writes to are on every node. By name, because this gives the tables that refer to one other OIDs.
+# Tables that no batch writes to are on every node.
 _REPLICATE = """
     SELECT create_reference_table(quote_ident(relname)) FROM pg_class
     WHERE relnamespace = current_schema()::regnamespace AND relname = ANY (%s) AND relkind = 'r'
     AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_dist_partition WHERE logicalrelid = pg_class.oid
                     AND (partmethod <> 'n' OR repmodel = 't'))
     ORDER BY relname
+"""
+# While tables are tied by foreign keys, Citus makes them anew one after the other, with their views, which then lack
+# their comments and grants.
+_FOREIGN_KEYS = """
+    SELECT relname, conname, pg_get_constraintdef(pg_constraint.oid)
+    FROM pg_constraint JOIN pg_class ON pg_class.oid = conrelid
+    WHERE contype = 'f' AND conparentid = 0 AND relnamespace = current_schema()::regnamespace AND relname = ANY (%s)
+    AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_dist_partition WHERE logicalrelid = conrelid)
 """
 _IN_SEQUENCE = "SET LOCAL citus.multi_shard_modify_mode TO 'sequential'"
 _NO_NOTICES = "SET LOCAL client_min_messages = 'warning'"  # about each table
@@ -109,7 +119,17 @@ def distribute(connection: Connection[Any], tables: Sequence[str]) -> None:
 
 def replicate(connection: Connection[Any], tables: Sequence[str]) -> None:
     """Copy those of these tables to every node that are not distributed, such as new ones of a migration."""
+    keys = connection.execute(_FOREIGN_KEYS, (list(tables),)).fetchall()
+    for table, name, _ in keys:
+        connection.execute(
+            sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(*map(sql.Identifier, (table, name)))
+        )
     connection.execute(_REPLICATE, (list(tables),))
+    for table, name, definition in keys:
+        connection.execute(
+            sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} ").format(*map(sql.Identifier, (table, name)))
+            + sql.SQL(definition)
+        )
 
 
 def _has_extension(connection: Connection[Any]) -> bool:

@@ -70,7 +70,7 @@ _FAULTS_BY_CLASS = {
     "HV": Fault.BUSY,  # foreign data wrapper error: the other server
 }
 _FATAL = {"FATAL", "PANIC"}  # the server ended the session
-_OUR_KEY = re.compile(r"_pkey\d*$")
+_OUR_KEY = re.compile(r"_pkey\d*(_\d+)?$")  # a shard of Citus has a number
 # A trigger that refuses a row with a state of its choice. RAISE is a keyword, in any language of lc_messages.
 _RAISED = re.compile(r"\APL/pgSQL .* RAISE$", re.MULTILINE)
 _COPY_LINE = re.compile(r"\bCOPY \S+, \D*?(\d+)")  # in any language of lc_messages

@@ -199,6 +199,7 @@ def grants(schema: str, proxy_role: str, reader_role: str, *, is_distributed: bo
     `is_distributed`: on Citus, where a view needs the rights of its reader.
     """
     text = sql.SQL(
+        "{mode}"
         "GRANT USAGE ON SCHEMA {schema} TO {proxy}, {reader};\n"
         "GRANT SELECT ON {schema}.access_log_schema TO {proxy};\n"
         "GRANT INSERT ON {schema}.access_log, {schema}.access_log_gap TO {proxy};\n"
@@ -212,6 +213,10 @@ def grants(schema: str, proxy_role: str, reader_role: str, *, is_distributed: bo
         return sql.SQL(", ").join(sql.Identifier(schema, name) for name in names)
 
     return text.format(
+        # Otherwise Citus could not grant tables with foreign keys in the same transaction as others.
+        mode=sql.SQL(
+            "SET citus.multi_shard_modify_mode TO 'sequential';\n" if is_distributed else ""
+        ),
         schema=sql.Identifier(schema),
         proxy=sql.Identifier(proxy_role),
         reader=sql.Identifier(reader_role),

@@ -24,7 +24,8 @@ _OLD = """
     WHERE until_at <= %s AND from_at > '-infinity'
     ORDER BY from_at
 """
-# Left by a run that was interrupted: detached, or not quite (PostgreSQL docs, ALTER TABLE, "FINALIZE").
+# Left by a run that was interrupted: detached, or not quite (PostgreSQL docs, ALTER TABLE, "FINALIZE"). Another schema
+# may hold another log.
 _LEFT = """
     SELECT nspname, relname, bounds[1]::timestamptz, bounds[2]::timestamptz,
            access_log_size(pg_class.oid),
@@ -32,7 +33,8 @@ _LEFT = """
     FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
     CROSS JOIN regexp_match(obj_description(pg_class.oid, 'pg_class'), %s) AS bounds
     LEFT JOIN pg_inherits ON inhrelid = pg_class.oid AND inhparent = 'access_log'::regclass
-    WHERE bounds IS NOT NULL AND (inhrelid IS NULL OR inhdetachpending)
+    WHERE bounds IS NOT NULL AND (inhdetachpending OR NOT relispartition)
+    AND relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'access_log'::regclass)
     ORDER BY 3
 """
 # Transactions that use the log. A process id alone would also find the next transaction of a writer.

@@ -18,6 +18,7 @@ from exporter.advisories.names import parse_purl, search_key
 from exporter.postgres.connection import connect
 from exporter.postgres.schema import ensure_schema, grants, schema_name
 from exporter.retention.prune import prune
+from tests.support.citus import CLUSTER_DSN
 from tests.support.command import call, write
 
 if TYPE_CHECKING:
@@ -431,7 +432,9 @@ def test_a_reader_role_can_ask(dsn: str, bad: Path) -> None:
         schema = schema_name(connection)
         reader = f"{schema}_reader"
         connection.execute(f"CREATE ROLE {reader} LOGIN".encode())
-        connection.execute(grants(schema, reader, reader).encode())
+        connection.execute(
+            grants(schema, reader, reader, is_distributed=bool(CLUSTER_DSN)).encode()
+        )
         try:
             as_reader = dsn.replace("user=postgres", f"user={reader}")
             assert answer(as_reader, bad, "--type", "npm")["status"] == 1

@@ -34,6 +34,7 @@ from exporter.read.session import open_database
 from exporter.read.tail import tail
 from exporter.retention.prune import prune
 from exporter.retention.rollups import roll_up
+from tests.support.citus import CLUSTER_DSN
 from tests.support.seeded_log import Plan, seeded_log
 
 if TYPE_CHECKING:
@@ -227,7 +228,9 @@ def test_reader_role_needs_only_its_grants_and_temporary_tables(
     with psycopg.connect(logs.rest, autocommit=True) as owner:
         schema = schema_name(owner)
         owner.execute(f"CREATE ROLE {ROLE} LOGIN; CREATE ROLE archive_proxy".encode())
-        owner.execute(grants(schema, "archive_proxy", ROLE).encode())
+        owner.execute(
+            grants(schema, "archive_proxy", ROLE, is_distributed=bool(CLUSTER_DSN)).encode()
+        )
         owner.execute(f"ALTER ROLE {ROLE} SET default_transaction_read_only = on".encode())
         try:
             reader = logs.rest.replace("user=postgres", f"user={ROLE}")

@@ -28,6 +28,7 @@ from exporter.write.database import Database
 from exporter.write.gaps import Gap
 from exporter.write.ledger import RunCounts, RunEnd, RunLedger
 from tests.support.access_log import temporary_schema
+from tests.support.citus import CLUSTER_DSN
 from tests.support.command import call, write
 from tests.support.postgres import free_port
 from tests.support.samples import make_entry, make_exchange
@@ -416,7 +417,9 @@ def test_reader_role_can_audit_and_list_nodes(dsn: str) -> None:
         schema = schema_name(connection)
         reader = f"{schema}_reader"
         connection.execute(f"CREATE ROLE {reader} LOGIN".encode())
-        connection.execute(grants(schema, reader, reader).encode())
+        connection.execute(
+            grants(schema, reader, reader, is_distributed=bool(CLUSTER_DSN)).encode()
+        )
         try:
             as_reader = dsn.replace("user=postgres", f"user={reader}")
             assert audited(as_reader).verdict == "complete"

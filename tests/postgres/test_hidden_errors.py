@@ -10,6 +10,7 @@ from exporter import Settings
 from exporter.run import Run
 from exporter.write.database import Database, DatabaseUnavailable
 from exporter.write.ledger import RunCounts, RunLedger
+from tests.support.citus import CLUSTER_DSN
 from tests.support.relay import Relay
 from tests.support.samples import make_entry
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from tests.support.postgres import Postgres
 
     Query = Callable[..., list[tuple[object, ...]]]
+
+# A cluster hides errors by itself, and refuses the changes of these tests.
+pytestmark = pytest.mark.skipif(bool(CLUSTER_DSN), reason="needs a server of its own")
 
 _ARTIFACT = {"artifact_complete": True, "purl": "pkg:pypi/demo@1.0"}
 
@@ -58,6 +62,19 @@ def test_batch_sent_again_is_stored_and_counted_once(database: Database, query: 
     assert query("SELECT count(*), count(DISTINCT flow_id) FROM access_log") == [(192, 192)]
     assert query("SELECT fetches FROM artifact") == [(192,)]
     assert query("SELECT sum(rows) FROM access_log_run_day") == [(192,)]
+
+
+def test_key_of_a_shard_is_ours(dsn: str, query: Query) -> None:
+    """A worker reports the name of the shard's key, if the proxy is connected to it."""
+    database = Database(Settings().with_dsn(dsn).database)
+    assert database.write(fetches(1, 2)) == []
+    query(
+        "ALTER TABLE access_log_20231114 RENAME CONSTRAINT access_log_20231114_pkey"
+        " TO access_log_20231114_pkey_102008"
+    )
+    assert database.write(fetches(1, 2, 3)) == []
+    database.close()
+    assert query("SELECT count(*) FROM access_log") == [(3,)]
 
 
 def test_bad_rows_of_a_partly_written_batch_are_rejected_with_their_state(

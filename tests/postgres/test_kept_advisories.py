@@ -20,6 +20,7 @@ from exporter.read.report import make_report
 from exporter.read.report_html import report_html
 from exporter.read.selection import Selection
 from exporter.read.session import read_only
+from tests.support.citus import CLUSTER_DSN
 from tests.support.command import write
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def test_a_reader_can_use_kept_advisories_but_not_store_any(kept: str, osv: Path
         schema = schema_name(connection)
         reader, former = f"{schema}_reader", f"{schema}_former"
         connection.execute(f"CREATE ROLE {reader} LOGIN; CREATE ROLE {former} LOGIN".encode())
-        text = grants(schema, reader, reader)
+        text = grants(schema, reader, reader, is_distributed=bool(CLUSTER_DSN))
         connection.execute(text.encode())
         # A role that got its grants before there were advisories.
         old = text.replace(reader, former)

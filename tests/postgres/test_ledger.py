@@ -21,6 +21,7 @@ from exporter.write.database import Database, DatabaseUnavailable
 from exporter.write.gaps import Gap
 from exporter.write.ledger import UNKNOWN_RUN, RunCounts, RunEnd, RunLedger
 from tests.support.access_log import temporary_schema
+from tests.support.citus import CLUSTER_DSN
 from tests.support.postgres import free_port
 from tests.support.relay import Relay
 from tests.support.samples import make_entry, make_exchange
@@ -386,7 +387,9 @@ def roles(dsn: str) -> Iterator[tuple[str, str]]:
         names = f"{schema}_one", f"{schema}_two"
         for name in names:
             connection.execute(f"CREATE ROLE {name} LOGIN".encode())
-            connection.execute(grants(schema, name, name).encode())
+            connection.execute(
+                grants(schema, name, name, is_distributed=bool(CLUSTER_DSN)).encode()
+            )
             connection.execute(
                 f"REVOKE SELECT ON ALL TABLES IN SCHEMA {schema} FROM {name}".encode()
             )

@@ -32,6 +32,8 @@ from exporter.retention.prune import oldest_kept, prunable, prune
 from exporter.retention.rollups import roll_up
 from exporter.settings import RetentionSettings
 from exporter.write.database import Database
+from tests.support.access_log import temporary_schema
+from tests.support.citus import CLUSTER_DSN
 from tests.support.command import call
 from tests.support.samples import make_entry
 from tests.support.wait import eventually
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from exporter import AccessLogEntry
+    from tests.support.postgres import Postgres
 
 pytestmark = pytest.mark.slow
 
@@ -227,6 +230,21 @@ def test_interrupted_run_continues(owner: psycopg.Connection) -> None:
     assert second.state == "attached"
 
 
+def test_detached_days_of_another_log_in_the_same_database_stay(
+    owner: psycopg.Connection, any_postgres: Postgres
+) -> None:
+    before = FIRST_DAY + timedelta(days=1)
+    (first,) = old_partitions(owner, before)
+    detach(owner, first)
+    with (
+        temporary_schema(any_postgres) as other_dsn,
+        connect(other_dsn, Settings().database) as other,
+    ):
+        ensure_schema(other)
+        assert prune_all(other, before) == []
+    assert prune_all(owner, before) == [("14", 10)]
+
+
 def test_nothing_is_detached_while_a_long_transaction_uses_the_log(
     owner: psycopg.Connection, any_dsn: str
 ) -> None:
@@ -354,7 +372,7 @@ def test_role_that_may_only_write_says_what_to_do(
         schema = schema_name(connection)
         proxy = f"{schema}_proxy"
         connection.execute(f"CREATE ROLE {proxy} LOGIN".encode())
-        connection.execute(grants(schema, proxy, proxy).encode())
+        connection.execute(grants(schema, proxy, proxy, is_distributed=bool(CLUSTER_DSN)).encode())
         as_proxy = dsn.replace("user=postgres", f"user={proxy}")
         try:
             with connect(as_proxy, Settings().database) as session:

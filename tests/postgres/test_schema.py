@@ -23,6 +23,7 @@ from exporter.postgres.schema import (
 )
 from exporter.write.database import COLUMNS, Database, DatabaseUnavailable
 from exporter.write.gaps import Gap
+from tests.support.citus import CLUSTER_DSN
 from tests.support.samples import make_entry
 
 if TYPE_CHECKING:
@@ -214,7 +215,7 @@ def test_proxy_without_the_right_to_upgrade_says_who_has_it(any_dsn: str) -> Non
         schema = schema_name(connection)
         proxy, reader = f"{schema}_proxy", f"{schema}_reader"
         connection.execute(f"CREATE ROLE {proxy} LOGIN; CREATE ROLE {reader} LOGIN".encode())
-        connection.execute(grants(schema, proxy, reader).encode())
+        connection.execute(grants(schema, proxy, reader, is_distributed=bool(CLUSTER_DSN)).encode())
         as_proxy = any_dsn.replace("user=postgres", f"user={proxy}")
         try:
             with pytest.raises(
@@ -241,7 +242,9 @@ def test_reader_role_can_use_every_view_and_read_only_function(dsn: str, query: 
             connection.execute(
                 f"REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} FROM PUBLIC".encode()
             )
-            connection.execute(grants(schema, reader, reader).encode())
+            connection.execute(
+                grants(schema, reader, reader, is_distributed=bool(CLUSTER_DSN)).encode()
+            )
             inaccessible = query(
                 "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::regnamespace"
                 " AND relkind IN ('p', 'r', 'v') AND NOT has_table_privilege(%s, oid, 'SELECT')"
@@ -270,7 +273,7 @@ def test_proxy_role_can_only_write_and_reader_role_can_only_read(any_dsn: str) -
         schema = schema_name(connection)
         proxy, reader = f"{schema}_proxy", f"{schema}_reader"
         connection.execute(f"CREATE ROLE {proxy} LOGIN; CREATE ROLE {reader} LOGIN".encode())
-        connection.execute(grants(schema, proxy, reader).encode())
+        connection.execute(grants(schema, proxy, reader, is_distributed=bool(CLUSTER_DSN)).encode())
         try:
             as_proxy = any_dsn.replace("user=postgres", f"user={proxy}")
             writer = database(as_proxy)

@@ -18,6 +18,7 @@ from exporter.read.session import read_only
 from exporter.retention.housekeeping import Housekeeping
 from exporter.retention.text_indexes import build_text_indexes
 from exporter.settings import DatabaseSettings
+from tests.support.citus import CLUSTER_DSN
 from tests.support.command import call
 from tests.support.wait import eventually
 
@@ -260,7 +261,11 @@ def test_without_extension_or_if_it_is_off_nothing_is_built(
     log.execute("CREATE EXTENSION pg_trgm SCHEMA pg_catalog")  # not where our tables are
     with psycopg.connect(any_dsn, autocommit=True) as reader:
         schema = schema_name(reader)
-        reader.execute(grants(schema, "pg_monitor", "pg_read_all_data").encode())
+        reader.execute(
+            grants(
+                schema, "pg_monitor", "pg_read_all_data", is_distributed=bool(CLUSTER_DSN)
+            ).encode()
+        )
         reader.execute("SET ROLE pg_read_all_data")
         assert list(build_text_indexes(reader, own_database)) == [], "it does not own the tables"
         assert search(reader, Selection(text="quests")) == search(log, Selection(text="quests"))
