@@ -262,6 +262,27 @@ def data_folder() -> Path:
     return platformdirs.user_data_path("artifactapi", appauthor=False).expanduser().absolute()
 
 
+def create_data_folder(folder: Path) -> None:
+    """Create the data folder and its parents where they are missing. Raises OSError.
+
+    For root, every user can pass them, whatever the umask is: the embedded server does not run as root.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        try:
+            path.mkdir(mode=0o700 if path == folder else 0o777)
+        except FileExistsError:  # another thread or proxy was faster
+            continue
+        if os.geteuid() == 0:
+            path.chmod(0o711)
+
+
+def create_private_folder(folder: Path) -> None:
+    """Create a folder in the data folder, which only this user can enter. Raises OSError."""
+    create_data_folder(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
 class _Loader(yaml.SafeLoader):
     """Rejects duplicate keys, as YAML 1.2 does (3.2.1.3). PyYAML would keep only the last one."""
 

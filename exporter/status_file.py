@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from .settings import create_private_folder
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -87,7 +89,7 @@ class StatusFile:
 
     def _keep(self) -> None:
         """Write the file until the stop. Raises OSError."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        create_private_folder(self._folder)
         for path, file in _dead_files(self._folder):
             path.unlink(missing_ok=True)
             os.close(file)

@@ -17,6 +17,8 @@ import subprocess
 import tempfile
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..settings import create_data_folder
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
@@ -151,22 +153,15 @@ def create_folder(folder: Path, user: ServerUser | None) -> None:
     Raises:
         OSError: the folder cannot be created, cannot be reached, or belongs to someone else.
     """
-    if user is None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    if not missing and (owner := folder.stat().st_uid) != 0:
-        raise OSError(
-            f"{folder} belongs to {_owner_name(owner)}, but the proxy runs as root; "
-            "run it as the owner, set ARTIFACTAPI_HOME to a folder of root, or set a DSN"
-        )
-    check_reachable(missing[-1].parent if missing else folder, user)
-    for path in reversed(missing):
-        try:
-            path.mkdir()
-        except FileExistsError:  # another proxy was faster
-            continue
-        path.chmod(0o711)  # whatever the umask: the server must pass, and nobody must list
+    if user is not None:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        if not missing and (owner := folder.stat().st_uid) != 0:
+            raise OSError(
+                f"{folder} belongs to {_owner_name(owner)}, but the proxy runs as root; "
+                "run it as the owner, set ARTIFACTAPI_HOME to a folder of root, or set a DSN"
+            )
+        check_reachable(missing[-1].parent if missing else folder, user)
+    create_data_folder(folder)
 
 
 def check_reachable(folder: Path, user: ServerUser) -> None:

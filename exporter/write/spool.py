@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from ..rows.entry import AccessLogEntry
+from ..settings import create_private_folder
 from .copy_batch import decode_rows, encode_rows
 from .gaps import Gap
 from .ledger import UNKNOWN_RUN, RunEnd
@@ -338,7 +339,7 @@ class Spool:
 
     def _create_unnamed_file(self) -> None:
         # Not os.access: it does not know about root, quotas and access control lists.
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        create_private_folder(self._folder)
         with tempfile.TemporaryFile(dir=self._folder) as file:
             file.write(b"x")
 
@@ -512,7 +513,7 @@ class Spool:
         return self._own
 
     def _new_file(self) -> SpoolFile:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        create_private_folder(self._folder)
         path = self._folder / _file_name(self._database)
         return SpoolFile(path, self._database, self._max_bytes)
 

@@ -47,6 +47,19 @@ def test_figures_are_there_while_the_proxy_runs(folder: Path, file: StatusFile) 
     assert read_statuses(folder) == []
 
 
+@pytest.mark.parametrize("umask", [0o077, 0o022])
+def test_server_of_root_can_pass_the_data_folder(folder: Path, umask: int) -> None:
+    former = os.umask(umask)
+    try:
+        file = StatusFile(folder, "run-1", lambda: _STATUS)
+        eventually(lambda: read_statuses(folder))
+        file.stop()
+    finally:
+        os.umask(former)
+    assert stat.S_IMODE(folder.parent.stat().st_mode) == (0o711 if os.geteuid() == 0 else 0o700)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
 def test_no_folder_is_no_proxy(folder: Path) -> None:
     assert read_statuses(folder) == []
 
