@@ -1,7 +1,8 @@
 """Measure what many proxies cost one PostgreSQL server, and whether they wait for each other.
 
 Each writer is a thread with the connection, the batches and the ledger of a proxy. Its batches are prepared
-before, so that the threads spend their time in PostgreSQL.
+before, so that the threads spend their time in PostgreSQL. ARTIFACTAPI_TEST_CITUS names the coordinator of a
+cluster, whose processes must run on this machine.
 """
 
 from __future__ import annotations
@@ -42,9 +43,8 @@ The CPU time of all processes of PostgreSQL per row, and how long writers wait f
 and 20 proxies that write batches of 128 rows as fast as they can. All fetch the same few hundred URLs, so each
 batch updates the same rows of the table `artifact`: the worst case. `paced` is 20 proxies with 2 batches a
 second each. The share of waiting is that of the writers' time in PostgreSQL, sampled. `with the node` is an
-experiment in a copy of the schema in which the key of `artifact` includes the node. With the variable
-`ARTIFACTAPI_TEST_CITUS`, the same is measured on the server that it names, whose processes must run on this
-machine."""
+experiment in a copy of the schema in which the key of `artifact` includes the node. If a Citus cluster is
+named, the same is measured there, with the log distributed."""
 _WRITERS = (1, 4, 20)
 _PACED_SECONDS = 0.5  # between two batches of a proxy
 _SAMPLE_SECONDS = 0.005
