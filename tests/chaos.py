@@ -2,6 +2,7 @@
 
     python -m tests.chaos --minutes 10 --seed 1
     python -m tests.chaos --minutes 60 --seed 1 --kills 70
+    python -m tests.chaos --minutes 3 --proxies 20
     python -m tests.chaos --archive-faults 120
 
 The first one also injects faults into the archive at the end: tests/support/chaos_archive.py.
@@ -28,6 +29,7 @@ from exporter.write.journal_file import RING_AT
 from tests.support import chaos_archive
 from tests.support.chaos_checks import Report
 from tests.support.chaos_environment import PASSWORD, ROLE, Bounds, ChaosEnvironment, Step
+from tests.support.chaos_fleet import FleetEnvironment
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
@@ -349,6 +351,18 @@ _DECK = {
     "kill -9, journal damaged": (2, 0.0, 1.0),
     "kill -9, tmpfs full": (1, 1.0, 3.0),
 }
+# The same for `--proxies`: faults of the database that all of them see.
+_FLEET_DECK = {
+    "postgres kill -9, restart": (2, 0.5, 4.0),
+    "connection cut": (2, 2.0, 8.0),
+    "commit reply cut off": (2, 0.0, 0.0),
+    "commit reply swallowed": (1, 0.0, 0.0),
+    "black hole": (1, 10.0, 15.0),
+    "200 ms latency": (1, 5.0, 10.0),
+    "server SIGSTOP": (1, 5.0, 10.0),
+    "ACCESS EXCLUSIVE lock": (1, 5.0, 10.0),
+    "password changed, restored": (1, 3.0, 6.0),
+}
 # The same for `--kills`: only kills, in quick succession.
 _KILL_DECK = {
     "proxy kill -9": (4, 0.0, 0.0),
@@ -406,6 +420,22 @@ def run(
         return Report(environment)
 
 
+def run_fleet(
+    folder: Path, steps: Iterator[Step], proxies: int, seconds: float
+) -> FleetEnvironment:
+    """Inject faults into the database of several proxies; `check` of the result says what was lost."""
+    with FleetEnvironment(folder, proxies) as environment:
+        environment.settle()
+        deadline = time.monotonic() + seconds
+        for step in steps:
+            if time.monotonic() >= deadline:
+                break
+            environment.inject(step, FAULTS[step.fault])
+        environment.finish()
+        sys.stdout.write(f"{environment.check()}\n")
+        return environment
+
+
 def main() -> int:
     """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
@@ -415,7 +445,17 @@ def main() -> int:
     parser.add_argument(
         "--archive-faults", type=int, help="inject so many faults into the archive, and no others"
     )
+    parser.add_argument(
+        "--proxies",
+        type=int,
+        help="run so many proxies, and inject faults into their database only",
+    )
     options = parser.parse_args()
+    if options.proxies is not None:
+        steps = random_schedule(options.seed, _FLEET_DECK, 3.0)
+        with tempfile.TemporaryDirectory(prefix="artifactapi-chaos-") as folder:
+            fleet = run_fleet(Path(folder), steps, options.proxies, options.minutes * 60)
+        return bool(fleet.complaints)
     if options.archive_faults is not None:
         return _run_archive(options.seed, options.archive_faults)
     deck, pause = (_DECK, 3.0) if options.kills is None else (_KILL_DECK, 1.0)
