@@ -29,7 +29,7 @@ _REPLICATE = """
                     AND (partmethod <> 'n' OR repmodel = 't'))
     ORDER BY relname
 """
-# While tables are tied by foreign keys, Citus makes them anew one after the other, with their views, which then lack
+# While tables are tied by foreign keys, Citus creates them again one after the other, with their views, which then lack
 # their comments and grants.
 _FOREIGN_KEYS = """
     SELECT relname, conname, pg_get_constraintdef(pg_constraint.oid)

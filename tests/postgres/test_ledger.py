@@ -133,9 +133,7 @@ def module_log(postgres: Postgres) -> Iterator[tuple[Database, psycopg.Connectio
 
 
 @pytest.mark.slow
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=_OPERATIONS)
 def test_counts_equal_the_rows_after_any_writes(
     module_log: tuple[Database, psycopg.Connection[Any]],

@@ -21,7 +21,7 @@ _DAYS = [date(2026, 11, 17), date(2026, 11, 18), date(2026, 11, 19)]
 _NODES = ["gate-1", "gate-2"]
 
 # A unit test should be fast, and one example takes a millisecond.
-few_examples = settings(max_examples=40, deadline=None)
+few_examples = settings(max_examples=40)
 
 
 class Batch(NamedTuple):

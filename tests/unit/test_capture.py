@@ -112,7 +112,7 @@ times = st.one_of(
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     ending=st.sampled_from(sorted(ENDINGS)),
     method=short,

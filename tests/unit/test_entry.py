@@ -185,9 +185,7 @@ _exchanges = st.builds(
 
 
 @pytest.mark.slow
-@hypothesis_settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@hypothesis_settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(_exchanges, min_size=1, max_size=20))
 def test_postgres_accepts_one_row_for_any_exchange(
     dsn: str, query: Query, exchanges: list[Exchange]
@@ -289,7 +287,6 @@ def _assert_not_in_any_column(secret: str, entry: AccessLogEntry) -> None:
 
 
 @pytest.mark.slow
-@hypothesis_settings(deadline=None)
 @given(token=TOKENS, request_line=st.sampled_from(_SECRET_TARGETS))
 def test_token_in_any_field_is_in_no_column(token: str, request_line: tuple[str, str]) -> None:
     host, target = request_line
