@@ -98,7 +98,8 @@ def setup(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def program(name: str, package: str = "") -> str:
-    path = shutil.which(name)
+    # `uv run` says where it is; on the PATH may be a script of pyenv that works only in some folders.
+    path = (os.environ.get("UV") if name == "uv" else None) or shutil.which(name)
     if path is None:
         pytest.skip(f"{name} is missing: install the package {package or name}")
     return path

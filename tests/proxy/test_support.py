@@ -37,7 +37,7 @@ def _no_leaks() -> Iterator[None]:
     files = process.num_fds()
     yield
     assert set(threading.enumerate()) == threads
-    assert process.num_fds() == files
+    assert process.num_fds() <= files  # fewer: the garbage collector closed one of an earlier test
 
 
 @pytest.fixture
