@@ -33,6 +33,7 @@ _WRITE_SECONDS = 2.0
 _SILENT_SECONDS = 30.0  # as in access_log_run_state
 _JOIN_SECONDS = 1.0
 _MODE = 0o600
+_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _MAX_BYTES = 64 * 1024
 _CHECKSUM_LENGTH = 8
 _READ_ATTEMPTS = 5  # while the proxy may be writing
@@ -125,7 +126,7 @@ def read_statuses(folder: Path) -> list[ProxyStatus]:
 def _read(path: Path) -> ProxyStatus | None:
     """The figures in a file; None if its proxy has just ended, or if it is not ours."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        file = os.open(path, _READ_FLAGS)
     except FileNotFoundError:
         return None
     try:
@@ -151,7 +152,7 @@ def _dead_files(folder: Path) -> Iterator[tuple[Path, int]]:
     """The files of proxies that were killed, locked and open."""
     for path in folder.glob(f"*{_SUFFIX}"):
         with suppress(FileNotFoundError):
-            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            file = os.open(path, _READ_FLAGS)
             if _try_lock(file):
                 yield path, file
             else:

@@ -62,9 +62,8 @@ def build_missing_indexes(connection: Connection[Any]) -> Iterator[str]:
     """Give each day the indexes that migrations declared, then drop the ones they replace.
 
     The table `artifact` gets its index as well. Yields the name of each table before its index is built, the
-    newest day first. Other sessions can
-    read and write meanwhile. If interrupted at any point, the next call continues. The connection must
-    be in autocommit mode and its role must own the tables.
+    newest day first. Other sessions can read and write meanwhile. If interrupted at any point, the next
+    call continues. The connection must be in autocommit mode and its role must own the tables.
 
     Raises:
         psycopg.Error: A lock was not available within a second, or the server reported another error.
