@@ -8,7 +8,7 @@
 --   .read configs/archive.sql
 --
 -- The names, columns and results are those of the views in PostgreSQL. Differences: addresses are text, and the
--- artifacts' first fetches are the first ones in the archive, because the table artifact is not in it. Like there,
+-- artifacts' first fetches are the first ones in the archive, because the counts of artifacts are not in it. Like there,
 -- hours and days are those of the session's time zone, and each view by hour or day is also a function, which counts
 -- any time span as a whole: SELECT * FROM access_log_cache('2026-11-01', '2026-11-15').
 

@@ -51,7 +51,7 @@ class RestoredDay(NamedTuple):
 def restore_day(connection: Connection[Any], folder: Path, day: date) -> RestoredDay:
     """Insert the archived rows of a day that are not in the table, in one transaction. Idempotent.
 
-    The rows keep their `logged_at`, and the table `artifact` does not count them again. The totals that were made of
+    The rows keep their `logged_at`, and `artifact_by_node` does not count them again. The totals that were made of
     them when they left the table are removed: it has the rows again. The files stay. Columns that the table no longer
     has are left out; columns that the files do not have yet are NULL.
 

@@ -35,16 +35,24 @@ _IS_VALID = """
     SELECT indisvalid FROM pg_index
     WHERE indexrelid = to_regclass(%s) AND indrelid = 'access_log'::regclass
 """
-# What migration 006 creates if the table is empty.
-_ARTIFACT_INDEX = """
-    SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
-    WHERE pg_class.oid = to_regclass('artifact') AND relkind = 'r'
-    AND EXISTS (SELECT FROM pg_proc WHERE proname = 'access_log_package_key' AND pronamespace = relnamespace)
-    AND NOT EXISTS (SELECT FROM pg_index WHERE indrelid = pg_class.oid AND indisvalid
-                    AND indexrelid = to_regclass('artifact_package_idx'))
+# What migrations 006 and 011 create if the table is empty: an index, and a key with the node.
+_ARTIFACT_KEY = """
+    SELECT nspname, indnkeyatts = 1
+    FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    JOIN pg_index ON indrelid = pg_class.oid AND indisprimary
+    WHERE pg_class.oid = to_regclass('artifact_by_node')
 """
-_BUILD_ARTIFACT_INDEX = """
-    CREATE INDEX CONCURRENTLY artifact_package_idx ON {} (access_log_package_key(purl))
+_ARTIFACT_TABLE = "artifact_by_node"
+_ARTIFACT_INDEX = "artifact_package_idx"
+_NEW_KEY = "artifact_by_node_key"
+_DEFINITIONS = {
+    _ARTIFACT_INDEX: "CREATE INDEX CONCURRENTLY {} ON {} (access_log_package_key(purl))",
+    _NEW_KEY: "CREATE UNIQUE INDEX CONCURRENTLY {} ON {} (purl, node)",
+}
+_INDEX_STATE = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)"
+_REPLACE_KEY = """
+    ALTER TABLE {} DROP CONSTRAINT artifact_by_node_pkey,
+      ADD CONSTRAINT artifact_by_node_pkey PRIMARY KEY USING INDEX artifact_by_node_key
 """
 _MAX_NAME_BYTES = 63  # PostgreSQL docs, 4.1.1
 
@@ -61,9 +69,9 @@ class _Missing(NamedTuple):
 def build_missing_indexes(connection: Connection[Any]) -> Iterator[str]:
     """Give each day the indexes that migrations declared, then drop the ones they replace.
 
-    The table `artifact` gets its index as well. Yields the name of each table before its index is built, the
-    newest day first. Other sessions can read and write meanwhile. If interrupted at any point, the next
-    call continues. The connection must be in autocommit mode and its role must own the tables.
+    The table `artifact_by_node` gets its index and its key as well. Yields the name of each table before its
+    index is built, the newest day first. Other sessions can read and write meanwhile. If interrupted at any
+    point, the next call continues. The connection must be in autocommit mode and its role must own the tables.
 
     Raises:
         psycopg.Error: A lock was not available within a second, or the server reported another error.
@@ -73,9 +81,7 @@ def build_missing_indexes(connection: Connection[Any]) -> Iterator[str]:
         for missing in [_Missing(*row) for row in found]:
             yield missing.partition
             _build(connection, missing)
-        for (schema,) in connection.execute(_ARTIFACT_INDEX).fetchall():
-            yield "artifact"
-            _build_artifact_index(connection, schema)
+        yield from _build_of_artifacts(connection)
         for old, new in _REPLACED.items():
             row = connection.execute(_IS_VALID, (new,)).fetchone()
             if row is not None and row[0]:
@@ -104,11 +110,19 @@ def _build(connection: Connection[Any], missing: _Missing) -> None:
     )
 
 
-def _build_artifact_index(connection: Connection[Any], schema: str) -> None:
-    # What is left of a build that was interrupted is invalid.
-    connection.execute(
-        sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(
-            sql.Identifier(schema, "artifact_package_idx")
-        )
-    )
-    connection.execute(sql.SQL(_BUILD_ARTIFACT_INDEX).format(sql.Identifier(schema, "artifact")))
+def _build_of_artifacts(connection: Connection[Any]) -> Iterator[str]:
+    for schema, is_without_node in connection.execute(_ARTIFACT_KEY).fetchall():
+        table = sql.Identifier(schema, _ARTIFACT_TABLE)
+        wanted = (_ARTIFACT_INDEX, _NEW_KEY) if is_without_node else (_ARTIFACT_INDEX,)
+        for name in wanted:
+            qualified = sql.Identifier(schema, name)
+            state = connection.execute(_INDEX_STATE, (qualified.as_string(),)).fetchone()
+            if state == (True,):
+                continue
+            yield _ARTIFACT_TABLE
+            # What is left of a build that was interrupted is invalid.
+            connection.execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(qualified))
+            definition = sql.SQL(_DEFINITIONS[name])
+            connection.execute(definition.format(sql.Identifier(name), table))
+        if is_without_node:
+            connection.execute(sql.SQL(_REPLACE_KEY).format(table))

@@ -72,6 +72,7 @@ _READER_RELATIONS = (
     "access_log_daily_fetches",
     "access_log_pruned",
     "artifact",
+    "artifact_by_node",
     "access_log_fetches",
     "access_log_days",
     "access_log_artifacts",
@@ -220,9 +221,7 @@ def grants(schema: str, proxy_role: str, reader_role: str, *, is_distributed: bo
         schema=sql.Identifier(schema),
         proxy=sql.Identifier(proxy_role),
         reader=sql.Identifier(reader_role),
-        relations=qualified(
-            (*_READER_RELATIONS, *(("artifact_by_node",) if is_distributed else ()))
-        ),
+        relations=qualified(_READER_RELATIONS),
         functions=qualified(_READER_FUNCTIONS),
     ).as_string(None)
 

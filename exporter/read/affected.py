@@ -202,7 +202,7 @@ def find_affected(
         fetches = fetches_of(connection, selection, matches)
         can_know = selection.filters().keys() <= {"user"}
         pruned = pruned_fetches(connection, selection, removed) if can_know else {}
-        # Only without filters is the table artifact enough to say that somebody fetched a package.
+        # Only without filters is the view artifact enough to say that somebody fetched a package.
         ever = {} if selection.filters() else removed
         sure = {purl for purl, each in ever.items() if _is_in_time(each, selection)}
         purls = fetches.keys() | pruned.keys() | sure

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 # A role whose grants are from before these tables can still read the log.
 _IS_READABLE = """
     SELECT coalesce(has_table_privilege(to_regclass('advisory_state'), 'SELECT')
-                    AND has_table_privilege(to_regclass('advisory_match'), 'SELECT'), false)
+                    AND has_table_privilege(to_regclass('advisory_match'), 'SELECT')
+                    AND has_table_privilege(to_regclass('artifact_by_node'), 'SELECT'), false)
 """
 _STATE = """
-    SELECT kept_at, compared_at, advisories, packages, compared, (SELECT count(*) FROM artifact)
+    SELECT kept_at, compared_at, advisories, packages, compared,
+           (SELECT count(DISTINCT purl) FROM artifact_by_node)
     FROM advisory_state
 """
 _COMPARED_AT = "SELECT compared_at FROM advisory_state"

@@ -1,4 +1,4 @@
-"""Count the artifacts that a batch fetched, for the table `artifact`. Runs nothing."""
+"""Count the artifacts that a batch fetched, for the table `artifact_by_node`. Runs nothing."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _ROWS_PER_COPY = 32  # while we look for bad rows
 _MAX_PROBES = 8  # rows from each source, to find one that the server accepts
 
-type _Kind = tuple[str, bool]  # the row's partition, and whether it changes the table artifact
+type _Kind = tuple[str, bool]  # the row's partition, and whether it counts an artifact
 
 
 class Rejection(NamedTuple):

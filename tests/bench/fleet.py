@@ -41,18 +41,12 @@ SECTION = "Fleet"
 EXPLANATION = """\
 The CPU time of all processes of PostgreSQL per row, and how long writers wait for each other's locks, for 1, 4
 and 20 proxies that write batches of 128 rows as fast as they can. All fetch the same few hundred URLs, so each
-batch updates the same rows of the table `artifact`: the worst case. `paced` is 20 proxies with 2 batches a
-second each. The share of waiting is that of the writers' time in PostgreSQL, sampled. `with the node` is an
-experiment in a copy of the schema in which the key of `artifact` includes the node. If a Citus cluster is
-named, the same is measured there, with the log distributed."""
+of them counts the same artifacts. `paced` is 20 proxies with 2 batches a second each. The share of waiting is
+that of the writers' time in PostgreSQL, sampled. If a Citus cluster is named, the same is measured there, with
+the log distributed."""
 _WRITERS = (1, 4, 20)
 _PACED_SECONDS = 0.5  # between two batches of a proxy
 _SAMPLE_SECONDS = 0.005
-_NODE_IN_KEY = """
-    ALTER TABLE artifact ADD COLUMN node text NOT NULL DEFAULT current_setting('application_name');
-    ALTER TABLE artifact DROP CONSTRAINT artifact_pkey, ADD PRIMARY KEY (purl, node);
-"""
-_DEFINITION = "SELECT pg_get_functiondef('artifact_add'::regproc)"
 _WAITING = """
     SELECT count(*) FILTER (WHERE wait_event_type = 'Lock'), count(*) FROM pg_stat_activity
     WHERE application_name LIKE 'fleet-%' AND state <> 'idle'
@@ -77,24 +71,18 @@ def measure(workspace: Workspace) -> list[Figure]:
     rounds = workspace.choose(3, 1)
     batches = workspace.choose(400, 40)  # of all writers together
     figures = []
-    with _schema(workspace.dsn, "node_in_key") as with_node:
-        with psycopg.connect(with_node, autocommit=True) as connection:
-            _put_node_into_key(connection)
-        results: dict[str, list[_Run]] = {}
-        for _ in range(rounds):
-            for count in _WRITERS:
-                name = f"{count} {'writer' if count == 1 else 'writers'}"
-                run = _run(workspace.dsn, entries, count, batches // count)
-                results.setdefault(name, []).append(run)
-                run = _run(with_node, entries, count, batches // count)
-                results.setdefault(f"{name}, with the node", []).append(run)
-            for dsn, name in ((workspace.dsn, ""), (with_node, ", with the node")):
-                run = _run(
-                    dsn, entries, _WRITERS[-1], workspace.choose(12, 3), pause=_PACED_SECONDS
-                )
-                results.setdefault(f"{_WRITERS[-1]} writers, paced{name}", []).append(run)
-        for name, runs in results.items():
-            figures += _figures(name, runs)
+    results: dict[str, list[_Run]] = {}
+    for _ in range(rounds):
+        for count in _WRITERS:
+            run = _run(workspace.dsn, entries, count, batches // count)
+            name = f"{count} {'writer' if count == 1 else 'writers'}"
+            results.setdefault(name, []).append(run)
+        run = _run(
+            workspace.dsn, entries, _WRITERS[-1], workspace.choose(12, 3), pause=_PACED_SECONDS
+        )
+        results.setdefault(f"{_WRITERS[-1]} writers, paced", []).append(run)
+    for name, runs in results.items():
+        figures += _figures(name, runs)
     if CLUSTER_DSN:
         with _schema(CLUSTER_DSN, "fleet") as dsn:
             distributed(dsn)
@@ -135,15 +123,6 @@ def _schema(dsn: str, name: str) -> Iterator[str]:
             yield make_conninfo(dsn, options=f"-csearch_path={name}")
         finally:
             connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(name)))
-
-
-def _put_node_into_key(connection: psycopg.Connection[Any]) -> None:
-    ensure_schema(connection)
-    ((definition,),) = connection.execute(_DEFINITION).fetchall()
-    changed = definition.replace("ON CONFLICT (purl)", "ON CONFLICT (purl, node)")
-    assert changed != definition
-    connection.execute(_NODE_IN_KEY)
-    connection.execute(changed)
 
 
 def _run(

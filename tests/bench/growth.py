@@ -46,7 +46,7 @@ def measure(workspace: Workspace) -> list[Figure]:
         ensure_schema(connection)
         connection.execute("SELECT access_log_ensure_partition(%s)", (today.date(),))
         _costs(connection, burst, 1)  # warms up caches and plans
-        connection.execute("TRUNCATE access_log, artifact")
+        connection.execute("TRUNCATE access_log, artifact_by_node")
         costs["in an empty table"] = _costs(connection, burst, rounds)
         deadline = time.monotonic() + _FILL_SECONDS
         _fill_today(connection, today, rows_a_day)
@@ -61,7 +61,7 @@ def measure(workspace: Workspace) -> list[Figure]:
             costs[name] = _costs(connection, burst, rounds)
             if days < partition_count:
                 break
-        connection.execute("TRUNCATE access_log, artifact")
+        connection.execute("TRUNCATE access_log, artifact_by_node")
     first, *_, last = costs.values()
     ratio = tuple(
         later / earlier for earlier, later in zip(sorted(first), sorted(last), strict=True)
@@ -157,7 +157,7 @@ def _fill_day(connection: psycopg.Connection, today: datetime, days_ago: int) ->
 def _fill_artifacts(connection: psycopg.Connection, count: int) -> None:
     """Add this number of artifacts, with unsorted names."""
     connection.execute(
-        "INSERT INTO artifact SELECT 'pkg:pypi/' || md5(n::text) || '@1.0', 'pypi', now(), now(),"
-        " 'build-1', 1, 1000 FROM generate_series(1, %s) AS n ON CONFLICT DO NOTHING",
+        "INSERT INTO artifact_by_node SELECT 'pkg:pypi/' || md5(n::text) || '@1.0', 'pypi', now(), now(),"
+        " 'build-1', 1, 1000, 'test' FROM generate_series(1, %s) AS n ON CONFLICT DO NOTHING",
         (count,),
     )

@@ -109,7 +109,7 @@ class Row(NamedTuple):
 
 
 class Fetches:
-    """The rows of the table artifact that belong to the generated rows."""
+    """The artifacts that belong to the generated rows."""
 
     def __init__(self) -> None:
         self._rows: dict[str, list[Any]] = {}
@@ -332,7 +332,7 @@ def clear(connection: psycopg.Connection[Any]) -> None:
             for table in ("access_log", "access_log_gap"):
                 connection.execute(f"DELETE FROM {table} WHERE node = ANY(%s)", (list(NODES),))
         else:
-            connection.execute("TRUNCATE access_log, access_log_gap, artifact")
+            connection.execute("TRUNCATE access_log, access_log_gap, artifact_by_node")
 
 
 @click.command()
@@ -374,7 +374,7 @@ def _fill(connection: psycopg.Connection[Any], plan: Plan, *, force: bool) -> No
         for done in load(connection, plan):
             progress.update(task, completed=done)
     # Like autovacuum in a table that grew for a month.
-    connection.execute("VACUUM ANALYZE access_log, access_log_gap, artifact")
+    connection.execute("VACUUM ANALYZE access_log, access_log_gap, artifact_by_node")
     seconds = time.monotonic() - started
     click.echo(f"{plan.rows} rows over {plan.days} days written in {seconds:.1f} s.")
 

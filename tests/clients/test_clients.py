@@ -97,7 +97,7 @@ class ClientSetup:
         return Recording(self, len(self.secure.served), len(self.plain.served), self._now())
 
     def artifacts(self, pattern: str) -> dict[str, tuple[int, int, str]]:
-        """Return fetches, bytes and first user from the table `artifact`, by purl.
+        """Return fetches, bytes and first user from the view `artifact`, by purl.
 
         Args:
             pattern: A LIKE pattern for the purl.

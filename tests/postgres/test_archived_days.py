@@ -273,7 +273,7 @@ def test_no_day_leaves_the_table_while_a_command_reads(any_logs: Logs) -> None:
 def test_rows_are_read_in_one_read_only_transaction(logs: Logs) -> None:
     with opened(logs.rest) as connection, rows_loaded(connection, logs.folder, Selection()):
         with pytest.raises(psycopg.errors.ReadOnlySqlTransaction), connection.transaction():
-            connection.execute("DELETE FROM artifact")
+            connection.execute("DELETE FROM artifact_by_node")
         settings = connection.execute(
             "SELECT current_setting('transaction_isolation'), current_setting('transaction_read_only')"
         )

@@ -487,12 +487,12 @@ def test_mistake_in_the_table_of_artifacts_rejects_no_row(database: Database, qu
         return make_entry(number, artifact_kind="artifact", purl=purl, status_code=200)
 
     assert database.write([make_entry(1), download(2)]) == []
-    query("ALTER TABLE artifact ADD CONSTRAINT wrong CHECK (purl = '') NOT VALID")
+    query("ALTER TABLE artifact_by_node ADD CONSTRAINT wrong CHECK (purl = '') NOT VALID")
     for batch in ([download(3)], [download(3), make_entry(4), download(5)]):
         with pytest.raises(DatabaseUnavailable, match="wrong"):
             database.write(batch)
-    query("ALTER TABLE artifact DROP CONSTRAINT wrong")
-    query("ALTER TABLE artifact ADD CONSTRAINT no_6 CHECK (purl <> 'pkg:pypi/demo6@1.0')")
+    query("ALTER TABLE artifact_by_node DROP CONSTRAINT wrong")
+    query("ALTER TABLE artifact_by_node ADD CONSTRAINT no_6 CHECK (purl <> 'pkg:pypi/demo6@1.0')")
     (rejection,) = database.write([download(n) for n in (3, 5, 6, 7)])
     assert rejection.entry == download(6)
     assert query("SELECT purl, fetches FROM artifact ORDER BY purl") == [

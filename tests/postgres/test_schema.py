@@ -298,7 +298,8 @@ def test_proxy_role_can_only_write_and_reader_role_can_only_read(any_dsn: str) -
                     "SELECT * FROM access_log_remotes",
                     "SELECT * FROM access_log_remotes('2023-11-14')",
                     "DELETE FROM access_log_gap",
-                    "UPDATE artifact SET fetches = 0",
+                    "SELECT * FROM artifact_by_node",
+                    "UPDATE artifact_by_node SET fetches = 0",
                 ):
                     with pytest.raises(psycopg.errors.InsufficientPrivilege):
                         session.execute(statement.encode())

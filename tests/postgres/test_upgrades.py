@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -38,14 +39,14 @@ _DAYS = ("2023-11-14", "2023-11-15")
 _DAY_MS = 86_400_000
 # What a migration must not do to a table with rows: rewrite it, read all of it for an index, or validate it.
 _STORAGE = """
-    SELECT 'storage', oid::regclass::text, relfilenode::text FROM pg_class
-    WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r' AND oid = ANY (%(tables)s::regclass[])
+    SELECT 'storage', oid, relfilenode FROM pg_class WHERE oid = ANY (%(tables)s)
     UNION ALL
-    SELECT 'index', indrelid::regclass::text, indexrelid::text FROM pg_index
-    WHERE indrelid = ANY (%(tables)s::regclass[])
+    SELECT 'index', indrelid, indexrelid FROM pg_index WHERE indrelid = ANY (%(tables)s)
     UNION ALL
-    SELECT 'constraint', conrelid::regclass::text, conname FROM pg_constraint
-    WHERE convalidated AND conrelid = ANY (%(tables)s::regclass[])
+    SELECT 'constraint', conrelid, pg_constraint.oid
+    FROM pg_constraint LEFT JOIN pg_attribute ON attrelid = conrelid AND attnum = conkey[1]
+    WHERE convalidated AND conrelid = ANY (%(tables)s)
+      AND NOT (contype = 'n' AND atthasmissing)  -- of a new column, whose default nobody has to read
 """
 _TABLES_WITH_ROWS = ("access_log_20231114", "access_log_20231115", "access_log_gap", "artifact")
 
@@ -182,7 +183,8 @@ def first_schema(dsn: str, tmp_path: Path) -> Path:
 def test_no_migration_reads_or_rewrites_a_table_with_rows(
     dsn: str, query: Query, first_schema: Path
 ) -> None:
-    tables: dict[str, Any] = {"tables": list(_TABLES_WITH_ROWS)}
+    oids = [query("SELECT %s::regclass::oid", name)[0][0] for name in _TABLES_WITH_ROWS]
+    tables: dict[str, Any] = {"tables": oids}
     with connect(dsn, Settings().database) as connection:
         for name in _MIGRATIONS:
             shutil.copy(MIGRATIONS / name, first_schema)
@@ -192,7 +194,7 @@ def test_no_migration_reads_or_rewrites_a_table_with_rows(
             assert after == before, f"{name} would lock writers out while it reads a large table"
 
         assert sorted(build_missing_indexes(connection)) == sorted(
-            2 * ["access_log_20231114", "access_log_20231115"] + ["artifact"]
+            2 * ["access_log_20231114", "access_log_20231115", "artifact_by_node"]
         )
         assert list(build_missing_indexes(connection)) == []
     assert query(
@@ -201,8 +203,15 @@ def test_no_migration_reads_or_rewrites_a_table_with_rows(
     assert query("SELECT count(*) FROM pg_index WHERE NOT indisvalid") == [(0,)]
 
 
-def test_interrupted_build_of_the_index_of_artifacts_begins_again(
-    dsn: str, query: Query, first_schema: Path
+@pytest.mark.parametrize(
+    ("name", "kind", "columns"),
+    [
+        ("artifact_package_idx", "INDEX", "access_log_package_key(purl)"),
+        ("artifact_by_node_key", "UNIQUE INDEX", "purl, node"),
+    ],
+)
+def test_interrupted_build_of_an_index_of_artifacts_begins_again(
+    dsn: str, query: Query, first_schema: Path, name: str, kind: str, columns: str
 ) -> None:
     with connect(dsn, Settings().database) as connection:
         ensure_schema(connection)
@@ -212,14 +221,14 @@ def test_interrupted_build_of_the_index_of_artifacts_begins_again(
             connection.execute("SET lock_timeout = '100ms'")
             with pytest.raises(psycopg.errors.LockNotAvailable):
                 connection.execute(
-                    "CREATE INDEX CONCURRENTLY artifact_package_idx"
-                    " ON artifact (access_log_package_key(purl))"
+                    f"CREATE {kind} CONCURRENTLY {name} ON artifact_by_node ({columns})".encode()
                 )
             connection.execute("RESET lock_timeout")
-        assert "artifact" in list(build_missing_indexes(connection))
+        assert list(build_missing_indexes(connection)).count("artifact_by_node") == 2
     assert query(
-        "SELECT indisvalid FROM pg_index WHERE indexrelid = 'artifact_package_idx'::regclass"
-    ) == [(True,)]
+        "SELECT bool_and(indisvalid), string_agg(relname, ' ' ORDER BY relname)"
+        " FROM pg_index JOIN pg_class ON oid = indexrelid WHERE indrelid = 'artifact_by_node'::regclass"
+    ) == [(True, "artifact_by_node_pkey artifact_package_idx")]
     assert not list(first_schema.iterdir())
 
 
@@ -243,3 +252,103 @@ def test_migration_that_waits_for_a_lock_gives_up_within_a_second_and_keeps_what
     assert query("SELECT count(*) FROM access_log") == [(4,)]
     assert query("SELECT max(number) FROM access_log_migration") == [(len(_MIGRATIONS) + 1,)]
     assert not list(first_schema.iterdir())
+
+
+# --- each proxy counts artifacts in rows of its own
+
+_COUNTED = "SELECT first_user, fetches, bytes FROM artifact"
+_ROWS_BY_NODE = "SELECT node, fetches FROM artifact_by_node ORDER BY 1"
+
+
+def fetch(number: int, node: str, **changes: Any) -> AccessLogEntry:
+    fetched = {"artifact_kind": "artifact", "purl": "pkg:pypi/demo@1.0", "proxy_user": node}
+    return make_entry(number, **(fetched | changes), node=node)
+
+
+def write(dsn: str, *entries: AccessLogEntry) -> None:
+    writer = Database(Settings().with_dsn(dsn).database)
+    try:
+        assert writer.write(entries) == []
+    finally:
+        writer.close()
+
+
+def test_artifacts_are_counted_before_and_after_each_node_has_rows_of_its_own(
+    dsn: str, query: Query, first_schema: Path
+) -> None:
+    write(dsn, fetch(100, "a"), fetch(101, "b"))  # upgrades the schema
+    assert query(_ROWS_BY_NODE) == [("", 4)]
+    assert query(_COUNTED) == [("build-42", 4, 4 * 1234)]
+    write(dsn, fetch(102, "b", purl="pkg:pypi/other@1.0"))
+    with connect(dsn, Settings().database) as connection:
+        assert "artifact_by_node" in list(build_missing_indexes(connection))
+    write(dsn, fetch(0, "a"), fetch(103, "b"))
+    times = "'{2000-01-01}', '{2000-01-01}'"
+    query(
+        f"SELECT artifact_record('{{pkg:pypi/demo@1.0}}', '{{pypi}}', '{{u}}', {times}, '{{1}}', '{{1}}')"
+    )
+    assert query(f"{_COUNTED} ORDER BY purl") == [("u", 7, 6 * 1234 + 1), ("b", 1, 1234)]
+    assert query(_ROWS_BY_NODE) == [("", 5), ("a", 1), ("b", 1), ("b", 1)]
+    assert not list(first_schema.iterdir())
+
+
+def test_who_read_the_table_of_artifacts_reads_the_view(
+    dsn: str, query: Query, first_schema: Path
+) -> None:
+    role, reader = "pg_monitor", "pg_signal_backend"
+    query(f"GRANT SELECT ON artifact TO {role} WITH GRANT OPTION")
+    query(f"GRANT SELECT (purl) ON artifact TO {reader}")
+    query(
+        "CREATE VIEW mine WITH (security_barrier=true) AS"
+        " SELECT purl, sum(fetches) AS fetches FROM artifact GROUP BY 1"
+    )
+    query("COMMENT ON VIEW mine IS 'ours'")
+    comments = query(
+        "SELECT attname, col_description(attrelid, attnum) FROM pg_attribute"
+        " WHERE attrelid = 'artifact'::regclass AND attnum > 0"
+    )
+    with connect(dsn, Settings().database) as connection:
+        ensure_schema(connection)
+        assert "artifact_by_node" in list(build_missing_indexes(connection))
+    write(dsn, fetch(100, "a"), fetch(101, "b"))
+    assert query("SELECT * FROM mine") == [("pkg:pypi/demo@1.0", 4)]
+    assert query("SELECT purl, fetches FROM access_log_first_seen") == [("pkg:pypi/demo@1.0", 4)]
+    assert query(
+        "SELECT reloptions, obj_description(oid), pg_get_viewdef(oid) LIKE '%%FROM artifact\n%%' FROM pg_class"
+        " WHERE oid = 'mine'::regclass"
+    ) == [(["security_barrier=true"], "ours", True)]
+    assert (
+        query(
+            "SELECT attname, col_description(attrelid, attnum) FROM pg_attribute"
+            " WHERE attrelid = 'artifact'::regclass AND attnum > 0"
+        )
+        == comments
+    )
+    assert query(
+        f"SELECT has_table_privilege('{role}', 'artifact', 'SELECT WITH GRANT OPTION'),"
+        f" has_table_privilege('{reader}', 'artifact', 'SELECT'),"
+        f" has_column_privilege('{reader}', 'artifact', 'purl', 'SELECT'),"
+        f" has_column_privilege('{reader}', 'artifact', 'fetches', 'SELECT')"
+    ) == [(True, False, True, False)]
+    assert not list(first_schema.iterdir())
+
+
+def test_batch_that_waits_for_the_migration_counts_once(
+    dsn: str, query: Query, first_schema: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has read the old function, and then finds a view where the table was."""
+    for name in _MIGRATIONS[:-1]:
+        shutil.copy(MIGRATIONS / name, first_schema)
+    migration = (MIGRATIONS / _MIGRATIONS[-1]).read_bytes()
+    monkeypatch.setattr("exporter.postgres.schema.MIGRATIONS", first_schema)
+    writer = Database(Settings().with_dsn(dsn).database)
+    writer.open()
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(dsn) as owner:
+        owner.execute(migration)
+        batch = pool.submit(writer.write, [fetch(100 + n, "a") for n in range(5)])
+        eventually(lambda: query("SELECT count(*) FROM pg_locks WHERE NOT granted") == [(1,)])
+        owner.commit()
+        assert batch.result(10) == []
+    writer.close()
+    assert query("SELECT count(*) FROM access_log WHERE node = 'a'") == [(5,)]
+    assert query(_COUNTED) == [("build-42", 7, 7 * 1234)]

@@ -52,9 +52,9 @@ _ROW = """
             'npm', %s, %s, %s, %s, %s, %s)
 """
 _ARTIFACTS = """
-    INSERT INTO artifact (purl, remote, first_seen, last_seen, first_user, fetches, bytes)
-    SELECT purl, min(remote), min(started_at), max(started_at), min(proxy_user), count(*), sum(response_bytes)
-    FROM access_log_fetches GROUP BY purl
+    INSERT INTO artifact_by_node (purl, node, remote, first_seen, last_seen, first_user, fetches, bytes)
+    SELECT purl, node, min(remote), min(started_at), max(started_at), min(proxy_user), count(*), sum(response_bytes)
+    FROM access_log_fetches GROUP BY purl, node
 """
 
 
@@ -117,7 +117,7 @@ def generate(
         for row in _rows(each):
             connection.execute(_ROW, (at, *row))
     connection.execute(_ARTIFACTS)
-    connection.execute("ANALYZE access_log, artifact")
+    connection.execute("ANALYZE access_log, artifact_by_node")
 
 
 def _rows(each: Compromised) -> Iterator[tuple[Any, ...]]:

@@ -38,6 +38,15 @@ import sys
 from exporter.postgres.schema import grants
 print(grants(*sys.argv[1:]))
 """
+_DISTRIBUTE = """
+import sys
+from exporter import Settings
+from exporter.postgres.connection import connect
+from exporter.postgres.schema import distribute_schema, ensure_schema
+with connect(sys.argv[1], Settings().database) as connection:
+    ensure_schema(connection)
+    assert distribute_schema(connection)
+"""
 _TIMEOUT_SECONDS = 60.0
 
 
@@ -49,9 +58,15 @@ class OlderVersion:
 
     def grants(self, schema: str, proxy_role: str, reader_role: str) -> str:
         """What its `artifactapi init` prints."""
-        command = [sys.executable, "-c", _GRANTS, schema, proxy_role, reader_role]
+        return self._run(_GRANTS, schema, proxy_role, reader_role)
+
+    def distribute(self, dsn: str) -> None:
+        """Create the schema and distribute it over a Citus cluster."""
+        self._run(_DISTRIBUTE, dsn)
+
+    def _run(self, script: str, *arguments: str) -> str:
         return subprocess.run(
-            command,
+            [sys.executable, "-c", script, *arguments],
             cwd=self._folder,
             check=True,
             capture_output=True,

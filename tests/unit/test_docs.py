@@ -78,12 +78,15 @@ def links(page: Path) -> list[tuple[Path, str]]:
 
 def in_schema(kind: str) -> set[str]:
     """The names of all tables, views or functions of the schema."""
-    create = rf"^CREATE (?:OR REPLACE )?{kind} (?:IF NOT EXISTS )?(\w+)"
+    create = rf"^ *CREATE (?:OR REPLACE )?{kind} (?:IF NOT EXISTS )?(\w+)"
+    rename = rf"^ *ALTER {kind} (\w+) RENAME TO (\w+)"
     texts = [
         path.read_text(encoding="utf-8")
         for path in (SCHEMA, SCHEMA.with_name("migration_table.sql"), *MIGRATIONS.glob("*.sql"))
     ]
-    return {name for text in texts for name in re.findall(create, text, re.MULTILINE)}
+    names = {name for text in texts for name in re.findall(create, text, re.MULTILINE)}
+    renamed = dict(pair for text in texts for pair in re.findall(rename, text, re.MULTILINE))
+    return {renamed.get(name, name) for name in names}
 
 
 def all_settings() -> dict[str, Any]:
