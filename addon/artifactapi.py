@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import logging
 import sys
@@ -117,6 +118,8 @@ class ArtifactApi:
         self._exporter.watch(self.flows.open_count, self.flows.oldest_open_at)
         self._log_database(self._exporter, "logging to")
         self._start_views(self._exporter)
+        if exporter is None:
+            _exempt_from_collections()
 
     def done(self) -> None:
         """Write what is left, including open flows, within shutdown.drain_seconds.
@@ -230,6 +233,15 @@ def _filter(expression: str) -> flowfilter.TFilter | None:
         return flowfilter.parse(expression) if expression else None
     except ValueError as e:
         raise SettingsError(f"artifactapi_filter: {e}.") from None
+
+
+def _exempt_from_collections() -> None:
+    """Let full garbage collections leave out what is loaded by now, because it stays until the end.
+
+    They took 2 % of mitmdump's CPU time, and more with us than without.
+    """
+    gc.collect()  # what is garbage already would stay, too
+    gc.freeze()
 
 
 def _stop(exporter: Exporter, gaps_command: str) -> None:

@@ -32,6 +32,7 @@ _MODULES = {
     "writer": "writer",
     "proxy": "proxy",
     "paired": "paired",
+    "parts": "parts",
     "latency": "latency",
     "memory": "memory",
     "growth": "growth",

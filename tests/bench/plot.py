@@ -29,9 +29,11 @@ class Panel(NamedTuple):
 
 
 def draw(path: Path, figures: Sequence[Figure], panels: Sequence[Panel]) -> None:
-    """Write the SVG. The same figures produce the same file."""
+    """Write the SVG if a panel has figures. The same figures produce the same file."""
     chosen = [(panel, _select(panel, figures)) for panel in panels]
     chosen = [(panel, found) for panel, found in chosen if found]
+    if not chosen:
+        return
     heights = [len(found) + 1.6 for _, found in chosen]
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "artifactapi", "font.size": 9}):
         canvas = Canvas(figsize=(9, 0.27 * sum(heights)), layout="constrained")
