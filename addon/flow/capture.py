@@ -53,9 +53,9 @@ _TUNNEL_MODES = ("regular", "upstream")
 # How mitmproxy reports a client that left before its TLS ClientHello was answered.
 _CLIENT_LEFT = "connection closed early"
 
-_bytes: Interner[bytes] = Interner()
-_names: Interner[str] = Interner()
-_fields: Interner[Field] = Interner()
+_bytes: Interner[bytes] = Interner(lambda value: _TEXT_BYTES + len(value))
+_names: Interner[str] = Interner(lambda value: _TEXT_BYTES + _CHARACTER_BYTES * len(value))
+_fields: Interner[Field] = Interner(lambda field: 3 * _TEXT_BYTES + sum(map(len, field)))
 
 
 def capture(flow: http.HTTPFlow, state: FlowState, *, with_body: bool = False) -> Exchange:
@@ -92,6 +92,20 @@ def capture(flow: http.HTTPFlow, state: FlowState, *, with_body: bool = False) -
     proxy_user = _proxy_user(flow)
     user_agent = _user_agent(request.headers.fields)
     _bytes.new_bytes = _names.new_bytes = _fields.new_bytes = 0
+    proxy_user = _names[proxy_user] if proxy_user is not None else None
+    method, scheme, http_version = (
+        _bytes[request.method],
+        _bytes[request.scheme],
+        _bytes[request.http_version],
+    )
+    host = _names[host]
+    user_agent = _bytes[user_agent] if user_agent is not None else None
+    response_fields = _response_fields(response.data.headers.fields) if response else ()
+    text_bytes = _TEXT_BYTES + len(target) + _CHARACTER_BYTES * len(error or "")
+    text_bytes += _bytes.new_bytes + _names.new_bytes + _fields.new_bytes
+    if requested_url is not None:
+        text_bytes += 3 * _TEXT_BYTES + sum(map(len, (requested_url[0], requested_url[3])))
+        text_bytes += _CHARACTER_BYTES * len(requested_url[1])
     exchange = Exchange(
         flow_id=_import_id(flow) if state.is_import else flow.id,
         started_at=request.timestamp_start,
@@ -100,42 +114,35 @@ def capture(flow: http.HTTPFlow, state: FlowState, *, with_body: bool = False) -
         connect_seconds=connect_seconds(flow.server_conn) if state.opened_connection else None,
         client=flow.client_conn.peername,
         server=server.peername if server else None,
-        proxy_user=_intern_str(proxy_user) if proxy_user is not None else None,
-        method=_intern_bytes(request.method),
-        scheme=_intern_bytes(request.scheme),
-        host=_intern_str(host),
+        proxy_user=proxy_user,
+        method=method,
+        scheme=scheme,
+        host=host,
         port=request.port,
         target=target,
-        http_version=_intern_bytes(request.http_version),
-        user_agent=_intern_bytes(user_agent) if user_agent is not None else None,
+        http_version=http_version,
+        user_agent=user_agent,
         request_bytes=_request_bytes(flow, state),
         status_code=status_code,
         error_type=error_type,
         error=error,
-        response_fields=_response_fields(response.data.headers.fields) if response else (),
+        response_fields=response_fields,
         response_bytes=_response_bytes(delivered, flow, state) if delivered else None,
         tls_version=server.tls_version if server else None,
         response_source=_source(flow, state) if delivered else None,
         body=body,
         sha256=sha256,
-        size=0,
+        size=_STRUCT_BYTES + min(text_bytes, _MAX_TEXT_BYTES) + len(body or b""),
         requested_url=requested_url,
     )
-    text_bytes = _TEXT_BYTES + len(target) + _CHARACTER_BYTES * len(error or "")
-    text_bytes += _bytes.new_bytes + _names.new_bytes + _fields.new_bytes
-    if requested_url is not None:
-        text_bytes += 3 * _TEXT_BYTES + sum(map(len, (requested_url[0], requested_url[3])))
-        text_bytes += _CHARACTER_BYTES * len(requested_url[1])
-    size = _STRUCT_BYTES + min(text_bytes, _MAX_TEXT_BYTES) + len(body or b"")
-    if text_bytes <= _UNCUT_BYTES and len(exchange.response_fields) <= MAX_FIELDS:
-        return replace(exchange, size=size)
-    return _cut(exchange, size)
+    if text_bytes <= _UNCUT_BYTES and len(response_fields) <= MAX_FIELDS:
+        return exchange
+    return _cut(exchange)
 
 
-def _cut(x: Exchange, size: int) -> Exchange:
+def _cut(x: Exchange) -> Exchange:
     return replace(
         x,
-        size=size,
         proxy_user=x.proxy_user and x.proxy_user[:MAX_VALUE_BYTES],
         method=x.method[:MAX_VALUE_BYTES],
         scheme=x.scheme[:MAX_VALUE_BYTES],
@@ -201,22 +208,13 @@ def connect_seconds(server: Server) -> float | None:
     return ready - server.timestamp_start
 
 
-def _intern_bytes(value: bytes) -> bytes:
-    return _bytes.intern(value, _TEXT_BYTES + len(value))
-
-
-def _intern_str(value: str) -> str:
-    return _names.intern(value, _TEXT_BYTES + _CHARACTER_BYTES * len(value))
-
-
 def _response_fields(fields: tuple[Field, ...]) -> tuple[Field, ...]:
     """The header fields that a column is read from, names in lower case."""
     found = []
     for name, value in fields:
         lower = name.lower()
         if lower in RESPONSE_FIELDS:
-            size = 3 * _TEXT_BYTES + len(name) + len(value)
-            found.append(_fields.intern((lower, value), size))
+            found.append(_fields[lower, value])
     return tuple(found)
 
 

@@ -8,30 +8,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
 MAX_VALUES = 4096
 MAX_VALUE_BYTES = 256  # a larger value seldom repeats
 
 
-class Interner[T: Hashable]:
-    """Replaces a value by an equal one that was seen before. Bounded. One thread uses it."""
+class Interner[T: Hashable](dict[T, T]):
+    """`interner[value]` is an equal value that was seen before, or this one. Bounded. One thread uses it."""
 
-    def __init__(self) -> None:
-        self._values: dict[T, T] = {}
+    def __init__(self, size_of: Callable[[T], int]) -> None:
+        """`size_of` returns the memory of a value in bytes."""
+        super().__init__()
         self.new_bytes = 0  # memory of values that were not there yet; the caller resets it
+        self._size_of = size_of
 
-    def intern(self, value: T, size: int) -> T:
-        """The kept value that equals `value`. `size`: its memory in bytes."""
-        kept = self._values.get(value)
-        if kept is not None:
-            return kept
+    def __missing__(self, value: T) -> T:
+        size = self._size_of(value)
         self.new_bytes += size
         if size <= MAX_VALUE_BYTES:
-            if len(self._values) >= MAX_VALUES:
-                self._values.clear()
-            self._values[value] = value
+            if len(self) >= MAX_VALUES:
+                self.clear()
+            self[value] = value
         return value
-
-    def __len__(self) -> int:
-        return len(self._values)

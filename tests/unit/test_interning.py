@@ -11,20 +11,20 @@ def copy_of(text: bytes) -> bytes:
 
 
 def test_equal_values_become_one_object_and_count_once() -> None:
-    interner: Interner[bytes] = Interner()
-    first = interner.intern(copy_of(b"pip/25.0"), 72)
+    interner: Interner[bytes] = Interner(lambda value: 64 + len(value))
+    first = interner[copy_of(b"pip/25.0")]
     assert interner.new_bytes == 72
-    assert interner.intern(copy_of(b"pip/25.0"), 72) is first
+    assert interner[copy_of(b"pip/25.0")] is first
     assert interner.new_bytes == 72
 
 
 def test_long_and_unrepeated_values_count_but_are_not_kept() -> None:
-    interner: Interner[str] = Interner()
+    interner: Interner[str] = Interner(lambda value: 4 * len(value))
     long = "h" * 10_000
-    assert interner.intern(long, 40_000) is long
+    assert interner[long] is long
     assert len(interner) == 0
     assert interner.new_bytes == 40_000
     for number in range(20_000):
-        assert interner.intern(f"host-{number}", 64) == f"host-{number}"
+        assert interner[f"host-{number:011}"] == f"host-{number:011}"
         assert 1 <= len(interner) <= MAX_VALUES
     assert interner.new_bytes == 40_000 + 20_000 * 64
