@@ -22,12 +22,6 @@ MAX_EXTRA_BYTES = 10_000_000  # of resident memory, compared with a proxy withou
 STREAM = ("--set", "stream_large_bodies=1m", "--set", "flow_detail=0")
 
 
-def own_memory(process: psutil.Process) -> int:
-    """Return its resident memory in bytes, without the journal, whose pages appear soon after the start."""
-    memory = process.memory_info()
-    return memory.rss - getattr(memory, "shared", 0)
-
-
 def measure_growth(proxy: Mitm, url: str, size: int, agent: str) -> int:
     """Return by how many bytes one download raises the proxy's peak memory, after a small one."""
     process = psutil.Process(proxy.pid)
@@ -35,7 +29,7 @@ def measure_growth(proxy: Mitm, url: str, size: int, agent: str) -> int:
         client.request("GET", f"{url}?size=2000000", "User-Agent: warm-up")
         assert client.read_response()
     with RawClient(proxy.address) as client:
-        before = peak = own_memory(process)
+        before = peak = process.memory_info().rss
         client.request("GET", f"{url}?size={size}", f"User-Agent: {agent}")
         head = client.receive()
         received = len(head.partition(b"\r\n\r\n")[2])
@@ -43,7 +37,7 @@ def measure_growth(proxy: Mitm, url: str, size: int, agent: str) -> int:
             data = client.receive()
             assert data
             received += len(data)
-            peak = max(peak, own_memory(process))
+            peak = max(peak, process.memory_info().rss)
     assert received == size
     return peak - before
 
