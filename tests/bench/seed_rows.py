@@ -314,8 +314,8 @@ def load(connection: psycopg.Connection[Any], plan: Plan) -> Iterator[int]:
 def has_real_rows(connection: psycopg.Connection[Any]) -> bool:
     """Return whether the log has rows of real proxies."""
     query = (
-        "SELECT EXISTS (SELECT FROM access_log WHERE node IS NULL OR node <> ALL(%(seed)s))"
-        " OR EXISTS (SELECT FROM access_log_gap WHERE node <> ALL(%(seed)s))"
+        "SELECT EXISTS (SELECT 1 FROM access_log WHERE node IS NULL OR node <> ALL(%(seed)s))"
+        " OR EXISTS (SELECT 1 FROM access_log_gap WHERE node <> ALL(%(seed)s))"
     )
     row = connection.execute(query, {"seed": list(NODES)}).fetchone()
     return row is not None and bool(row[0])
