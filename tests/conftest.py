@@ -33,6 +33,13 @@ def pytest_report_header() -> str:
     return f"{VARIABLE} is not set: no test uses a Citus cluster"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what cannot be on a Citus cluster; the marker says why."""
+    for item in items if CLUSTER_DSN else ():
+        for marker in item.iter_markers("not_on_citus"):
+            item.add_marker(pytest.mark.skip(reason=marker.args[0]))
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres | Cluster]:
     """PostgreSQL 18, from the package that we depend on, or the Citus cluster that the environment names."""

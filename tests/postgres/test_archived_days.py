@@ -238,11 +238,12 @@ def test_reader_role_needs_only_its_grants_and_temporary_tables(
                 len(newest(reader, Selection(since=NOW - timedelta(days=4)), 2 * ROWS, logs.folder))
                 == ROWS
             )
-            owner.execute("REVOKE TEMPORARY ON DATABASE postgres FROM PUBLIC")
-            with pytest.raises(ArchiveError, match="GRANT TEMPORARY ON DATABASE postgres"):
+            database = owner.info.dbname
+            owner.execute(f"REVOKE TEMPORARY ON DATABASE {database} FROM PUBLIC".encode())
+            with pytest.raises(ArchiveError, match=f"GRANT TEMPORARY ON DATABASE {database}"):
                 newest(reader, Selection(), 5, logs.folder)
         finally:
-            owner.execute("GRANT TEMPORARY ON DATABASE postgres TO PUBLIC")
+            owner.execute(f"GRANT TEMPORARY ON DATABASE {database} TO PUBLIC".encode())
             owner.execute(f"DROP OWNED BY {ROLE}, archive_proxy".encode())
             owner.execute(f"DROP ROLE {ROLE}, archive_proxy".encode())
 
@@ -471,7 +472,7 @@ def test_rows_pruned_without_the_archive_keep_their_totals(
         assert len(list(prune(connection, NOW, None))) == 2
         late = day.isoformat() + "T20:00Z"
         connection.execute("SELECT access_log_ensure_partition(%s)", (day,))
-        insert = "INSERT INTO access_log (started_at, flow_id) VALUES (%s, gen_random_uuid())"
+        insert = "INSERT INTO access_log (started_at, flow_id, node) VALUES (%s, gen_random_uuid(), 'test')"
         connection.execute(insert, (late,))
         assert [p.rows for p in prune(connection, NOW, tmp_path)] == [1]
         done = restore_day(connection, tmp_path, day)
@@ -500,7 +501,10 @@ def test_role_that_may_not_write_cannot_restore(
     day = archived_days(folder)[1]
     with psycopg.connect(dsn, autocommit=True) as owner:
         owner.execute(f"CREATE ROLE {ROLE} LOGIN; CREATE ROLE archive_proxy".encode())
-        owner.execute(grants(schema_name(owner), "archive_proxy", ROLE).encode())
+        schema = schema_name(owner)
+        owner.execute(
+            grants(schema, "archive_proxy", ROLE, is_distributed=bool(CLUSTER_DSN)).encode()
+        )
         try:
             reader = dsn.replace("user=postgres", f"user={ROLE}")
             done = call(reader, "restore", "--day", str(day), "--archive", str(folder))

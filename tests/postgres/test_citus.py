@@ -72,7 +72,7 @@ def dsn(stub: str, request: pytest.FixtureRequest) -> Iterator[str]:
         connection.execute(f"DROP SCHEMA {name} CASCADE".encode())
 
 
-only_stub = pytest.mark.skipif(bool(CLUSTER_DSN), reason="changes what stands in for Citus")
+only_stub = pytest.mark.not_on_citus("changes what stands in for Citus")
 only_cluster = pytest.mark.skipif(not CLUSTER_DSN, reason="ARTIFACTAPI_TEST_CITUS names no cluster")
 
 

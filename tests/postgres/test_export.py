@@ -285,8 +285,9 @@ def test_memory_does_not_grow_with_the_number_of_rows(dsn: str) -> None:
     write(dsn, 1)
     with psycopg.connect(dsn) as connection:
         connection.execute(
-            "INSERT INTO access_log (started_at, flow_id, path) SELECT started_at, gen_random_uuid(),"
-            " repeat('x', 20000) FROM access_log, generate_series(1, 7500)"
+            "INSERT INTO access_log (started_at, flow_id, node, path)"
+            " SELECT started_at, gen_random_uuid(), node, repeat('x', 20000)"
+            " FROM access_log, generate_series(1, 7500)"
         )
     with subprocess.Popen(
         [COMMAND, "--dsn", dsn, "export", "jsonl"], stdout=subprocess.PIPE

@@ -10,7 +10,6 @@ from exporter import Settings
 from exporter.run import Run
 from exporter.write.database import Database, DatabaseUnavailable
 from exporter.write.ledger import RunCounts, RunLedger
-from tests.support.citus import CLUSTER_DSN
 from tests.support.relay import Relay
 from tests.support.samples import make_entry
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     Query = Callable[..., list[tuple[object, ...]]]
 
 # A cluster hides errors by itself, and refuses the changes of these tests.
-pytestmark = pytest.mark.skipif(bool(CLUSTER_DSN), reason="needs a server of its own")
+pytestmark = pytest.mark.not_on_citus("needs a server of its own")
 
 _ARTIFACT = {"artifact_complete": True, "purl": "pkg:pypi/demo@1.0"}
 

@@ -16,6 +16,7 @@ from exporter.postgres.faults import _FAULTS_BY_CLASS, _FAULTS_BY_STATE, rejecte
 from exporter.postgres.schema import ensure_schema
 from exporter.settings import BatchSettings, DatabaseSettings, SpoolSettings
 from exporter.write.database import COLUMNS, Database, DatabaseUnavailable, Rejection
+from tests.support.citus import NEEDS_TRIGGERS
 from tests.support.command import call
 from tests.support.samples import make_entry, make_exchange
 from tests.support.wait import eventually
@@ -64,6 +65,7 @@ def send(exporter: Exporter, *paths: str) -> None:
 
 
 @pytest.mark.parametrize("spool_bytes", [2**28, 0])
+@NEEDS_TRIGGERS
 def test_a_row_that_a_trigger_refuses_does_not_block_the_rows_behind_it(
     dsn: str, query: Query, spool_bytes: int
 ) -> None:
@@ -84,6 +86,7 @@ def test_a_row_that_a_trigger_refuses_does_not_block_the_rows_behind_it(
     assert query("SELECT path FROM access_log ORDER BY started_at") == [("/good",), ("/better",)]
 
 
+@NEEDS_TRIGGERS
 def test_rows_of_one_batch_are_told_apart(exporter: Exporter, query: Query) -> None:
     query(_POISON)
     send(exporter, *(f"/{number}" if number % 10 else "/poison" for number in range(200)))
@@ -105,20 +108,23 @@ def test_rows_of_one_batch_are_told_apart(exporter: Exporter, query: Query) -> N
             "ALTER TABLE access_log DROP COLUMN extra",
             "extra",
         ),
-        (
+        pytest.param(
             _TRIGGER.format(body="RAISE EXCEPTION 'closed for today';"),
             "DROP FUNCTION check_row CASCADE",
             "closed for today",
+            marks=NEEDS_TRIGGERS,
         ),
-        (
+        pytest.param(
             _TRIGGER.format(body="NEW.port := 1 / 0;"),
             "DROP FUNCTION check_row CASCADE",
             "division by zero",
+            marks=NEEDS_TRIGGERS,
         ),
-        (
+        pytest.param(
             _TRIGGER.format(body="NEW.port := 'x'::int;"),
             "DROP FUNCTION check_row CASCADE",
             "invalid input syntax",
+            marks=NEEDS_TRIGGERS,
         ),
     ],
     ids=["check", "not null", "trigger", "division", "cast"],
@@ -233,6 +239,7 @@ def good_and_bad(*numbers: int) -> list[AccessLogEntry]:
 
 @pytest.mark.parametrize("trigger", [_TRIGGER, _AFTER_TRIGGER], ids=["before", "after"])
 @pytest.mark.parametrize("state", _STATES)
+@NEEDS_TRIGGERS
 def test_row_that_a_trigger_refuses_with_any_state_is_left_out(
     database: Database, query: Query, state: str, trigger: str
 ) -> None:
@@ -258,6 +265,7 @@ def test_row_that_a_trigger_refuses_with_any_state_is_left_out(
     assert database.write(good_and_bad(10, 11)) == []
 
 
+@NEEDS_TRIGGERS
 def test_row_that_a_deferred_trigger_refuses_is_left_out(database: Database, query: Query) -> None:
     assert database.write(good_and_bad(1)) == []
     refuse = "IF NEW.path = '/poison' THEN RAISE EXCEPTION 'not this'; END IF;"
@@ -267,6 +275,7 @@ def test_row_that_a_deferred_trigger_refuses_is_left_out(database: Database, que
     assert paths(query) == ["/1", "/2", "/4"]
 
 
+@NEEDS_TRIGGERS
 def test_row_whose_trigger_violates_the_key_of_another_table_is_left_out(
     database: Database, query: Query
 ) -> None:
@@ -283,8 +292,8 @@ def test_row_whose_trigger_violates_the_key_of_another_table_is_left_out(
     "change",
     [
         "ALTER TABLE access_log ADD CHECK (path <> '/poison') NOT VALID",
-        _POISON,
-        _POISON.replace("BEFORE INSERT", "AFTER INSERT"),
+        pytest.param(_POISON, marks=NEEDS_TRIGGERS),
+        pytest.param(_POISON.replace("BEFORE INSERT", "AFTER INSERT"), marks=NEEDS_TRIGGERS),
     ],
     ids=["check", "before", "after"],
 )
@@ -341,6 +350,7 @@ def test_row_and_column_are_found_in_any_language(context: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 31, 32, 33, 100, 400])
 @pytest.mark.parametrize("trigger", [_TRIGGER, _AFTER_TRIGGER], ids=["before", "after"])
+@NEEDS_TRIGGERS
 def test_every_bad_row_of_a_batch_is_found(
     database: Database, query: Query, count: int, trigger: str
 ) -> None:
@@ -353,6 +363,7 @@ def test_every_bad_row_of_a_batch_is_found(
     assert query("SELECT count(*) FROM access_log") == [(count + 1,)]
 
 
+@NEEDS_TRIGGERS
 def test_many_rows_refused_alone_at_startup_do_not_block(dsn: str, query: Query) -> None:
     """No row was accepted before, and each one is a batch of its own."""
     create_schema(dsn)
@@ -368,6 +379,7 @@ def test_many_rows_refused_alone_at_startup_do_not_block(dsn: str, query: Query)
     assert query("SELECT sum(entries), min(reason) FROM access_log_gap") == [(20, "rejected")]
 
 
+@NEEDS_TRIGGERS
 def test_more_refused_rows_than_memory_holds_do_not_block_without_a_spool(
     dsn: str, query: Query
 ) -> None:
@@ -384,6 +396,7 @@ def test_more_refused_rows_than_memory_holds_do_not_block_without_a_spool(
     assert exporter.stop()
 
 
+@NEEDS_TRIGGERS
 def test_refused_row_waits_through_a_restart(dsn: str, query: Query) -> None:
     create_schema(dsn)
     query(_POISON)
@@ -399,6 +412,7 @@ def test_refused_row_waits_through_a_restart(dsn: str, query: Query) -> None:
     assert second.stop()
 
 
+@NEEDS_TRIGGERS
 def test_refused_row_is_no_outage_once_others_were_accepted(
     exporter: Exporter, query: Query
 ) -> None:
@@ -410,6 +424,7 @@ def test_refused_row_is_no_outage_once_others_were_accepted(
     assert (exporter.status()["retries"], exporter.status()["away"]) == (0, False)
 
 
+@NEEDS_TRIGGERS
 def test_rows_that_a_trigger_discards_are_gaps(exporter: Exporter, query: Query) -> None:
     query(_TRIGGER.format(body="IF NEW.path = '/poison' THEN RETURN NULL; END IF;"))
     send(exporter, "/1", "/poison", "/2")
@@ -424,6 +439,7 @@ def test_rows_that_a_trigger_discards_are_gaps(exporter: Exporter, query: Query)
     assert query("SELECT sum(entries), min(reason) FROM access_log_gap") == [(82, "rejected")]
 
 
+@NEEDS_TRIGGERS
 def test_trigger_that_discards_every_row_drops_none(exporter: Exporter, query: Query) -> None:
     query(_TRIGGER.format(body="RETURN NULL;"))
     send(exporter, "/1")
@@ -436,6 +452,7 @@ def test_trigger_that_discards_every_row_drops_none(exporter: Exporter, query: Q
     assert paths(query) == ["/1", "/2", "/3"]
 
 
+@NEEDS_TRIGGERS
 def test_rows_already_there_are_told_from_discarded_ones(database: Database, query: Query) -> None:
     assert database.write(good_and_bad(1, 2)) == []
     query(_TRIGGER.format(body="IF NEW.path = '/poison' THEN RETURN NULL; END IF;"))
@@ -448,6 +465,7 @@ def test_rows_already_there_are_told_from_discarded_ones(database: Database, que
         database.write(good_and_bad(1, 2, 7))
 
 
+@pytest.mark.not_on_citus("Citus refuses unique indexes without the distribution column")
 def test_unique_index_of_a_dba_drops_no_row_silently(database: Database, query: Query) -> None:
     assert database.write([make_entry(1)]) == []
     query("CREATE UNIQUE INDEX one_host ON access_log_20231114 (host)")
@@ -517,6 +535,7 @@ def test_forbidden_partition_rejects_no_row(database: Database, query: Query) ->
     assert database.write([make_entry(3), tomorrow]) == []
 
 
+@NEEDS_TRIGGERS
 def test_reason_says_where_the_cause_is(dsn: str, query: Query) -> None:
     def reason() -> str:
         database = Database(DatabaseSettings(dsn=dsn))
@@ -541,6 +560,7 @@ def test_reason_says_where_the_cause_is(dsn: str, query: Query) -> None:
     assert 'null value in column "team" of relation "access_log' in reason()
 
 
+@NEEDS_TRIGGERS
 def test_hopeless_batch_costs_few_statements(database: Database, query: Query) -> None:
     """A server whose table accepts nothing must not get every row again at each attempt."""
     query("CREATE SEQUENCE attempts")
@@ -552,6 +572,7 @@ def test_hopeless_batch_costs_few_statements(database: Database, query: Query) -
     assert attempts < 20
 
 
+@pytest.mark.not_on_citus("Citus refuses privileges on columns")
 def test_a_missing_column_privilege_is_for_the_user_to_fix(dsn: str, query: Query) -> None:
     database = Database(DatabaseSettings(dsn=dsn))
     assert database.write([make_entry(1)]) == []
@@ -608,6 +629,7 @@ def test_a_database_that_is_not_utf_8_is_refused_and_nothing_is_lost(
 
 
 @pytest.mark.parametrize("spool_bytes", [2**28, 0])
+@NEEDS_TRIGGERS
 def test_rows_do_not_wait_for_gaps(dsn: str, query: Query, spool_bytes: int) -> None:
     create_schema(dsn)
     query(_POISON)
@@ -630,6 +652,7 @@ def test_rows_do_not_wait_for_gaps(dsn: str, query: Query, spool_bytes: int) -> 
         assert second.stop()
 
 
+@NEEDS_TRIGGERS
 def test_refused_gaps_are_sent_again(
     dsn: str, query: Query, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -659,6 +682,7 @@ _SLOW_ROW = _TRIGGER.format(body="IF NEW.path = '/poison' THEN PERFORM pg_sleep(
     ],
     ids=["first", "our deadline", "statement_timeout", "transaction_timeout"],
 )
+@NEEDS_TRIGGERS
 def test_one_row_that_is_too_slow_does_not_block_the_others(
     dsn: str, query: Query, limit: str, position: int
 ) -> None:
@@ -674,6 +698,7 @@ def test_one_row_that_is_too_slow_does_not_block_the_others(
     database.close()
 
 
+@NEEDS_TRIGGERS
 def test_trigger_that_is_too_slow_for_a_batch_only_delays_it(dsn: str, query: Query) -> None:
     create_schema(dsn)
     query(_TRIGGER.format(body="PERFORM pg_sleep(0.05);"))
@@ -683,6 +708,7 @@ def test_trigger_that_is_too_slow_for_a_batch_only_delays_it(dsn: str, query: Qu
     database.close()
 
 
+@NEEDS_TRIGGERS
 def test_trigger_that_is_too_slow_for_every_row_drops_none(dsn: str, query: Query) -> None:
     create_schema(dsn)
     query(_TRIGGER.format(body="PERFORM pg_sleep(30);"))
@@ -711,6 +737,7 @@ def write_until_done(database: Database, batch: list[AccessLogEntry]) -> list[Re
     ["", "AND nextval('attempts') <= 4"],  # a row is stored at the second attempt
     ids=["always", "at first"],
 )
+@NEEDS_TRIGGERS
 def test_trigger_that_begins_to_discard_rows_counts_no_artifact_twice(
     database: Database, query: Query, condition: str
 ) -> None:
@@ -731,6 +758,7 @@ def test_trigger_that_begins_to_discard_rows_counts_no_artifact_twice(
     assert query("SELECT fetches, bytes FROM artifact") == [(stored, 10 * int(str(stored)))]
 
 
+@NEEDS_TRIGGERS
 def test_trigger_that_begins_to_discard_all_rows_counts_no_artifact_twice(
     database: Database, query: Query
 ) -> None:

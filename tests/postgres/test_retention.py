@@ -128,7 +128,7 @@ def test_late_rows_are_rolled_up_and_unchanged_days_are_not(
 ) -> None:
     list(roll_up(owner))
     owner.execute("UPDATE access_log SET logged_at = started_at")
-    owner.execute("UPDATE access_log_rollup SET rolled_up_at = rolled_up_at - interval '2 days'")
+    owner.execute("UPDATE access_log_rollup SET rolled_up_at = now() - interval '2 days'")
     assert list(roll_up(owner)) == []
     write(any_dsn, fetch(50 + DAY_MS))
 

@@ -145,8 +145,8 @@ def test_late_rows_count_at_once(table: str) -> None:
     before = report_of(table, SPANS[-1])
     with psycopg.connect(table) as connection:
         connection.execute(
-            "INSERT INTO access_log (started_at, flow_id, response_bytes, status_code)"
-            " VALUES (%s, gen_random_uuid(), 5, 200)",
+            "INSERT INTO access_log (started_at, flow_id, node, response_bytes, status_code)"
+            " VALUES (%s, gen_random_uuid(), 'late', 5, 200)",
             (NOW - timedelta(days=5),),
         )
     after = report_of(table, SPANS[-1])
@@ -155,7 +155,7 @@ def test_late_rows_count_at_once(table: str) -> None:
     roll_up_all(table)
     assert report_of(table, SPANS[-1]) == after
     with psycopg.connect(table) as connection:
-        connection.execute("DELETE FROM access_log WHERE node IS NULL")
+        connection.execute("DELETE FROM access_log WHERE node = 'late'")
         connection.execute("TRUNCATE access_log_rollup CASCADE")
 
 

@@ -206,7 +206,7 @@ def test_only_days_that_are_over_are_indexed_and_only_once(log: DeadlineConnecti
 def test_rows_that_arrive_late_are_found(log: DeadlineConnection) -> None:
     index(log)
     log.execute(
-        "INSERT INTO access_log (started_at, flow_id, path) VALUES (%s, gen_random_uuid(), %s)",
+        "INSERT INTO access_log (started_at, flow_id, node, path) VALUES (%s, gen_random_uuid(), 'test', %s)",
         (DAY, "/late/left-pad"),
     )
     log.execute("UPDATE access_log SET host = 'changed.example' WHERE path = '/late/left-pad'")

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 Query = Callable[..., list[tuple[object, ...]]]
 
+pytestmark = pytest.mark.not_on_citus("a log of an earlier version is distributed by test_citus.py")
+
 _MIGRATIONS = sorted(path.name for path in MIGRATIONS.glob("*.sql"))
 _WITHOUT_LEDGER = "002_smaller_indexes.sql"
 _ROWS = "SELECT node, count(*), count(DISTINCT flow_id) FROM access_log GROUP BY 1 ORDER BY 1"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 VARIABLE = "ARTIFACTAPI_TEST_CITUS"
 # A fixture removes the variables of the person who runs the tests.
 CLUSTER_DSN = os.environ.get(VARIABLE, "")
+NEEDS_TRIGGERS = pytest.mark.not_on_citus("Citus refuses triggers on distributed tables")
 _SHARDS = "-ccitus.shard_count=2"  # few, because each test creates its own
 
 
