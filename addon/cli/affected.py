@@ -87,7 +87,7 @@ def affected(
     from the network.
 
     The exit status is 0 if no affected package was fetched, 1 if one was, 2 if it is uncertain (a version
-    cannot be compared, or the log has gaps in this time), and 3 if there is no answer.
+    cannot be compared, the log has gaps in this time, or SOURCES name no package), and 3 if there is no answer.
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other.")
@@ -130,7 +130,9 @@ def _read(
             on_progress=lambda done: progress.update(task, completed=done // _MEGABYTE),
         )
         for source in sources:
-            reader.read(source, sys.stdin.buffer)
+            reader.read(
+                source, None if sys.stdin is None else sys.stdin.buffer
+            )  # None: it is closed
     except SourceError as e:
         raise NoAnswerError(printable(str(e))) from None
     progress.update(
@@ -160,6 +162,10 @@ def _find(
             summary = stored_summary(state)
         else:
             advisories, summary = reader.advisories, reader.summary
+            if keep and not summary.packages:  # such as the output of a download that failed
+                raise NoAnswerError(
+                    "The sources name no package, so the stored advisories were not replaced."
+                )
         task = progress.add_task("compared", total=None)
         comparison = compare(
             connection,

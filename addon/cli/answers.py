@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.exceptions import Exit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+_INTERRUPTED_EXIT = 130  # what shells report for SIGINT
 
 
 class NoAnswerError(click.ClickException):
@@ -43,3 +48,11 @@ def _no_answer() -> Iterator[None]:
         raise _InvalidUseError(e.format_message(), e.ctx) from None
     except click.ClickException as e:
         raise NoAnswerError(e.message) from None
+    except Exit:
+        raise
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Aborted!", err=True)
+        raise Exit(_INTERRUPTED_EXIT) from None
+    except Exception:  # noqa: BLE001 - a fault of ours must not look like the answer 1, Python's own status
+        traceback.print_exc()
+        raise Exit(NoAnswerError.exit_code) from None

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 
+# Possessive quantifiers: with others, a hostile version of 40 characters would take hours.
 _MODIFIER = (
-    r"[._-]?(?:(?P<word>stable|beta|b|rc|alpha|a|patch|pl|p)(?P<number>(?:[.-]?\d+)*))?"
+    r"[._-]?(?:(?P<word>stable|beta|b|rc|alpha|a|patch|pl|p)(?P<number>(?:[.-]?\d++)*+))?"
     r"(?P<dev>[.-]?dev)?"
 )
 _CLASSICAL = re.compile(r"v?(?P<core>\d{1,5}(?:\.\d+){0,3})" + _MODIFIER, re.ASCII | re.IGNORECASE)

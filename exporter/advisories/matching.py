@@ -124,6 +124,7 @@ class Judge:
         self._has_unordered = any(key is None for key in keys)
         self._keys = sorted(key for key in keys if key is not None)
         self._epochs = self._find_epochs()
+        self._ignores_local = affected.key.startswith("pypi/") and not self._names_local()
 
     def judge(self, version: str | None) -> Verdict:
         """Decide whether a version is affected. None: the version is not known."""
@@ -136,8 +137,18 @@ class Judge:
         candidates = [version]
         if self._epochs and ":" not in version:
             candidates += [f"{epoch}:{version}" for epoch in self._epochs]
+        if self._ignores_local and "+" in version:
+            candidates.append(version.partition("+")[0])
         verdicts = set(map(self._judge_candidate, candidates))
         return verdicts.pop() if len(verdicts) == 1 else Verdict.POSSIBLE
+
+    def _names_local(self) -> bool:
+        """Return whether the advisory tells local versions such as 2.5.0+cpu from 2.5.0.
+
+        If not, these can be builds of the affected version (PEP 440, "Version matching", ignores the local part).
+        """
+        events = (event.version for each in self._affected.ranges for event in each.events)
+        return any("+" in text for text in (*events, *self._affected.versions))
 
     def _find_epochs(self) -> list[str]:
         if not self._scheme.has_epoch:
@@ -173,7 +184,8 @@ class _ParsedRange:
 
     def __init__(self, each: Range, scheme: Scheme) -> None:
         self._scheme = SEMVER if each.is_semver else scheme
-        self._is_ordered = True
+        # OSV schema, "events": a range has to start. Without a start it is not known what is meant.
+        self._is_ordered = any(event.kind in {"introduced", "after"} for event in each.events)
         self._limits: list[Any] = []
         self._starts_before_all = False
         events: list[tuple[Any, str]] = []

@@ -90,7 +90,8 @@ def ecosystem_type(ecosystem: str) -> tuple[str, str | None] | None:
     None: OSV's ecosystem has no packages that a proxy could see (such as Linux or OSS-Fuzz), or is new.
     """
     name, _, release = ecosystem.partition(":")
-    start = _TYPES_BY_LOWER_NAME.get(name.strip().lower().removesuffix(_REGISTRY_SUFFIX))
+    lower = name.strip().lower().removesuffix(_REGISTRY_SUFFIX)
+    start = _TYPES_BY_LOWER_NAME.get(lower) or _OTHER_NAMES.get(lower)
     if start is None:
         return None
     return start, release if release and start.split("/")[0] in DISTRIBUTIONS else None
@@ -117,6 +118,8 @@ def package_key(start: str, name: str) -> str | None:
         return None
     if start == "maven":
         name = name.replace(":", "/")
+    if start == "github":  # an action can be in a folder of its repository: owner/name/folder
+        name = "/".join(name.split("/")[:2])
     return f"{start}/{_normalized(start.partition('/')[0], name)}"
 
 

@@ -91,6 +91,8 @@ class OsvReader:
             withdrawn=document.withdrawn or "",
             modified=document.modified,
         )
+        if not document.affected:
+            self.skipped["advisories that name no package"] += 1
         for affected in document.affected or ():
             found = self._affected(advisory, affected)
             if found is not None:
@@ -101,6 +103,9 @@ class OsvReader:
         git = [each for each in affected.ranges or () if each.type == "GIT"]
         self.skipped["ranges of Git commits"] += len(git)
         if named is None:
+            is_git = bool(git) and len(git) == len(affected.ranges or ()) and not affected.versions
+            is_named = affected.package is not None and affected.package.name.strip()
+            self.skipped["packages without a valid name"] += not (is_git or is_named)
             return None
         key, release, column = named
         ranges = [each for each in affected.ranges or () if each.type != "GIT"]
@@ -137,7 +142,7 @@ class OsvReader:
 
         None: a proxy does not see such packages.
         """
-        if package is None:
+        if package is None or not (package.name.strip() or package.purl):
             return None
         known = ecosystem_type(package.ecosystem)
         if known is not None:

@@ -170,6 +170,8 @@ class SbomReader:
             severity=_severity(vulnerability),
             withdrawn=vulnerability.rejected or "",
         )
+        if not vulnerability.affects:
+            self._skipped["advisories that name no package"] += 1
         for affects in vulnerability.affects or ():
             # A reference to another document ends with #ref: CycloneDX, BOM-Link.
             ref = affects.ref
@@ -245,6 +247,8 @@ def _versions(found: list[_AffectedVersion]) -> tuple[tuple[Range, ...], list[st
             versions += parsed[1]
         elif each.version:
             versions.append(each.version)
+        else:
+            ranges.append(Range((Event("unknown", ""),)))
     return tuple(ranges), versions
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .locked import Entry
 
 _HEADER = re.compile(r'(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<plain>[^\s",:][^\s",]*))(?:,\s|:?$)')
+_IS_REPOSITORY = re.compile(r"\.git(?:/|\?|$)")  # not npm.pkg.github.example
 _FIELD = re.compile(r'  (?P<name>"?[\w-]+"?) "?(?P<value>[^"]*)"?')
 
 
@@ -55,7 +56,11 @@ def _classic_package(pattern: str, fields: dict[str, str]) -> Entry:
     if wanted.startswith("npm:"):  # an alias: a@npm:b@^1.0.0
         name = _split_pattern(wanted.removeprefix("npm:"))[0]
     url, _, sha1 = fields.get("resolved", "").partition("#")
-    is_git = wanted.startswith(("git", "ssh:")) or url.startswith(("git", "ssh:")) or ".git" in url
+    is_git = (
+        wanted.startswith(("git", "ssh:"))
+        or url.startswith(("git", "ssh:"))
+        or _IS_REPOSITORY.search(url)
+    )
     if is_git or not is_web(url) or wanted.startswith(("file:", "link:")):
         return Unchecked(name, "from a folder or from git")
     package = npm_package(name, fields.get("version", ""), url, fields.get("integrity"))

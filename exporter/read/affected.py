@@ -119,7 +119,8 @@ class Affected(Struct, frozen=True, kw_only=True):
     def is_uncertain(self) -> bool:
         """Whether "no" would be too much to say."""
         return bool(
-            self.gaps.gaps
+            not self.packages  # nothing was compared
+            or self.gaps.gaps
             or self.unattributed
             or any(hit.verdict == Verdict.POSSIBLE for hit in self.hits)
         )

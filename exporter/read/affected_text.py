@@ -63,6 +63,8 @@ def headline(affected: Affected) -> str:
     elif unsure:
         packages = len({hit.purl for hit in unsure})
         text = f"{plural(packages, 'fetched package')} may be affected"
+    elif not affected.packages:
+        text = "Nothing was compared, because the sources name no package"
     elif affected.unattributed:
         text = (
             "No affected package was fetched by a request in the log, but older rows were removed"

@@ -422,6 +422,21 @@ def test_search_keys_mean_the_same_in_sql_and_python(dsn: str, query: Query, pur
     assert query("SELECT access_log_package_key(%s)", purl) == [(search_key(package.key),)]
 
 
+def test_sources_that_name_nothing_are_no_answer(dsn: str, bad: Path, tmp_path: Path) -> None:
+    left_pad(dsn, 1)
+    assert affected(dsn, bad, "--type", "npm", "--keep").exit_code == 1
+    empty = tmp_path / "empty.json"
+    for text in ("", "# a comment\n", '{"id": "TEST-1", "modified": "2026", "affected": []}'):
+        empty.write_text(text)
+        done = affected(dsn, empty)
+        assert done.exit_code == 2
+        assert done.stdout.startswith("Nothing was compared, because the sources name no package.")
+        done = affected(dsn, empty, "--keep")
+        assert done.exit_code == 3
+        assert "the stored advisories were not replaced" in done.stderr
+    assert affected(dsn).exit_code == 1  # with the stored ones
+
+
 def test_an_empty_log_has_no_hits(dsn: str, bad: Path) -> None:
     assert answer(dsn, bad, "--type", "npm")["status"] == 0
 

@@ -74,6 +74,28 @@ def test_enumerated_versions_count_beside_ranges() -> None:
     ]
 
 
+@pytest.mark.parametrize("end", ["fixed 2.0.0", "last_affected 2.0.0", "limit 2.0.0"])
+def test_a_range_without_a_start_decides_nothing(end: str) -> None:
+    assert verdicts(about("npm/a", end, semver=True), "1.0.0", "3.0.0") == [_POSSIBLE, _POSSIBLE]
+    nothing = AffectedPackage(_ADVISORY, "npm/a", ranges=(Range(()),))
+    assert verdicts(nothing, "1.0.0") == [_POSSIBLE]
+
+
+def test_a_local_version_may_be_a_build_of_an_affected_one() -> None:
+    """PEP 440, "Version matching": without a local part, 2.5.0 means 2.5.0+cpu as well."""
+    for affected in (
+        about("pypi/torch", versions=("2.5.0",)),
+        about("pypi/torch", "introduced 0", "last_affected 2.5.0"),
+    ):
+        assert verdicts(affected, "2.5.0", "2.5.0+cpu", "2.5.1+cpu") == [
+            *(_AFFECTED, _POSSIBLE, _UNAFFECTED)
+        ]
+    affected = about("pypi/torch", "introduced 0", "fixed 2.5.0+safe", versions=("2.6.0+bad",))
+    assert verdicts(affected, "2.5.0+safe", "2.6.0+bad", "2.6.0+good") == [
+        *(_UNAFFECTED, _AFFECTED, _UNAFFECTED)
+    ]
+
+
 def test_enumerated_versions_alone() -> None:
     affected = about("npm/a", versions=("1.0.1", "1.0.2"))
     assert verdicts(affected, "1.0.1", "v1.0.2", "1.0.3", "1.0.10") == [

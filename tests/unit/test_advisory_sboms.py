@@ -146,9 +146,12 @@ def test_vulnerabilities_without_effect_are_counted(tmp_path: Path, form: str) -
         affects=[BomTarget(ref=f"ref of {_LEFT_PAD}")],
         analysis=VulnerabilityAnalysis(state=ImpactAnalysisState.NOT_AFFECTED),
     )
-    reader = written(tmp_path, form, document(ruled_out))
+    reader = written(tmp_path, form, document(ruled_out, Vulnerability(id="V-2")))
     assert found(reader, _LEFT_PAD) == []
-    assert reader.summary.skipped == {"vulnerabilities that do not affect the product": 1}
+    assert reader.summary.skipped == {
+        "vulnerabilities that do not affect the product": 1,
+        "advisories that name no package": 1,
+    }
 
 
 @pytest.mark.parametrize(

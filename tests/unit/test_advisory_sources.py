@@ -151,6 +151,18 @@ def test_git_ranges_and_unknown_ecosystems_are_counted(tmp_path: Path) -> None:
     assert verdict(reader, "pkg:future/x@1") == "affected"
 
 
+def test_what_an_advisory_does_not_name_is_counted(tmp_path: Path) -> None:
+    everything = [{"type": "SEMVER", "events": [{"introduced": "0"}]}]
+    affected = [{"ranges": everything}, package("npm", " ", ranges=everything)]
+    texts = [json.dumps(advisory(affected=each)) for each in (affected, [], None)]
+    reader = read_text(tmp_path, "a.jsonl", "\n".join(texts))
+    assert counts(reader.summary) == (1, 0, 0)
+    assert reader.summary.skipped == {
+        "packages without a valid name": 2,
+        "advisories that name no package": 2,
+    }
+
+
 _RUST_SUFFIX = ".io"  # of the host that OSV names the ecosystem after
 
 
@@ -171,6 +183,8 @@ _RUST_SUFFIX = ".io"  # of the host that OSV names the ecosystem after
         ("Alpine:v3.20", "busybox", "pkg:apk/alpine/busybox@1.0?arch=x86_64"),
         ("Hex", "phoenix", "pkg:hex/phoenix@1.0"),
         ("Pub", "http_parser", "pkg:pub/http_parser@1.0"),
+        ("pip", "Foo_Bar", "pkg:pypi/foo-bar@1.0"),
+        ("GitHub Actions", "actions/cache/save", "pkg:github/actions/cache@1.0"),
         ("GitHub Actions", "actions/checkout", "pkg:github/actions/checkout@1.0"),
         ("Hackage", "aeson", "pkg:hackage/aeson@1.0"),
         ("CRAN", "readxl", "pkg:cran/readxl@1.0"),
@@ -236,6 +250,22 @@ pkg:pypi/whole
         ("maven", "org.x:y:1.0", ["pkg:maven/org.x/y@1.0"]),
         ("go", "example.com/a/b@v1.2.3", ["pkg:golang/example.com/a/b@v1.2.3"]),
         ("rust", "a_b@1.0.0", ["pkg:cargo/a-b@1.0.0"]),
+        ("npm", "left-pad,1.3.0,1.3.1", ["pkg:npm/left-pad@1.3.0", "pkg:npm/left-pad@1.3.1"]),
+        ("npm", '"@scope/a","1.3.0"', ["pkg:npm/%40scope/a@1.3.0"]),
+        ("npm", "left-pad\t1.3.0", ["pkg:npm/left-pad@1.3.0"]),
+        ("npm", "left-pad\u00a01.3.0", ["pkg:npm/left-pad@1.3.0"]),
+        ("npm", "@scope/a: 1.3.0", ["pkg:npm/%40scope/a@1.3.0"]),
+        ("npm", "- `left-pad@1.3.0`", ["pkg:npm/left-pad@1.3.0"]),
+        ("npm", '  "left-pad": "1.3.0",', ["pkg:npm/left-pad@1.3.0"]),
+        ("npm", "npm:@scope/a@1.3.0", ["pkg:npm/%40scope/a@1.3.0"]),
+        ("npm", "left-pad@1.3.0 and 1.3.1.", ["pkg:npm/left-pad@1.3.0", "pkg:npm/left-pad@1.3.1"]),
+        ("composer", "pkg:composer/a/b@1.x-dev", ["pkg:composer/a/b@1.x-dev"]),
+        ("npm", "Package (npm),Versions affected\na,1.3.0", ["pkg:npm/a@1.3.0"]),
+        ("npm", "| @scope/a | 1.3.0 |", ["pkg:npm/%40scope/a@1.3.0"]),
+        ("npm", "pkg:npm/@scope/a@1.3.0,", ["pkg:npm/%40scope/a@1.3.0"]),
+        ("npm", "pkg:npm/a@1.0.0, pkg:npm/b@1.0.0", ["pkg:npm/a@1.0.0", "pkg:npm/b@1.0.0"]),
+        ("maven", "org.x:y-z:1.0-rc1", ["pkg:maven/org.x/y-z@1.0-rc1"]),
+        ("github", "owner/action/folder@v4", ["pkg:github/owner/action@v4"]),
     ],
 )
 def test_names_with_versions(
@@ -254,6 +284,8 @@ def test_names_with_versions(
         "Package,Version\nleft-pad,= 1.3.0 || = 1.3.1\n@scope/a,1.0.0\n",
         'package_name,package_versions,sources\nleft-pad,"1.3.0, 1.3.1",blog\n@scope/a,1.0.0,\n',
         "ecosystem;name;affected version(s)\nnpm;left-pad;1.3.0|1.3.1\nnpm;@scope/a;v1.0.0\n",
+        "|Package|Version|\n|---|:--|\n| left-pad | 1.3.0, 1.3.1 |\n| `@scope/a` | 1.0.0 |\n",
+        'Package,Version\n`left-pad`,"1.3.0\t1.3.1"\nnpm:@scope/a@1.0.0,\n',
         "# list\npurl\tnote\npkg:npm/left-pad@1.3.0\tx\npkg:npm/left-pad@1.3.1\t\npkg:npm/%40scope/a@1.0.0\n",
     ],
 )
@@ -288,6 +320,24 @@ def test_csv_can_name_advisories(tmp_path: Path) -> None:
         ("left-pad@1.3.0", None, "l.txt, line 1: the ecosystem of 'left-pad@1.3.0' is not known"),
         ("pkg:npm/a@1\npkg:", None, "l.txt, line 2: 'pkg:' is not a Package URL"),
         ("a@1.0.0\nb@^1.2", "npm", "l.txt, line 2: '^1.2' is a range"),
+        # Nothing that was not understood may look like a name or version that nobody fetched.
+        ("a@~1.3.0", "npm", "'~1.3.0' is a range"),
+        ("a@1.3.x", "npm", "'1.3.x' is a range"),
+        ("a@1.2.0-1.4.0", "npm", "'1.2.0-1.4.0' is a range"),
+        ("pkg:npm/a@%3E=1.2", None, "'>=1.2' is a range"),
+        ("a@1.2.0 - 1.4.0", "npm", "'-' is not an exact version"),
+        ("a@latest", "npm", "'latest' is not an exact version"),
+        ("a@1.3.0:bad", "npm", "'1.3.0:bad' is not an exact version"),
+        ("a@1.3.0\u200b", "npm", "is not an exact version"),
+        ("a@1.0.0 b@1.0.0", "npm", "'b@1.0.0' is not an exact version"),
+        ("a>=1.2", "npm", "'a>=1.2' is not a package"),
+        ("a/1.3.0", "npm", "'a/1.3.0' is not a package"),
+        ("a-1.3.0.tgz", "npm", "'a-1.3.0.tgz' is not a package"),
+        ("a\u200bb@1.0.0", "npm", "is not a package"),
+        ("npm thing,release\na,1.0\n", "npm", "line 1: 'thing' is not an exact version"),
+        ("Package,Version\na,1.0, 1.1\n", "npm", "line 2: more cells than the header"),
+        ('Package,Version\na,"1.0\n1.1"\n', "npm", "line 2: 'a,\"1.0' has a control character, or"),
+        ("a@1.0\rb@1.0", "npm", "has a control character"),
         ("curl@1", "deb", "the type 'deb' names no ecosystem"),
         ("Package,Version\n,1.0\n", "npm", "l.txt, line 2: the name of the package is missing"),
         (b"\xff\xfe\x00a", "npm", "l.txt, line 1: not UTF-8 text"),

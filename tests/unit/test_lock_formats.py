@@ -409,6 +409,10 @@ a@^1.0.0:
   version "1.0.0"
   resolved "https://registry.example/a/-/a-1.0.0.tgz#{sha1}"
 
+"@acme/c@^1.0.0":
+  version "1.0.0"
+  resolved "https://npm.pkg.github.example/download/@acme/c/1.0.0/{sha1}#{sha1}"
+
 "alias@npm:real@^3.0.0":
   version "3.0.0"
   resolved "https://registry.example/real/-/real-3.0.0.tgz#{sha1}"
@@ -417,16 +421,25 @@ a@^1.0.0:
   version "1.0.0"
   resolved "git+https://git.example/tool#1234"
 
+"tool2@https://git.example/tool2.git":
+  version "1.0.0"
+  resolved "https://git.example/tool2.git#1234"
+
 "here@file:here":
   version "1.0.0"
 """,
     )
-    assert purls(lock_file) == ["pkg:npm/%40scope/b@2.0.1", "pkg:npm/a@1.0.0", "pkg:npm/real@3.0.0"]
-    b, a, _ = lock_file.packages
+    assert purls(lock_file) == [
+        "pkg:npm/%40scope/b@2.0.1",
+        "pkg:npm/a@1.0.0",
+        "pkg:npm/%40acme/c@1.0.0",
+        "pkg:npm/real@3.0.0",
+    ]
+    b, a, *_ = lock_file.packages
     assert b.files[0].digests == (Digest("sha512", SHA512),)
     assert (a.files[0].name, a.files[0].host) == ("a-1.0.0.tgz", "registry.example")
     assert a.files[0].digests == (Digest("sha1", sha1),)
-    assert set(reasons(lock_file)) == {"tool", "here"}
+    assert set(reasons(lock_file)) == {"tool", "tool2", "here"}
 
 
 def test_yarn_berry(read: Read) -> None:
