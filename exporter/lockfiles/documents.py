@@ -68,7 +68,15 @@ def toml(data: bytes) -> dict[str, Any]:
 
 def yaml_as[T](data: bytes, kind: type[T]) -> T:
     """Decode YAML into a type that msgspec knows. All scalars are text, also 1.10 and true."""
-    return convert(_yaml_tree(text_of(data)), kind)
+    documents = all_yaml_as(data, kind)
+    if len(documents) != 1:
+        raise MalformedError(f"has {len(documents)} YAML documents, expected one")
+    return documents[0]
+
+
+def all_yaml_as[T](data: bytes, kind: type[T]) -> list[T]:
+    """Decode like `yaml_as` a file that can have several documents, or none."""
+    return [convert(tree, kind) for tree in _yaml_trees(text_of(data))]
 
 
 def convert[T](tree: object, kind: type[T]) -> T:
@@ -81,7 +89,7 @@ def convert[T](tree: object, kind: type[T]) -> T:
         raise MalformedError("is nested too deeply") from None
 
 
-def _yaml_tree(text: str) -> object:
+def _yaml_trees(text: str) -> list[Any]:
     """Build mappings, lists and strings from YAML events.
 
     `yaml.safe_load` would turn an unquoted version 1.10 into the number 1.1, and crash in libyaml's
@@ -111,9 +119,7 @@ def _yaml_tree(text: str) -> object:
                 stack.pop()
     except yaml.YAMLError as e:
         raise MalformedError(f"is not valid YAML ({' '.join(str(e).split())[:200]})") from None
-    if len(root) != 1:
-        raise MalformedError(f"has {len(root)} YAML documents, expected one")
-    return root[0]
+    return root
 
 
 class _Collection:

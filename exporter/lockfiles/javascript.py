@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct, field
 
-from .documents import convert, json_as, yaml_as
+from .documents import all_yaml_as, convert, json_as
 from .locked import (
     LockedPackage,
+    MalformedError,
     Unchecked,
     host_of,
     hosts_of,
@@ -146,8 +147,15 @@ class _PnpmLock(Struct):
 
 
 def read_pnpm(data: bytes) -> Iterator[Entry]:
-    """Read pnpm's lock file. It has digests, and URLs only of files in unusual places."""
-    for key, package in (yaml_as(data, _PnpmLock).packages or {}).items():
+    """Read pnpm's lock file. It has digests, and URLs only of files in unusual places.
+
+    Since version 11, another document can come first, with pnpm itself and its plugins, which pnpm
+    fetches as well (pnpm docs, "Reading pnpm-lock.yaml").
+    """
+    locks = all_yaml_as(data, _PnpmLock)
+    if not locks:
+        raise MalformedError("is empty")
+    for key, package in ((k, p) for lock in locks for k, p in (lock.packages or {}).items()):
         resolution = package.resolution
         if resolution.type in {"git", "directory"} or resolution.directory is not None:
             yield Unchecked(key, "from git" if resolution.type == "git" else "from a folder")

@@ -390,6 +390,21 @@ packages:
     assert sorted(reasons(lock_file).values()) == ["from a folder", "from git"]
 
 
+def test_pnpm_with_a_document_about_itself(read: Read) -> None:
+    """Since version 11, pnpm writes its own version and its plugins into a document before the lock file."""
+    documents = [
+        f"""---
+lockfileVersion: '9.0'
+packages:
+  {name}:
+    resolution: {{integrity: {INTEGRITY}}}
+"""
+        for name in ("pnpm@12.4.0", "a@1.0.0")
+    ]
+    lock_file = read("pnpm-lock.yaml", "\n".join(documents))
+    assert purls(lock_file) == ["pkg:npm/pnpm@12.4.0", "pkg:npm/a@1.0.0"]
+
+
 def test_yarn_1(read: Read) -> None:
     sha1 = "e" * 40
     lock_file = read(
