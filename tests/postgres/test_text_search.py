@@ -95,11 +95,11 @@ def log(any_dsn: str) -> Iterator[DeadlineConnection]:
         with (
             connection.cursor() as cursor,
             cursor.copy(
-                f"COPY access_log (started_at, flow_id, {', '.join(COLUMNS)}) FROM STDIN"
+                f"COPY access_log (started_at, flow_id, node, {', '.join(COLUMNS)}) FROM STDIN"
             ) as copy,
         ):
             for day, (number, values) in itertools.product(days, enumerate(_combinations())):
-                copy.write_row((day, f"{number:032x}", *values))
+                copy.write_row((day, f"{number:032x}", "test", *values))
         try:
             yield connection
         finally:

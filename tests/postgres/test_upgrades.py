@@ -354,3 +354,21 @@ def test_batch_that_waits_for_the_migration_counts_once(
     writer.close()
     assert query("SELECT count(*) FROM access_log WHERE node = 'a'") == [(5,)]
     assert query(_COUNTED) == [("build-42", 7, 7 * 1234)]
+
+
+def test_key_that_is_built_waits_for_a_reader_and_is_not_built_again(
+    dsn: str, query: Query, first_schema: Path
+) -> None:
+    with connect(dsn, Settings().database) as connection:
+        ensure_schema(connection)
+        with psycopg.connect(dsn) as reader:
+            reader.execute("SELECT count(*) FROM artifact_by_node")  # as a long report
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                list(build_missing_indexes(connection))
+            write(dsn, fetch(100, "a"))
+        built = query("SELECT 'artifact_by_node_key'::regclass::oid")
+        assert list(build_missing_indexes(connection)) == []
+    assert query("SELECT 'artifact_by_node_pkey'::regclass::oid") == built
+    write(dsn, fetch(101, "b"))
+    assert query(_ROWS_BY_NODE) == [("", 3), ("b", 1)]
+    assert not list(first_schema.iterdir())
