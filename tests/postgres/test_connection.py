@@ -339,6 +339,7 @@ def standby() -> Iterator[Postgres]:
     ],
 )
 @pytest.mark.parametrize("standby_first", [True, False])
+@pytest.mark.not_on_citus("its standby is not one of the cluster")
 def test_target_session_attrs_decides_among_the_hosts(
     postgres: Postgres,
     standby: Postgres,
