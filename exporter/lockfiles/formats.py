@@ -57,6 +57,8 @@ class LockFile(NamedTuple):
     unchecked: list[Unchecked]
 
 
+_CONFLICT = b"<<<<<<< "
+
 # Tried in this order; requirements come last because their names vary.
 FORMATS = {
     "pylock": LockFormat(("pypi",), ("pylock.toml", "pylock.*.toml"), read_pylock),
@@ -139,4 +141,7 @@ def _bounded_bytes(path: Path) -> bytes:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise MalformedError(f"is larger than {MAX_BYTES // 1024 // 1024} MiB")
+    # Some formats would be read with the packages of both sides.
+    if data.startswith(_CONFLICT) or b"\n" + _CONFLICT in data:
+        raise MalformedError("has a merge conflict; resolve it first")
     return data

@@ -238,6 +238,8 @@ def _pipfile_category(
             yield Unchecked(name, "from a folder")
         elif package.file is not None or not package.version:
             yield Unchecked(name, "from a URL, without a version")
+        elif not package.version.startswith("=="):
+            yield Unchecked(name, "without one version")
         else:
             yield LockedPackage(
                 make_purl("pypi", None, name, package.version.removeprefix("==")),

@@ -245,6 +245,18 @@ def test_pipfile(read: Read) -> None:
     assert set(reasons(lock_file)) == {"tool", "here", "direct"}
 
 
+def test_a_version_that_is_not_locked_is_unchecked(read: Read) -> None:
+    lock_file = read("Pipfile.lock", '{"_meta": {}, "default": {"loose": {"version": "*"}}}')
+    assert reasons(lock_file) == {"loose": "without one version"}
+
+
+def test_a_merge_conflict_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "Gemfile.lock"
+    path.write_text("GEM\n  specs:\n<<<<<<< HEAD\n    a (1.0)\n=======\n    a (1.1)\n>>>>>>> b\n")
+    with pytest.raises(LockFileError, match="has a merge conflict; resolve it first"):
+        read_lock_file(path)
+
+
 REQUIREMENTS = f"""
 # made by hand
 --index-url https://user:secret@index.example/simple  # comment
