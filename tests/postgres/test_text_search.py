@@ -150,6 +150,7 @@ def indexed(connection: DeadlineConnection) -> set[str]:
     return {name for (name,) in found}
 
 
+@pytest.mark.not_on_citus("the plan on the coordinator does not show the index")
 def test_index_does_not_change_what_is_found(log: DeadlineConnection) -> None:
     expected = {text: plain_search(log, text) for text in TEXTS}
     assert expected["requests"]
@@ -251,6 +252,7 @@ def test_days_with_long_names_have_indexes_of_their_own(log: DeadlineConnection)
     assert len(indexed(log)) == DAYS
 
 
+@pytest.mark.not_on_citus("its role cannot log in to the workers")
 def test_without_extension_or_if_it_is_off_nothing_is_built(
     log: DeadlineConnection, any_dsn: str
 ) -> None:
