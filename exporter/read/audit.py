@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from msgspec import Struct
 
+from .selection import SelectionError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -89,14 +91,25 @@ def audit(
         days: The whole days that `evidence.table` counts.
         span: Start and end (exclusive) of the time that runs are looked at; None: no limit.
         node: Only this node; * matches any text.
+
+    Raises:
+        SelectionError: it would find nothing because of a mistake, which must not look complete: no proxy ever
+            had this name, or the span is in the future.
     """
     is_selected = _matcher(node)
     ledgers = _ledgers(evidence, days, span)
+    if node and not any(map(is_selected, ledgers)):
+        raise SelectionError(
+            f"no proxy named {node} has written to this log; `artifactapi nodes` lists those of the last 7 days."
+        )
     nodes = [
         _audit_node(ledgers[name], span, evidence.now)
         for name in sorted(ledgers)
         if is_selected(name) and ledgers[name].is_of_these_days
     ]
+    since, _ = span
+    if not nodes and since is not None and since > evidence.now:
+        raise SelectionError(f"since {since:%Y-%m-%d %H:%M} (UTC) is in the future.")
     known = {run.run_id for run in evidence.runs}
     missing_runs = {
         it.run_id for it in evidence.counted if it.run_id not in known and is_selected(it.node)

@@ -399,6 +399,22 @@ def test_filters_select_nodes_and_days(dsn: str) -> None:
     assert rows("--since", "2023-11-15T00:00Z", "--until", "2023-11-18T00:00Z") == [2]
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--node", "gate-3"), "no proxy named gate-3 has written to this log"),
+        (("--since", "2100-01-01T00:00Z"), "since 2100-01-01 00:00 (UTC) is in the future"),
+    ],
+)
+def test_selection_of_nothing_is_a_mistake_and_not_complete(
+    dsn: str, options: tuple[str, str], reason: str
+) -> None:
+    log(dsn, range(3))
+    done = call("--dsn", dsn, "audit", *options)
+    assert done.returncode == 3
+    assert reason in done.stderr
+
+
 @pytest.mark.parametrize("options", [(), ("--since", "soon"), ("--node",), ("--nonsense",)])
 def test_exit_code_3_if_the_log_could_not_be_read(options: tuple[str, ...]) -> None:
     unreachable = ("--dsn", f"host=127.0.0.1 port={free_port()}")

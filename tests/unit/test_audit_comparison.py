@@ -12,6 +12,7 @@ from hypothesis import given, settings, strategies
 from exporter.read.audit import Audit, audit
 from exporter.read.audit_text import audit_lines
 from exporter.read.ledger import Counted, Days, Evidence, GapSum, Run
+from exporter.read.selection import SelectionError
 
 if TYPE_CHECKING:
     from hypothesis.strategies import DrawFn
@@ -318,7 +319,8 @@ def test_only_the_selected_nodes_count() -> None:
     assert audit(evidence, Days()).verdict == "incomplete"
     assert audit(evidence, Days(), node="gate-2").verdict == "complete"
     assert [it.node for it in audit(evidence, Days(), node="*-1").nodes] == ["gate-1"]
-    assert audit(evidence, Days(), node="gate").nodes == []
+    with pytest.raises(SelectionError, match="no proxy named gate has written to this log"):
+        audit(evidence, Days(), node="gate")
 
 
 def test_text_of_a_proxy_cannot_control_the_terminal() -> None:
