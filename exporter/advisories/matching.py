@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 _CACHED_KEYS = 50_000
 _CACHED_STARTS = 500_000  # these take 100 MB
 _NOT_CACHED: list[AffectedPackage] = []
-_MAX_EPOCHS = 8  # different epochs in one advisory that are tried
+_MAX_EPOCHS = (
+    8  # different epochs in one advisory that are tried; with more, every version is possible
+)
 
 
 class Match(NamedTuple):
@@ -136,6 +138,8 @@ class Judge:
         # A file name omits the epoch. The advisory must mean the same with every epoch that it knows.
         candidates = [version]
         if self._epochs and ":" not in version:
+            if len(self._epochs) > _MAX_EPOCHS:
+                return Verdict.POSSIBLE
             candidates += [f"{epoch}:{version}" for epoch in self._epochs]
         if self._ignores_local and "+" in version:
             candidates.append(version.partition("+")[0])
@@ -156,7 +160,7 @@ class Judge:
         affected = self._affected
         events = (event.version for each in affected.ranges for event in each.events)
         epochs = {text.partition(":")[0] for text in (*events, *affected.versions) if ":" in text}
-        return sorted(epochs - {"0"})[:_MAX_EPOCHS]
+        return sorted(epochs - {"0"})
 
     def _judge_candidate(self, version: str) -> Verdict:
         verdicts = {self._judge_listed(version), *(each.judge(version) for each in self._ranges)}

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 STANDARD_INPUT = "-"
 _SUFFIXES = frozenset(
-    {".json", ".jsonl", ".ndjson", ".spdx", ".xml", ".yaml", ".yml"}
+    {".csv", ".json", ".jsonl", ".ndjson", ".spdx", ".txt", ".xml", ".yaml", ".yml"}
 )  # that are read in folders
 _ZIP_MAGICS = frozenset({b"PK\x03\x04", b"PK\x05\x06"})  # with files, and without
 _MAX_REASON = 200  # characters
@@ -192,7 +192,7 @@ class SourceReader:
             self._read_stream(stream, member.filename, in_collection=True)
 
     def _read_stream(self, stream: IO[bytes], source: str, *, in_collection: bool = False) -> None:
-        """Read one file. In a folder or zip, files that hold no advisories are left out and counted."""
+        """Read one file. In a folder or zip, files that name no packages are left out and counted."""
         self._files += 1
         if self._files > limits.MAX_FILES:
             raise SourceError(
@@ -220,9 +220,18 @@ class SourceReader:
                 self._add(self._sbom.read_spdx_tags(text.decode(), source), source)
         elif source.lower().endswith((".yaml", ".yml")) or _YAML_KEY.match(start):
             self._read_yaml(_joined((first, *lines), source), source, in_collection=in_collection)
-        elif not in_collection:
+        else:
             texts = _texts(itertools.chain((first,), lines), source)
-            self._add(read_list(texts, source, self._default_type), source)
+            listed = read_list(texts, source, self._default_type)
+            self._add(self._whole(listed) if in_collection else listed, source)
+
+    def _whole(self, listed: Iterable[AffectedPackage]) -> list[AffectedPackage]:
+        """Return the packages of a file; none, and count it, if it is another text, such as a license."""
+        try:
+            return list(itertools.islice(listed, limits.MAX_PACKAGES + 1))
+        except SourceError:
+            self._osv.skipped["text files that are not lists"] += 1
+            return []
 
     def _lines(self, stream: IO[bytes], source: str) -> Iterator[bytes]:
         """Yield the lines of a stream, which has at most MAX_DOCUMENT_BYTES in a line."""

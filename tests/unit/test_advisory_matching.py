@@ -142,6 +142,14 @@ def test_an_unknown_epoch_is_possible_where_it_matters(key: str) -> None:
     assert verdicts(about(key, "introduced 0", "fixed 2.0-1"), "2.5-1") == [_UNAFFECTED]
 
 
+def test_more_epochs_than_are_tried_leave_a_version_possible() -> None:
+    versions = tuple(f"{epoch}:1.0-1" for epoch in range(1, 30))
+    affected = about("deb/debian/curl", versions=versions)
+    assert verdicts(affected, "1.0-1", "29:1.0-1", "30:1.0-1") == [
+        *(_POSSIBLE, _AFFECTED, _UNAFFECTED)
+    ]
+
+
 def test_releases_of_a_distribution_must_agree() -> None:
     in_11 = replace(about("deb/debian/curl", "introduced 0", "fixed 7.74.0-1.3"), release="11")
     in_12 = replace(about("deb/debian/curl", "introduced 0", "fixed 7.88.1-10"), release="12")

@@ -372,10 +372,18 @@ def test_a_folder_with_other_files(tmp_path: Path) -> None:
     (folder / "config.yaml").write_text("key: value")
     (folder / "npm" / "1.json").write_text(json.dumps(advisory(1)))
     (folder / "npm" / "2.yml").write_text(json.dumps(advisory(2)))
+    (folder / "LICENSE.txt").write_text(
+        "MIT License\n\nPermission is hereby granted, free of charge"
+    )
+    (folder / "list.txt").write_text("pkg:npm/tiny-parser@0.9.0\n")
+    (folder / "list.csv").write_text("ecosystem,package,version\nnpm,other,1.0.0\n")
     reader = read(folder)
     assert ids(reader, "pkg:npm/left-pad@1.3.0") == ["TEST-1", "TEST-2"]
+    assert len(ids(reader, "pkg:npm/tiny-parser@0.9.0")) == 1
+    assert len(ids(reader, "pkg:npm/other@1.0.0")) == 1
     assert reader.summary.skipped == {
         "files of other types": 1,
+        "text files that are not lists": 1,
         "JSON files of other kinds": 1,
         "YAML files of other kinds": 1,
     }
