@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import stat
 import threading
 import time
 import zlib
@@ -125,9 +126,8 @@ def read_statuses(folder: Path) -> list[ProxyStatus]:
 
 def _read(path: Path) -> ProxyStatus | None:
     """The figures in a file; None if its proxy has just ended, or if it is not ours."""
-    try:
-        file = os.open(path, _READ_FLAGS)
-    except FileNotFoundError:
+    file = _open(path)
+    if file is None:
         return None
     try:
         is_running = not _try_lock(file)
@@ -151,12 +151,24 @@ def _read(path: Path) -> ProxyStatus | None:
 def _dead_files(folder: Path) -> Iterator[tuple[Path, int]]:
     """The files of proxies that were killed, locked and open."""
     for path in folder.glob(f"*{_SUFFIX}"):
-        with suppress(FileNotFoundError):
-            file = os.open(path, _READ_FLAGS)
+        with suppress(OSError):  # what we cannot open is not ours
+            file = _open(path)
+            if file is None:
+                continue
             if _try_lock(file):
                 yield path, file
             else:
                 os.close(file)
+
+
+def _open(path: Path) -> int | None:
+    """Open a file to read it; None if it is gone or not a regular file. Raises OSError."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return None
+        return os.open(path, _READ_FLAGS)
+    except FileNotFoundError:
+        return None
 
 
 def _try_lock(file: int) -> bool:

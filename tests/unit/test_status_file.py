@@ -125,6 +125,19 @@ def test_other_content_is_ignored(folder: Path, content: bytes) -> None:
     assert read_statuses(folder) == []
 
 
+def test_links_pipes_and_folders_of_others_hide_no_proxy(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "link.status").symlink_to(folder / "elsewhere")
+    (folder / "folder.status").mkdir()
+    os.mkfifo(folder / "pipe.status")
+    file = StatusFile(folder, "run-1", lambda: _STATUS)
+    try:
+        eventually(lambda: [it.status for it in read_statuses(folder)] == [_STATUS], timeout=5)
+    finally:
+        file.stop()
+    assert len(list(folder.iterdir())) == 3
+
+
 def test_folder_that_cannot_be_written_is_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
