@@ -425,8 +425,12 @@ def test_role_that_may_only_insert_keeps_its_run_and_no_other(
         ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 connection.execute(statement.encode())
+        rows_of_another_node = ledger.record_rows({("elsewhere", "2023-11-14"): 5})
+        for call in rows_of_another_node.split(b"; "):
+            assert connection.execute(call).fetchone() == (False,)
     assert query(_RUNS) == [("test", None, 3, 3, 0, 0, 0, 0)]
     database.close()
+    assert_ledger_equals_table(query)
 
 
 def test_counts_never_decrease(roles: tuple[str, str], query: Query) -> None:
