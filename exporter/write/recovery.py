@@ -351,7 +351,8 @@ class Recovery:
 
     def _warn(self, text: str, path: Path, reason: object) -> None:
         self._reported.add(path)
-        logger.warning(f"artifactapi: {text}", path, reason)  # noqa: G004 - one of two constants
+        name = ascii(str(path))[1:-1]  # anybody can create a file with line breaks in its name
+        logger.warning(f"artifactapi: {text}", name, reason)  # noqa: G004 - one of two constants
 
     def finish(self, journal: DeadJournal) -> RecoveredRun:
         """Delete the journal; see `DeadJournal.finish`."""

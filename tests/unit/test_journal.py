@@ -492,6 +492,18 @@ def test_file_that_is_not_ours_is_left_alone_and_reported_once(
     assert os.path.lexists(path)
 
 
+def test_name_of_a_file_cannot_forge_a_log_message(
+    runtime: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = dead_file(runtime)
+    path.rename(path.with_name(f"{path.stem}\nartifactapi: \x1b[31mforged{path.suffix}"))
+    path = next(runtime.iterdir())
+    path.chmod(0o644)
+    Recovery(settings(), None).find()
+    (record,) = caplog.records
+    assert record.message.isprintable()
+
+
 def test_only_one_process_recovers_a_journal(runtime: Path) -> None:
     path = dead_file(runtime)
     first = DeadJournalFile(path)
