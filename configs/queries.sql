@@ -37,12 +37,13 @@ FROM access_log_artifacts WHERE proxy_user = :'build'
 ORDER BY bytes DESC NULLS LAST, purl;
 
 \echo '# 2. What were the biggest downloads?'
-SELECT purl, filename, remote, count(*) AS fetches, max(response_bytes) AS largest, sum(response_bytes) AS bytes
+SELECT purl, filename, remote, count(*) FILTER (WHERE artifact_complete) AS fetches,
+       max(response_bytes) AS largest, sum(response_bytes) AS bytes
 FROM access_log WHERE started_at >= :'since' AND artifact_kind = 'artifact'
 GROUP BY purl, filename, remote
 ORDER BY bytes DESC NULLS LAST, purl LIMIT 20;
 
-\echo '# 3. Which remotes are slow?'
+\echo '# 3. Which remotes with at least 20 requests are slow?'
 SELECT coalesce(remote, host) AS remote, count(*) AS requests,
        percentile_cont(0.5) WITHIN GROUP (ORDER BY ttfb_ms) AS ttfb_p50_ms,
        percentile_cont(0.95) WITHIN GROUP (ORDER BY ttfb_ms) AS ttfb_p95_ms,
@@ -97,7 +98,7 @@ FROM access_log ORDER BY logged_at DESC, started_at DESC, flow_id LIMIT 20;
 
 \echo '# 10. Who downloads most?'
 SELECT access_log_caller(proxy_user, client_ip) AS who, count(*) AS requests, sum(response_bytes) AS bytes,
-       count(DISTINCT purl) AS artifacts
+       count(DISTINCT purl) FILTER (WHERE artifact_complete) AS artifacts
 FROM access_log WHERE started_at >= :'since'
 GROUP BY 1
 ORDER BY bytes DESC NULLS LAST, 1 LIMIT 20;

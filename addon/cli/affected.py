@@ -93,7 +93,8 @@ def affected(
         raise click.UsageError("--json and --csv exclude each other.")
     if default_type is not None and purl_type(default_type) is None:
         raise click.UsageError(
-            f"--type {printable(default_type)!r} is not an ecosystem such as npm."
+            f"--type {printable(default_type)!r} is not an ecosystem; expected one such as npm, pypi, maven or"
+            " Debian."
         )
     settings: Settings = context.obj
     console = Console(stderr=True)
@@ -125,7 +126,7 @@ def _read(
         total = total_bytes(sources)
         task = progress.add_task("read, MB", total=None if total is None else total / _MEGABYTE)
         reader = SourceReader(
-            default_type=None if default_type is None else purl_type(default_type),
+            default_type=default_type,
             include_withdrawn=withdrawn,
             on_progress=lambda done: progress.update(task, completed=done // _MEGABYTE),
         )

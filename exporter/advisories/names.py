@@ -62,6 +62,14 @@ _OTHER_NAMES = {
     "rubygems": "gem",
     "rust": "cargo",
 }
+# Types without an ecosystem of OSV; with those above, all that configs/remotes.yaml identifies.
+_OTHER_TYPES = frozenset(
+    {
+        *("alpm", "apk", "bazel", "bitbucket", "brew", "cocoapods", "conda", "cpan", "deb", "generic"),
+        *("gitlab", "helm", "huggingface", "jsr", "luarocks", "oci", "rpm", "terraform"),
+    }
+)
+_KNOWN_TYPES = _OTHER_TYPES | frozenset(_TYPES.values())
 # Distributions; their advisories name source packages, and different releases have different fixes.
 DISTRIBUTIONS = frozenset({"apk", "deb", "rpm"})
 _IGNORE_CASE = frozenset(
@@ -72,7 +80,6 @@ _PURL = re.compile(
     r"(?:@(?P<version>[^?#]*))?(?:\?(?P<qualifiers>[^#]*))?(?:#.*)?",
     re.DOTALL,
 )
-_TYPE = re.compile(r"[a-z][a-z0-9.+-]*")
 _MAX_LENGTH = 1024  # characters; a longer purl or name is not a package's
 _CACHED_KEYS = 100_000
 
@@ -98,12 +105,13 @@ def ecosystem_type(ecosystem: str) -> tuple[str, str | None] | None:
 
 
 def purl_type(name: str) -> str | None:
-    """Return the Package URL type that a person means by `npm`, `PyPI`, `crates` or `rust`."""
+    """Return the Package URL type that a person means by `npm`, `PyPI`, `crates` or `rust`.
+
+    For a distribution, its vendor is added: deb/debian. None: no packages of the log have this type.
+    """
     lower = name.strip().lower().removesuffix(_REGISTRY_SUFFIX)
     known = _TYPES_BY_LOWER_NAME.get(lower) or _OTHER_NAMES.get(lower)
-    if known is not None:
-        return known
-    return lower if _TYPE.fullmatch(lower) else None
+    return known or (lower if lower in _KNOWN_TYPES else None)
 
 
 def package_key(start: str, name: str) -> str | None:

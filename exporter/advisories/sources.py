@@ -95,7 +95,7 @@ class SourceReader:
         """Prepare to read.
 
         Args:
-            default_type: The Package URL type of names in lists, such as npm.
+            default_type: The ecosystem of names in lists, such as npm or Debian.
             include_withdrawn: Whether to use withdrawn advisories too.
             on_progress: Called with the number of bytes read so far, unpacked.
         """

@@ -380,6 +380,7 @@ def test_no_answer_is_status_3(dsn: str, bad: Path, tmp_path: Path) -> None:
         ("affected",): "No advisories are stored; name SOURCES",
         ("affected", str(bad), "--since", "never"): "since 'never' is not valid",
         ("affected", str(bad), "--type", "n p m"): "--type 'n p m' is not an ecosystem",
+        ("affected", str(bad), "--type", "nmp"): "--type 'nmp' is not an ecosystem; expected one such as",
         ("affected", str(bad), "--json", "--csv"): "--json and --csv exclude each other",
         ("--dsn", nowhere, "affected", str(bad), "--type", "npm"): "onnection",
         ("--config", str(tmp_path / "settings.yaml"), "affected", str(bad)): "unknown",
@@ -392,7 +393,7 @@ def test_no_answer_is_status_3(dsn: str, bad: Path, tmp_path: Path) -> None:
 
 def test_the_exit_status_is_that_of_the_process(dsn: str, bad: Path) -> None:
     left_pad(dsn, 1)
-    for arguments, status in {("--type", "npm"): 1, ("--type", "PyPI"): 0, (): 3}.items():
+    for arguments, status in {("--type", "npm"): 1, ("--type", "Debian"): 0, (): 3}.items():
         assert call("affected", str(bad), *arguments, ARTIFACTAPI_DSN=dsn).returncode == status
 
 

@@ -152,7 +152,8 @@ def biggest(rows: list[Row]) -> ExpectedRows:
     found = []
     for key, group in group_by(artifacts, columns_key("purl", "filename", "remote")):
         sizes = not_null(group, "response_bytes")
-        found.append((*key, len(group), max(sizes, default=None), sum(sizes) if sizes else None))
+        fetches = sum(map(is_fetch, group))
+        found.append((*key, fetches, max(sizes, default=None), sum(sizes) if sizes else None))
     return ExpectedRows(found, lambda row: descending(row[5]), 20)
 
 
@@ -240,7 +241,7 @@ def heaviest(rows: list[Row]) -> ExpectedRows:
     found = []
     for who, group in group_by(recent(rows), caller):
         sizes = not_null(group, "response_bytes")
-        artifacts = len(set(not_null(group, "purl")))
+        artifacts = len({row["purl"] for row in group if is_fetch(row)})
         found.append((who, len(group), sum(sizes) if sizes else None, artifacts))
     return ExpectedRows(found, lambda row: descending(row[2]), 20)
 

@@ -6,21 +6,24 @@ import io
 import itertools
 import json
 import os
+import re
 import threading
 import zipfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from exporter.advisories import limits
 from exporter.advisories.limits import SourceError
+from exporter.advisories.names import purl_type
 from exporter.advisories.sources import SourceReader, total_bytes
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from exporter.advisories.sources import SourceSummary
+
+_REMOTES = Path(__file__).parents[2] / "configs" / "remotes.yaml"
 
 _MEBIBYTE = limits.MEBIBYTE
 
@@ -199,6 +202,12 @@ def test_ecosystems_are_package_url_types(
     assert ids(reader, purl.replace("1.0", "1.1")) == []
 
 
+def test_every_type_that_the_log_can_have_is_known() -> None:
+    templates = re.findall(r"\bpurl: *'pkg:([a-z]+)/", _REMOTES.read_text(encoding="utf-8"))
+    assert len(set(templates)) > 30
+    assert [kind for kind in templates if purl_type(kind) != kind] == []
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -266,14 +275,15 @@ pkg:pypi/whole
         ("npm", "pkg:npm/a@1.0.0, pkg:npm/b@1.0.0", ["pkg:npm/a@1.0.0", "pkg:npm/b@1.0.0"]),
         ("maven", "org.x:y-z:1.0-rc1", ["pkg:maven/org.x/y-z@1.0-rc1"]),
         ("github", "owner/action/folder@v4", ["pkg:github/owner/action@v4"]),
+        ("Debian", "hello@2.10-3", ["pkg:deb/debian/hello@2.10-3"]),
+        ("ubuntu", "hello 2.10-3", ["pkg:deb/ubuntu/hello@2.10-3"]),
+        ("brew", "hello@2.10", ["pkg:brew/hello@2.10"]),
     ],
 )
 def test_names_with_versions(
     tmp_path: Path, default_type: str, line: str, purls: list[str]
 ) -> None:
-    from exporter.advisories.names import purl_type  # noqa: PLC0415 - what the command does with --type
-
-    reader = read_text(tmp_path, "l.txt", line, default_type=purl_type(default_type))
+    reader = read_text(tmp_path, "l.txt", line, default_type=default_type)
     assert [ids(reader, purl) for purl in purls] == [["l.txt"]] * len(purls)
     assert not reader.advisories.match("pkg:npm/other@1.3.0")
 
@@ -339,6 +349,8 @@ def test_csv_can_name_advisories(tmp_path: Path) -> None:
         ('Package,Version\na,"1.0\n1.1"\n', "npm", "line 2: 'a,\"1.0' has a control character, or"),
         ("a@1.0\rb@1.0", "npm", "has a control character"),
         ("curl@1", "deb", "the type 'deb' names no ecosystem"),
+        ("curl@1", "nmp", "the type 'nmp' names no ecosystem"),
+        ("Ecosystem,Package\nnode,a\n", None, "l.txt, line 2: the type 'node' names no ecosystem"),
         ("Package,Version\n,1.0\n", "npm", "l.txt, line 2: the name of the package is missing"),
         (b"\xff\xfe\x00a", "npm", "l.txt, line 1: not UTF-8 text"),
         (b"x" * (limits.MAX_LIST_LINE_BYTES + 1), "npm", "line 1: longer than 64 KiB"),
