@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from exporter.read.selection import FILTER_NAMES
 from exporter.read.session import open_database
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from exporter import Settings
@@ -102,7 +104,7 @@ def affected(
     is_shown = console.is_terminal
     with Progress(*columns, console=console, disable=not is_shown, transient=True) as progress:
         reader = _read(sources, default_type, progress, withdrawn=withdrawn) if sources else None
-        with errors_in_one_sentence():
+        with errors_in_one_sentence(), _role_that_keeps() if keep else contextlib.nullcontext():
             found = _find(settings, reader, selection, progress, keep=keep, archive=archive)
     with errors_in_one_sentence():
         if html is not None:
@@ -142,6 +144,17 @@ def _read(
         completed=max(1, reader.bytes_read // _MEGABYTE),
     )
     return reader
+
+
+@contextlib.contextmanager
+def _role_that_keeps() -> Iterator[None]:
+    """Say which role --keep needs. The role of a proxy cannot even read what was fetched."""
+    try:
+        yield
+    except psycopg.errors.InsufficientPrivilege:
+        raise NoAnswerError(
+            "This database role cannot store advisories; set --dsn to the role that owns the tables."
+        ) from None
 
 
 def _find(
@@ -186,10 +199,6 @@ def _find(
                 )
             except advisory_store.TooManyAdvisoriesError as e:
                 raise NoAnswerError(printable(str(e))) from None
-            except psycopg.errors.InsufficientPrivilege:
-                raise NoAnswerError(
-                    "This database role cannot store advisories; set --dsn to the role that owns the tables."
-                ) from None
         return find_affected(
             connection, advisories, summary, selection, comparison, kept=state, archive=archive
         )

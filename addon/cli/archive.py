@@ -10,6 +10,7 @@ import click
 from exporter.archive.parquet import ArchiveError
 from exporter.archive.restore import restore_day
 from exporter.postgres.connection import describe
+from exporter.read.human import plural
 from exporter.read.session import DATABASE_ERRORS, open_database
 
 if TYPE_CHECKING:
@@ -48,7 +49,6 @@ def restore(settings: Settings, *, day: datetime, archive: Path) -> None:
         raise click.ClickException(str(e)) from None
     except DATABASE_ERRORS as e:
         raise click.ClickException(describe(e)) from None
-    rows = "1 row" if done.inserted == 1 else f"{done.inserted} rows"
     known = done.rows - done.inserted
     if done.counted_twice:
         click.echo(
@@ -56,4 +56,6 @@ def restore(settings: Settings, *, day: datetime, archive: Path) -> None:
             " were pruned without this archive.",
             err=True,
         )
-    click.echo(f"{rows} of {day:%Y-%m-%d} restored; {known} were in the log already.")
+    click.echo(
+        f"{plural(done.inserted, 'row')} of {day:%Y-%m-%d} restored; {known:,} were in the log already."
+    )

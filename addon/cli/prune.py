@@ -93,8 +93,8 @@ def _days_to_keep(settings: Settings, keep: str | None) -> int:
         )
     try:
         kept = parse_duration(keep, "--keep")
-    except SelectionError as e:
-        raise click.UsageError(str(e)) from None
+    except SelectionError:
+        kept = None
     if not kept or kept % _DAY:
         raise click.UsageError(f"--keep {keep!r} is not valid; expected whole days, such as 90d.")
     return kept // _DAY

@@ -65,7 +65,18 @@ _OTHER_NAMES = {
 # Types without an ecosystem of OSV; with those above, all that configs/remotes.yaml identifies.
 _OTHER_TYPES = frozenset(
     {
-        *("alpm", "apk", "bazel", "bitbucket", "brew", "cocoapods", "conda", "cpan", "deb", "generic"),
+        *(
+            "alpm",
+            "apk",
+            "bazel",
+            "bitbucket",
+            "brew",
+            "cocoapods",
+            "conda",
+            "cpan",
+            "deb",
+            "generic",
+        ),
         *("gitlab", "helm", "huggingface", "jsr", "luarocks", "oci", "rpm", "terraform"),
     }
 )

@@ -69,7 +69,7 @@ def load_duckdb() -> ModuleType:
         import duckdb  # noqa: PLC0415 - optional, and takes 0.3 s
     except ModuleNotFoundError:
         raise ArchiveError(
-            "The archive needs an optional package: pip install 'duckdb>=1.4,<3'."
+            "Parquet files need an optional package: pip install 'duckdb>=1.4,<3'."
         ) from None
     return duckdb
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from .human import duration, noun_for, plural, printable
+from .human import duration, plural, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -54,7 +54,8 @@ def _sentence(audit: Audit) -> str:
 def _holes(nodes: list[NodeAudit]) -> Iterator[str]:
     lost = sum(sum(node.lost.values()) for node in nodes)
     if lost:
-        yield f"{plural(lost, 'request')} {_were(lost)} lost and recorded as {noun_for(lost, 'gap')}"
+        recorded = "a gap" if lost == 1 else "gaps"
+        yield f"{plural(lost, 'request')} {_were(lost)} lost and recorded as {recorded}"
     rows = _total(it for node in nodes for it in node.missing_rows)
     if rows:
         yield f"{plural(rows, 'row')} that {_were(rows)} written {_are(rows)} missing from the table"

@@ -9,7 +9,7 @@ from msgspec import Struct
 from psycopg import sql
 from rich.text import Text
 
-from .human import printable
+from .human import plural, printable
 from .selection import glob_condition
 from .session import read_only
 
@@ -108,13 +108,14 @@ def gap_lines(gaps: list[RecordedGap]) -> Iterator[Text]:
     if not gaps:
         yield Text("No gaps: no proxy knows of a request without a row.", style="green")
         return
-    yield Text(f"{'from':<23}  {'to':<23}  {'entries':>8}  {'reason':<13}  node", style="bold")
+    yield Text(f"{'from':<23}  {'to':<23}  {'requests':>8}  {'reason':<13}  node", style="bold")
     for gap in gaps:
         start, end = (
             f"{at.astimezone():%Y-%m-%d %H:%M:%S.%f}"[:23] for at in (gap.from_at, gap.to_at)
         )
         reason, node = printable(gap.reason), printable(gap.node)
-        yield Text(f"{start}  {end}  {gap.entries:>8}  {reason:<13}  {node}")
+        yield Text(f"{start}  {end}  {gap.entries:>8,}  {reason:<13}  {node}")
     total = sum(gap.entries for gap in gaps)
-    missing = "1 entry is" if total == 1 else f"{total} entries are"
-    yield Text(f"{missing} missing in total.", style="red")
+    yield Text(
+        f"{plural(total, 'request')} {'is' if total == 1 else 'are'} missing in total.", style="red"
+    )

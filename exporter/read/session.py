@@ -69,8 +69,8 @@ def open_database(
             if connection.execute(_HAS_LOG).fetchone() != (False,):
                 raise
             raise SchemaError(
-                "The table access_log does not exist yet, and this role cannot create it;"
-                " the proxy creates it when it first connects, or run `artifactapi init`."
+                "There is no table access_log, and this role cannot create it; run `artifactapi init` as a"
+                " role that may create tables here, such as the owner of the database."
             ) from None
         connection.call_seconds = settings.database.call_seconds
         yield connection

@@ -380,7 +380,12 @@ def test_no_answer_is_status_3(dsn: str, bad: Path, tmp_path: Path) -> None:
         ("affected",): "No advisories are stored; name SOURCES",
         ("affected", str(bad), "--since", "never"): "since 'never' is not valid",
         ("affected", str(bad), "--type", "n p m"): "--type 'n p m' is not an ecosystem",
-        ("affected", str(bad), "--type", "nmp"): "--type 'nmp' is not an ecosystem; expected one such as",
+        (
+            "affected",
+            str(bad),
+            "--type",
+            "nmp",
+        ): "--type 'nmp' is not an ecosystem; expected one such as",
         ("affected", str(bad), "--json", "--csv"): "--json and --csv exclude each other",
         ("--dsn", nowhere, "affected", str(bad), "--type", "npm"): "onnection",
         ("--config", str(tmp_path / "settings.yaml"), "affected", str(bad)): "unknown",

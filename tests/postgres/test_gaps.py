@@ -59,16 +59,16 @@ def test_gaps_as_text_with_exit_code_1(
     lines = done.stdout.splitlines()
     assert [line.split()[-3:] for line in lines[1:3]] == [
         ["34", "buffer_full", r"old\x1b[31m"],
-        ["1200", "buffer_full", "new"],
+        ["1,200", "buffer_full", "new"],
     ]
-    assert lines[3] == "1234 entries are missing in total."
+    assert lines[3] == "1,234 requests are missing in total."
 
 
 def test_one_missing_entry_is_singular(
     dsn: str, write_gap: Callable[[str, float, int], None]
 ) -> None:
     write_gap("new", 2, 1)
-    assert call("--dsn", dsn, "gaps").stdout.endswith("\n1 entry is missing in total.\n")
+    assert call("--dsn", dsn, "gaps").stdout.endswith("\n1 request is missing in total.\n")
 
 
 def test_gaps_as_json(dsn: str, write_gap: Callable[[str, float, int], None]) -> None:

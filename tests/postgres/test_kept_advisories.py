@@ -212,9 +212,10 @@ def test_a_reader_can_use_kept_advisories_but_not_store_any(kept: str, osv: Path
     with connect(kept, Settings().database) as connection:
         ensure_schema(connection)
         schema = schema_name(connection)
-        reader, former = f"{schema}_reader", f"{schema}_former"
-        connection.execute(f"CREATE ROLE {reader} LOGIN; CREATE ROLE {former} LOGIN".encode())
-        text = grants(schema, reader, reader, is_distributed=bool(CLUSTER_DSN))
+        reader, former, proxy = (f"{schema}_{name}" for name in ("reader", "former", "proxy"))
+        for role in (reader, former, proxy):
+            connection.execute(f"CREATE ROLE {role} LOGIN".encode())
+        text = grants(schema, proxy, reader, is_distributed=bool(CLUSTER_DSN))
         connection.execute(text.encode())
         # A role that got its grants before there were advisories.
         old = text.replace(reader, former)
@@ -224,9 +225,11 @@ def test_a_reader_can_use_kept_advisories_but_not_store_any(kept: str, osv: Path
         try:
             as_reader = kept.replace("user=postgres", f"user={reader}")
             assert run(as_reader, "affected").exit_code == 1
-            done = run(as_reader, "affected", "--keep", osv)
-            assert done.exit_code == 3
-            assert "This database role cannot store advisories" in done.stderr
+            for role in (reader, proxy):
+                as_role = kept.replace("user=postgres", f"user={role}")
+                done = run(as_role, "affected", "--keep", osv)
+                assert done.exit_code == 3
+                assert "This database role cannot store advisories" in done.stderr
             as_former = kept.replace("user=postgres", f"user={former}")
             assert run(as_former, "report", "--since", "2023-11-14T00:00Z").exit_code == 0
             with psycopg.connect(as_former) as session:
@@ -234,5 +237,5 @@ def test_a_reader_can_use_kept_advisories_but_not_store_any(kept: str, osv: Path
                 assert compared_at(session) is None
         finally:
             connection.execute(
-                f"DROP OWNED BY {reader}, {former}; DROP ROLE {reader}, {former}".encode()
+                f"DROP OWNED BY {reader}, {former}, {proxy}; DROP ROLE {reader}, {former}, {proxy}".encode()
             )

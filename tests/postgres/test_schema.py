@@ -24,6 +24,7 @@ from exporter.postgres.schema import (
 from exporter.write.database import COLUMNS, Database, DatabaseUnavailable
 from exporter.write.gaps import Gap
 from tests.support.citus import CLUSTER_DSN
+from tests.support.command import call
 from tests.support.samples import make_entry
 
 if TYPE_CHECKING:
@@ -332,6 +333,24 @@ def test_proxy_role_can_only_write_and_reader_role_can_only_read(any_dsn: str) -
             connection.execute(
                 f"DROP OWNED BY {proxy}, {reader}; DROP ROLE {proxy}, {reader}".encode()
             )
+
+
+def test_a_role_that_may_not_create_the_schema_is_told_who_may(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        schema = connection.execute("SELECT current_schema()").fetchone()
+        assert schema
+        role = f"{schema[0]}_guest"
+        connection.execute(f"CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA {schema[0]} TO {role}")
+        try:
+            for command in ("init", "tail"):
+                done = call("--dsn", dsn.replace("user=postgres", f"user={role}"), command)
+                assert done.returncode == 1
+                assert done.stderr == (
+                    "Error: There is no table access_log, and this role cannot create it; run `artifactapi"
+                    " init` as a role that may create tables here, such as the owner of the database.\n"
+                )
+        finally:
+            connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 def test_schema_does_not_rely_on_if_not_exists() -> None:

@@ -35,6 +35,14 @@ def test_unit_is_valid(name: str) -> None:
     assert name not in analyze("verify", str(CONFIGS / name))
 
 
+def test_all_units_find_the_command_in_the_same_place() -> None:
+    texts = [(CONFIGS / name).read_text() for name in _UNITS]
+    paths = [re.findall(r"^Environment=PATH=(.*)$", text, re.MULTILINE) for text in texts]
+    commands = [re.findall(r"^ExecStart=/usr/bin/env (\S+)", text, re.MULTILINE) for text in texts]
+    assert commands == [["artifactapi"]] * len(_UNITS)
+    assert paths == [["/opt/artifactapi/bin:/usr/local/bin:/usr/bin:/bin"]] * len(_UNITS)
+
+
 @needs_systemd
 def test_proxy_can_do_little_beyond_its_task() -> None:
     shown = analyze("security", "--offline=true", str(CONFIGS / "artifactapi.service"))
