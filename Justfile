@@ -21,7 +21,7 @@ demo:
 test *options:
     {{dev}} {{pytest}} {{options}}
 
-# in under a minute: no proxy processes, no browser, nothing marked slow
+# in about two minutes: no proxy processes, no browser, nothing marked slow
 test-fast *options:
     {{dev}} {{pytest}} -m "not slow" tests/unit tests/postgres {{options}}
 

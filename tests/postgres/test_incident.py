@@ -13,13 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psycopg
 import pytest
 
-from exporter import Settings, insert_access_log_batch
-from exporter.postgres.schema import ensure_schema
-from exporter.rows.entry_builder import EntryBuilder
-from exporter.rows.text import timestamp
+from exporter import Exporter, Settings
 from exporter.settings import RemotesSettings
 from tests.support.environment import clean_environment
 from tests.support.samples import make_exchange
@@ -54,10 +50,10 @@ def incident(dsn: str, tmp_path: Path) -> str:
     """A log in which build-42 fetched the compromised version an hour ago."""
     remotes = tmp_path / "remotes.yaml"
     remotes.write_text("remotes:\n  - {name: npm, host: registry.example, format: npm}\n")
-    builder = EntryBuilder(Settings(remotes=RemotesSettings(file=str(remotes))))
+    settings = Settings(node="proxy-1", remotes=RemotesSettings(file=str(remotes))).with_dsn(dsn)
     start = datetime.now(UTC).timestamp() - 3600
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        ensure_schema(connection)
+    exporter = Exporter(settings)
+    try:
         for number, (user, path, status) in enumerate(_REQUESTS):
             at = start + number
             exchange = make_exchange(
@@ -69,8 +65,9 @@ def incident(dsn: str, tmp_path: Path) -> str:
                 target=path.encode(),
                 status_code=status,
             )
-            connection.execute("SELECT access_log_ensure_partition(%s)", (timestamp(at)[:10],))
-            insert_access_log_batch(connection, [builder.build(exchange)])
+            assert exporter.log_access(exchange)
+    finally:
+        assert exporter.stop()
     return dsn
 
 
