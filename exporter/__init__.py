@@ -15,7 +15,7 @@ from .rows.entry import AccessLogEntry
 from .rows.entry_builder import load_remotes
 from .run import Run
 from .settings import Settings, SettingsError, data_folder, load_settings, resolve_dsn
-from .status_file import ProxyStatus, StatusFile, read_statuses
+from .status_file import ProxyStatus, StatusFile, delete_dead, read_statuses
 from .write import spool
 from .write.buffer import Buffer
 from .write.database import DatabaseUnavailable, insert_access_log_batch
@@ -42,6 +42,7 @@ __all__ = [
     "WaitingRows",
     "check_dsn",
     "data_folder",
+    "forget_killed",
     "has_password",
     "insert_access_log_batch",
     "load_remotes",
@@ -205,6 +206,11 @@ def redirect_spool(settings: Settings) -> int:
 def proxy_statuses() -> list[ProxyStatus]:
     """The figures of the proxies that use this data folder, also of those that were killed. Raises OSError."""
     return read_statuses(_status_folder())
+
+
+def forget_killed(run_id: str) -> None:
+    """Delete the figures of a killed proxy, once it is known what it had seen. Raises OSError."""
+    delete_dead(_status_folder(), run_id)
 
 
 def _status_folder() -> Path:

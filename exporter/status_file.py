@@ -124,6 +124,19 @@ def read_statuses(folder: Path) -> list[ProxyStatus]:
     return sorted(found, key=lambda it: (str(it.status["node"]), it.pid))
 
 
+def delete_dead(folder: Path, run_id: str) -> None:
+    """Delete the file of a process that has ended, if there is one. Raises OSError."""
+    path = folder / f"{run_id}{_SUFFIX}"
+    file = _open(path)
+    if file is None:
+        return
+    try:
+        if _try_lock(file):
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(file)
+
+
 def _read(path: Path) -> ProxyStatus | None:
     """The figures in a file; None if its proxy has just ended, or if it is not ours."""
     file = _open(path)

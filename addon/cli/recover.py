@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import click
 
-from exporter import DatabaseUnavailable, Settings, SettingsError, recover_journals
+from exporter import (
+    DatabaseUnavailable,
+    Settings,
+    SettingsError,
+    forget_killed,
+    recover_journals,
+)
 from exporter.read.human import printable
 
 
@@ -25,6 +33,8 @@ def recover(settings: Settings, *, redirect: bool) -> None:
         for run in recover_journals(settings, any_database=redirect):
             is_nothing = False
             click.echo(printable(str(run)))
+            with contextlib.suppress(OSError):  # it is shown until the next proxy starts
+                forget_killed(run.run.run_id)
     except (DatabaseUnavailable, SettingsError) as e:
         raise click.ClickException(str(e)) from None
     if is_nothing:

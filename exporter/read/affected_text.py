@@ -98,8 +98,8 @@ def notes(affected: Affected) -> Iterator[str]:
     if index_reads:
         packages = {each.package for each in index_reads}
         yield (
-            f"Only looked at: indexes or files without a version of {plural(len(packages), 'package')}"
-            " that the sources name; --json lists them."
+            f"Of {plural(len(packages), 'package')} that the sources name, an index or a file without a version"
+            " was requested, which fetches none; --json lists these requests."
         )
     if affected.gaps.gaps:
         yield (

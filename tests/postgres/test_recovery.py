@@ -352,11 +352,14 @@ def test_status_shows_the_journal(dsn: str) -> None:
 
 def test_command_recovers_without_a_proxy(dsn: str, query: Query, runtime: Path) -> None:
     kill_after(dsn, waiting=12, in_flight=1)
+    status = CliRunner().invoke(main, ["status"])
+    assert (status.exit_code, "\nKilled: " in status.output) == (2, True)
     result = CliRunner().invoke(main, ["--dsn", dsn, "recover"])
     assert result.exit_code == 0, result.output
     assert result.output.startswith("recovered 12 rows of a killed proxy, 1 lost (killed, run ")
     assert query(_ROWS)[0][:2] == (12, 12)
     assert journals(runtime) == []
+    assert CliRunner().invoke(main, ["status"]).exit_code == 3  # nothing is left to say of it
     again = CliRunner().invoke(main, ["--dsn", dsn, "recover"])
     assert (again.exit_code, again.output) == (
         0,
