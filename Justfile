@@ -21,7 +21,7 @@ demo:
 test *options:
     {{dev}} {{pytest}} {{options}}
 
-# in about two minutes: no proxy processes, no browser, nothing marked slow
+# in a minute or two: no proxy processes, no browser, nothing marked slow
 test-fast *options:
     {{dev}} {{pytest}} -m "not slow" tests/unit tests/postgres {{options}}
 
