@@ -83,6 +83,11 @@ class Hit(Struct, frozen=True, kw_only=True):
         found = [each.users for each in (self.fetches, self.pruned) if each is not None]
         return sorted({user for users in found for user in users})
 
+    @property
+    def anonymous_clients(self) -> list[str]:
+        """The addresses from which it was fetched without a login, as far as they are listed."""
+        return [] if self.fetches is None else self.fetches.anonymous_clients
+
 
 class LookedAt(Struct, frozen=True, kw_only=True):
     """Requests for a package that an advisory is about, which did not fetch it."""

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from .affected import AboutAdvisory, Affected, Hit, LookedAt
-    from .fetched import Callers
+    from .fetched import Callers, PrunedFetches
 
 _FULL_WIDTH = 110  # cells; a narrower terminal does not show every column
 _MAX_NAMES = 5  # users or clients that a line of the table shows
 _FORMULA_STARTS = tuple("=+@\t\r\n-\uff1d\uff0b\uff20\uff0d")  # OWASP, "CSV Injection"
 _CSV_COLUMNS = (
     *("verdict", "advisory", "severity", "summary", "aliases", "source", "purl", "package"),
-    *("version", "how", "requests", "bytes", "first_at", "last_at", "users", "clients", "remotes"),
-    *("from_cache", "sha256", "rows_removed"),
+    *("version", "how", "requests", "bytes", "first_at", "last_at", "users", "clients"),
+    *("anonymous_clients", "remotes", "from_cache", "sha256", "rows_removed"),
 )
 _FETCHED = "fetched"
 
@@ -57,9 +57,7 @@ def headline(affected: Affected) -> str:
         text = (
             f"{plural(packages, 'affected package')} {'was' if packages == 1 else 'were'} fetched"
         )
-        names = {name for hit in sure for name in hit.users}
-        if names:
-            text += f", by {plural(len(names), 'user')}"
+        text += _by(sure)
     elif unsure:
         packages = len({hit.purl for hit in unsure})
         text = f"{plural(packages, 'fetched package')} may be affected"
@@ -191,7 +189,7 @@ def _hit_cells(hit: Hit) -> Iterator[dict[str, RenderableType]]:
         yield empty | {
             "first": _day(pruned.from_at),
             "last": _day(pruned.until_at - timedelta(days=1)),
-            "who": Text(_names(pruned.users, pruned.user_count)).append(" (by day)", style="dim"),
+            "who": Text(_pruned_users(pruned)).append(" (by day)", style="dim"),
         }
     if hit.ever is not None and hit.has_missing_rows:
         ever = hit.ever
@@ -235,11 +233,31 @@ def _table(first: str, *columns: str) -> Table:
     return table
 
 
+def _by(hits: list[Hit]) -> str:
+    """Say how many users fetched any of these; without a login, clients are not counted alone."""
+    users = {name for hit in hits for name in hit.users}
+    if not users:
+        return ""
+    text = f", by {plural(len(users), 'user')}"
+    clients = {client for hit in hits for client in hit.anonymous_clients}
+    if any(hit.pruned is not None and hit.pruned.is_anonymous for hit in hits):
+        return f"{text} and clients without a login"  # the rollups do not know which
+    return f"{text} and {plural(len(clients), 'client')} without a login" if clients else text
+
+
 def _who(callers: Callers) -> str:
-    """Return the users, or the addresses if none of them logged in."""
-    if callers.users:
-        return _names(callers.users, callers.user_count)
-    return _names(callers.clients, callers.client_count)
+    """Return the users, and the addresses of requests without a login."""
+    users = _names(callers.users, callers.user_count)
+    anonymous = _names(callers.anonymous_clients, callers.anonymous_client_count)
+    if not callers.users:
+        return anonymous
+    return f"{users}; without a login: {anonymous}" if callers.anonymous_clients else users
+
+
+def _pruned_users(pruned: PrunedFetches) -> str:
+    """Return the users whom the rollups know."""
+    users = _names(pruned.users, pruned.user_count)
+    return f"{users}; others without a login" if pruned.is_anonymous and pruned.users else users
 
 
 def _names(names: list[str], count: int) -> str:
@@ -284,6 +302,7 @@ def _csv_callers(callers: Callers) -> list[str]:
         callers.last_at.isoformat(),
         " ".join(callers.users),
         " ".join(callers.clients),
+        " ".join(callers.anonymous_clients),
         " ".join(callers.remotes),
     ]
 
@@ -291,14 +310,14 @@ def _csv_callers(callers: Callers) -> list[str]:
 def _csv_ever(hit: Hit) -> list[str]:
     ever = hit.ever
     if ever is None:
-        return [""] * 7
+        return [""] * 8
     times = [ever.first_at.isoformat(), ever.last_at.isoformat()]
     return [
         str(ever.fetches),
         str(ever.bytes),
         *times,
         ever.first_user or "",
-        "",
+        *("", ""),
         ever.remote or "",
     ]
 

@@ -43,6 +43,9 @@ _WHO = sql.SQL("""
     count(DISTINCT proxy_user),
     coalesce((array_agg(DISTINCT host(client_ip)) FILTER (WHERE client_ip IS NOT NULL))[1:{listed}], '{{}}'),
     count(DISTINCT client_ip),
+    coalesce((array_agg(DISTINCT host(client_ip))
+              FILTER (WHERE proxy_user IS NULL AND client_ip IS NOT NULL))[1:{listed}], '{{}}'),
+    count(DISTINCT client_ip) FILTER (WHERE proxy_user IS NULL),
     (array_agg(DISTINCT coalesce(remote, host)))[1:{listed}]
 """).format(listed=sql.Literal(MAX_LISTED))
 _FETCHES = sql.SQL("""
@@ -55,7 +58,7 @@ _FETCHES = sql.SQL("""
 _PRUNED = sql.SQL("""
     SELECT purl, min(from_at), max(until_at),
            coalesce((array_agg(DISTINCT proxy_user) FILTER (WHERE proxy_user IS NOT NULL))[1:{listed}], '{{}}'),
-           count(DISTINCT proxy_user)
+           count(DISTINCT proxy_user), bool_or(proxy_user IS NULL)
     FROM (
       SELECT purl, from_at, until_at, users[number] AS proxy_user
       FROM access_log_rollup JOIN access_log_rollup_artifact USING (rollup_id)
@@ -115,6 +118,8 @@ class Callers(Struct, frozen=True, kw_only=True):
     user_count: int
     clients: list[str]  # addresses
     client_count: int
+    anonymous_clients: list[str]  # those of requests without a login
+    anonymous_client_count: int
     remotes: list[str]  # or hosts that are not a known remote
 
 
@@ -140,6 +145,7 @@ class PrunedFetches(Struct, frozen=True):
     until_at: datetime  # end of the last one
     users: list[str]  # at most MAX_LISTED
     user_count: int
+    is_anonymous: bool  # whether some had no login
 
 
 class EverFetched(Struct, frozen=True):
@@ -209,7 +215,7 @@ def fetches_of(
         who=_WHO, where=selection.where()[0], listed=sql.Literal(MAX_LISTED)
     )
     return {
-        purl: Fetches(**_callers(row), from_cache=row[9], sha256=row[10])
+        purl: Fetches(**_callers(row), from_cache=row[11], sha256=row[12])
         for purl, *row in _rows_of(connection, statement, selection, purls)
     }
 

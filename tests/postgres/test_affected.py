@@ -104,6 +104,8 @@ def test_a_hit_says_who_fetched_what_when_and_from_where(dsn: str, bad: Path) ->
         "user_count": 2,
         "clients": ["192.0.2.7", "192.0.2.8"],
         "client_count": 2,
+        "anonymous_clients": [],
+        "anonymous_client_count": 0,
         "remotes": ["npm"],
         "from_cache": True,
         "sha256": ["01" * 32],
@@ -127,6 +129,38 @@ def test_the_table_names_the_advisory_the_package_and_the_builds(dsn: str, tmp_p
     assert "TEST-1 high A summary" in text
     assert f"npm left-pad 1.3.0 10 12.3 kB {local(_FIRST)} {local(_FIRST)}" in text
     assert "build-10, build-11, build-12, build-13, build-14 and 3 more" in text
+
+
+def test_clients_without_a_login_are_named_beside_builds(
+    dsn: str, bad: Path, tmp_path: Path
+) -> None:
+    left_pad(dsn, 1)
+    left_pad(dsn, 2, proxy_user=None, client_ip="192.0.2.8")
+    left_pad(dsn, 3, proxy_user=None, client_ip="192.0.2.9", method="HEAD")
+    left_pad(dsn, 4, client_ip="192.0.2.10", method="HEAD")
+    arguments = (bad, "--type", "npm")
+    found = answer(dsn, *arguments)
+    fetches = found["hits"][0]["fetches"]
+    assert fetches["clients"] == ["192.0.2.7", "192.0.2.8"]
+    assert (fetches["anonymous_clients"], fetches["anonymous_client_count"]) == (["192.0.2.8"], 1)
+    page = tmp_path / "page.html"
+    assert affected(dsn, *arguments, "--html", page).exit_code == 1
+    for shown in (affected(dsn, *arguments).stdout, page.read_text(encoding="utf-8")):
+        text = " ".join(shown.split())
+        assert "1 affected package was fetched, by 1 user and 1 client without a login." in text
+        assert "build-42; without a login: 192.0.2.8" in text
+        assert "build-42; without a login: 192.0.2.9" in text
+    rows = list(csv.DictReader(io.StringIO(affected(dsn, *arguments, "--csv").stdout)))
+    assert [row["anonymous_clients"] for row in rows] == ["192.0.2.8", "192.0.2.9"]
+    with connect(dsn, Settings().database) as connection:
+        assert len(list(prune(connection, datetime(2023, 11, 15, tzinfo=UTC), None))) == 1
+    (hit,) = answer(dsn, *arguments)["hits"]
+    assert (hit["pruned"]["users"], hit["pruned"]["is_anonymous"]) == (["build-42"], True)
+    assert affected(dsn, *arguments, "--html", page).exit_code == 1
+    for shown in (affected(dsn, *arguments).stdout, page.read_text(encoding="utf-8")):
+        text = " ".join(shown.split())
+        assert "1 affected package was fetched, by 1 user and clients without a login." in text
+        assert "build-42; others without a login" in text
 
 
 def test_only_looked_at_is_not_fetched(dsn: str, bad: Path) -> None:
@@ -273,6 +307,7 @@ def test_rollups_still_tell_who_fetched_what_on_pruned_days(dsn: str, bad: Path)
         "until_at": "2023-11-16T00:00:00Z",
         "users": ["build-42", "build-43", "build-45"],
         "user_count": 3,
+        "is_anonymous": False,
     }
     text = affected(dsn, *arguments).stdout
     assert "1 affected package was fetched, by 4 users." in text
