@@ -92,9 +92,7 @@ class StatusFile:
     def _keep(self) -> None:
         """Write the file until the stop. Raises OSError."""
         create_private_folder(self._folder)
-        for path, file in _dead_files(self._folder):
-            path.unlink(missing_ok=True)
-            os.close(file)
+        delete_dead(self._folder)
         # It gets its name once it is locked, so nobody takes it for the file of a dead process.
         unnamed = self._path.with_suffix(".new")
         file = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _MODE)
@@ -124,17 +122,14 @@ def read_statuses(folder: Path) -> list[ProxyStatus]:
     return sorted(found, key=lambda it: (str(it.status["node"]), it.pid))
 
 
-def delete_dead(folder: Path, run_id: str) -> None:
-    """Delete the file of a process that has ended, if there is one. Raises OSError."""
-    path = folder / f"{run_id}{_SUFFIX}"
-    file = _open(path)
-    if file is None:
-        return
-    try:
-        if _try_lock(file):
-            path.unlink(missing_ok=True)
-    finally:
-        os.close(file)
+def delete_dead(folder: Path, run_id: str | None = None) -> None:
+    """Delete the files of processes that were killed; with `run_id`, only that one's. Raises OSError."""
+    for path, file in _dead_files(folder):
+        try:
+            if run_id in {None, path.stem}:
+                path.unlink(missing_ok=True)
+        finally:
+            os.close(file)
 
 
 def _read(path: Path) -> ProxyStatus | None:

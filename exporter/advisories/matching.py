@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 _CACHED_KEYS = 50_000
 _CACHED_STARTS = 500_000  # these take 100 MB
 _NOT_CACHED: list[AffectedPackage] = []
-_MAX_EPOCHS = (
-    8  # different epochs in one advisory that are tried; with more, every version is possible
-)
+# Different epochs in one advisory that are tried. With more, a version without an epoch is possible.
+_MAX_EPOCHS = 8
 
 
 class Match(NamedTuple):
@@ -151,16 +150,18 @@ class Judge:
 
         If not, these can be builds of the affected version (PEP 440, "Version matching", ignores the local part).
         """
-        events = (event.version for each in self._affected.ranges for event in each.events)
-        return any("+" in text for text in (*events, *self._affected.versions))
+        return any("+" in text for text in self._named_versions())
 
     def _find_epochs(self) -> list[str]:
         if not self._scheme.has_epoch:
             return []
-        affected = self._affected
-        events = (event.version for each in affected.ranges for event in each.events)
-        epochs = {text.partition(":")[0] for text in (*events, *affected.versions) if ":" in text}
+        epochs = {text.partition(":")[0] for text in self._named_versions() if ":" in text}
         return sorted(epochs - {"0"})
+
+    def _named_versions(self) -> Iterator[str]:
+        for each in self._affected.ranges:
+            yield from (event.version for event in each.events)
+        yield from self._affected.versions
 
     def _judge_candidate(self, version: str) -> Verdict:
         verdicts = {self._judge_listed(version), *(each.judge(version) for each in self._ranges)}

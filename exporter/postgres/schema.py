@@ -197,7 +197,7 @@ def schema_name(connection: Connection[Any]) -> str:
 def grants(schema: str, proxy_role: str, reader_role: str, *, is_distributed: bool = False) -> str:
     """Return SQL that lets the proxy role only write and the reader role only read.
 
-    `is_distributed`: on Citus, where a view needs the rights of its reader.
+    `is_distributed`: on Citus, which grants tables with foreign keys only in a mode of its own.
     """
     text = sql.SQL(
         "{mode}"

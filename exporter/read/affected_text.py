@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..advisories.model import Verdict
-from .human import package_text, plural, printable, size
+from .human import are, package_text, plural, printable, size, were
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -54,9 +54,7 @@ def headline(affected: Affected) -> str:
     unsure = [hit for hit in affected.hits if hit.verdict == Verdict.POSSIBLE]
     if sure:
         packages = len({hit.purl for hit in sure})
-        text = (
-            f"{plural(packages, 'affected package')} {'was' if packages == 1 else 'were'} fetched"
-        )
+        text = f"{plural(packages, 'affected package')} {were(packages)} fetched"
         text += _by(sure)
     elif unsure:
         packages = len({hit.purl for hit in unsure})
@@ -102,7 +100,7 @@ def notes(affected: Affected) -> Iterator[str]:
     if affected.gaps.gaps:
         yield (
             f"The log has {plural(affected.gaps.gaps, 'gap')} in this time:"
-            f" {plural(affected.gaps.entries, 'request')} {'is' if affected.gaps.entries == 1 else 'are'}"
+            f" {plural(affected.gaps.entries, 'request')} {are(affected.gaps.entries)}"
             " missing (see artifactapi gaps)."
         )
     if any(hit.has_missing_rows for hit in affected.hits) and affected.log_start is not None:
@@ -118,7 +116,7 @@ def notes(affected: Affected) -> Iterator[str]:
     if affected.source_packages:
         yield (
             f"{plural(affected.source_packages, 'package')} of distributions"
-            f" {'is' if affected.source_packages == 1 else 'are'} named as the source package; binary packages"
+            f" {are(affected.source_packages)} named as the source package; binary packages"
             " with other names were not compared."
         )
     if affected.skipped:

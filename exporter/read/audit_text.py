@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from .human import duration, plural, printable
+from .human import are, duration, plural, printable, were
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -43,9 +43,9 @@ def _sentence(audit: Audit) -> str:
     pruned = sum(node.pruned for node in nodes)
     notes = []
     if pruned:
-        notes.append(f"{pruned:,} of these rows {_were(pruned)} pruned")
+        notes.append(f"{pruned:,} of these rows {were(pruned)} pruned")
     if waiting:
-        notes.append(f"the newest {plural(waiting, 'row')} {_are(waiting)} about to be written")
+        notes.append(f"the newest {plural(waiting, 'row')} {are(waiting)} about to be written")
     each = "the request" if seen == 1 else f"each of the {seen:,} requests"
     note = f" ({'; '.join(notes)})" if notes else ""
     return f"{when}, {each} that the proxies saw has its row{note}."
@@ -55,26 +55,26 @@ def _holes(nodes: list[NodeAudit]) -> Iterator[str]:
     lost = sum(sum(node.lost.values()) for node in nodes)
     if lost:
         recorded = "a gap" if lost == 1 else "gaps"
-        yield f"{plural(lost, 'request')} {_were(lost)} lost and recorded as {recorded}"
+        yield f"{plural(lost, 'request')} {were(lost)} lost and recorded as {recorded}"
     rows = _total(it for node in nodes for it in node.missing_rows)
     if rows:
-        yield f"{plural(rows, 'row')} that {_were(rows)} written {_are(rows)} missing from the table"
+        yield f"{plural(rows, 'row')} that {were(rows)} written {are(rows)} missing from the table"
     gaps = _total(it for node in nodes for it in node.missing_gaps)
     if gaps:
         yield f"gaps of {plural(gaps, 'request')} are missing from access_log_gap"
     archived = _total(it for node in nodes for it in node.missing_archived)
     if archived:
-        yield f"{plural(archived, 'row')} that {_were(archived)} pruned {_are(archived)} missing from the archive"
+        yield f"{plural(archived, 'row')} that {were(archived)} pruned {are(archived)} missing from the archive"
     undelivered = sum(node.undelivered for node in nodes)
     if undelivered:
         yield (
-            f"{plural(undelivered, 'request')} {_were(undelivered)} seen and not written:"
+            f"{plural(undelivered, 'request')} {were(undelivered)} seen and not written:"
             " they wait on disk, or went to another database"
         )
     vanished = sum(node.vanished for node in nodes)
     if vanished:
         yield (
-            f"{plural(vanished, 'row')} {_were(vanished)} lost by the server after it had confirmed them,"
+            f"{plural(vanished, 'row')} {were(vanished)} lost by the server after it had confirmed them,"
             " as in a failover"
         )
 
@@ -89,11 +89,11 @@ def _unknowns(audit: Audit) -> Iterator[str]:
     rows = _total(it for node in audit.nodes for it in node.uncounted_rows)
     if rows:
         yield (
-            f"{plural(rows, 'row')} {_are(rows)} in the table that no proxy counted"
+            f"{plural(rows, 'row')} {are(rows)} in the table that no proxy counted"
             " (written by an earlier version, or by hand)"
         )
     if audit.missing_runs:
-        yield f"{plural(audit.missing_runs, 'run')} {_are(audit.missing_runs)} missing from access_log_run"
+        yield f"{plural(audit.missing_runs, 'run')} {are(audit.missing_runs)} missing from access_log_run"
 
 
 def _parts(node: NodeAudit) -> Iterator[str]:
@@ -158,11 +158,3 @@ def _joined(parts: list[str]) -> str:
 
 def _total(counts: Iterable[DayCount]) -> int:
     return sum(it.count for it in counts)
-
-
-def _were(count: int) -> str:
-    return "was" if count == 1 else "were"
-
-
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"

@@ -9,7 +9,7 @@ from msgspec import Struct
 from psycopg import sql
 from rich.text import Text
 
-from .human import plural, printable
+from .human import are, plural, printable
 from .selection import glob_condition
 from .session import read_only
 
@@ -116,6 +116,4 @@ def gap_lines(gaps: list[RecordedGap]) -> Iterator[Text]:
         reason, node = printable(gap.reason), printable(gap.node)
         yield Text(f"{start}  {end}  {gap.entries:>8,}  {reason:<13}  {node}")
     total = sum(gap.entries for gap in gaps)
-    yield Text(
-        f"{plural(total, 'request')} {'is' if total == 1 else 'are'} missing in total.", style="red"
-    )
+    yield Text(f"{plural(total, 'request')} {are(total)} missing in total.", style="red")

@@ -64,6 +64,16 @@ def noun_for(count: int, noun: str) -> str:
     return noun if count == 1 else f"{noun}s"
 
 
+def are(count: int) -> str:
+    """Return the verb for this count: "is" or "are"."""
+    return "is" if count == 1 else "are"
+
+
+def were(count: int) -> str:
+    """Return the verb for this count: "was" or "were"."""
+    return "was" if count == 1 else "were"
+
+
 def size(count: float | None) -> str:
     """Format bytes in decimal units, such as 1.2 MB. None: "-".
 

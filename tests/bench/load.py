@@ -41,6 +41,14 @@ def paths(first: int = 0) -> Iterator[str]:
         yield f"/pypi/packages/{_DIGEST}/package_{n}-1.{n % 50}.0-py3-none-any.whl"
 
 
+def settings_file(folder: Path) -> Path:
+    """Write a settings file with which these paths are packages."""
+    remotes, settings = folder / "remotes.yaml", folder / "settings.yaml"
+    remotes.write_text("remotes:\n  - {name: bench, host: 127.0.0.1, path: /pypi, format: pypi}\n")
+    settings.write_text(f"remotes: {{file: '{remotes}'}}\n")
+    return settings
+
+
 class Load:
     """Runs the process inside its `with` block.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.bench.figures import Figure, Target, Workspace
-from tests.bench.load import Load, paths
+from tests.bench.load import Load, paths, settings_file
 from tests.bench.machine import cpu_seconds
 from tests.support.access_log import SCRIPT
 from tests.support.http2_client import Http2Client
@@ -31,7 +31,6 @@ empty hooks with empty hooks, and shows what a ratio of 1 looks like here. New c
 of the kept ones there are eight, or two with HTTP/2. Work after the last response counts; that of the worker
 process does not."""
 _HERE = Path(__file__).parent
-_REMOTES = "remotes:\n  - {name: bench, host: 127.0.0.1, path: /pypi, format: pypi}\n"
 _EMPTY = "empty hooks"
 _REQUESTS = 96  # of a turn
 _HALF_WIDTH = 0.005
@@ -83,10 +82,8 @@ def measure(workspace: Workspace) -> list[Figure]:
 
 
 def _variants(workspace: Workspace) -> list[Variant]:
-    remotes, config = workspace.folder / "remotes.yaml", workspace.folder / "settings.yaml"
+    config = settings_file(workspace.folder)
     without_journal = workspace.folder / "without_journal.yaml"
-    remotes.write_text(_REMOTES)
-    config.write_text(f"remotes: {{file: '{remotes}'}}\n")
     without_journal.write_text(config.read_text() + "journal: {max_bytes: 0}\n")
     return [
         Variant(_EMPTY, _HERE / "empty_hooks.py"),

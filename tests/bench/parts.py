@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.bench.figures import Figure, Workspace
-from tests.bench.load import Load
+from tests.bench.load import Load, settings_file
 from tests.support.access_log import SCRIPT
 from tests.support.proxy import Mitm
 from tests.support.wait import eventually
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 SECTION = "mitmdump, by part"
 EXPLANATION = """\
 Where the CPU time of one small request goes, measured inside mitmdump: in our hooks (minus the time of empty
-ones), in our threads, and in full garbage collections, which look at everything that is loaded. Other load on the
+ones), in our threads, and in full garbage collections, which look at everything that is loaded. Hooks and
+collections are timed by the clock, since reading the CPU time takes as long as a short hook. Other load on the
 machine disturbs these figures less than a ratio of whole processes, but they leave out what they cannot see: that
 our code and data push those of mitmproxy out of the CPU's caches."""
 _HERE = Path(__file__).parent
-_REMOTES = "remotes:\n  - {name: bench, host: 127.0.0.1, path: /pypi, format: pypi}\n"
 _EMPTY, _OURS = "empty hooks", "artifactapi"
 _REQUESTS = 256  # of a turn: two batches
 _SETTLE_SECONDS = 2.5  # a batch waits for up to two seconds
@@ -111,9 +111,6 @@ def _sums(workspace: Workspace, name: str) -> Path:
 def _start(workspace: Workspace, name: str, script: Path) -> Mitm:
     home = workspace.folder / name
     home.mkdir()
-    remotes, config = workspace.folder / "remotes.yaml", workspace.folder / "settings.yaml"
-    remotes.write_text(_REMOTES)
-    config.write_text(f"remotes: {{file: '{remotes}'}}\n")
     environment = {
         "ARTIFACTAPI_DSN": workspace.dsn,
         "ARTIFACTAPI_HOME": str(home),
@@ -122,5 +119,5 @@ def _start(workspace: Workspace, name: str, script: Path) -> Mitm:
     }
     options = ["--set", "flow_detail=0"]
     if name == _OURS:
-        options += ["--set", f"artifactapi_config={config}"]
+        options += ["--set", f"artifactapi_config={settings_file(workspace.folder)}"]
     return Mitm(home, *options, scripts=[_HERE / "timed_hooks.py"], env=environment)

@@ -11,7 +11,7 @@ import psutil
 import psycopg
 
 from tests.bench.figures import Figure, Workspace
-from tests.bench.load import Load
+from tests.bench.load import Load, settings_file
 from tests.bench.machine import cpu_seconds
 from tests.support.access_log import SCRIPT
 from tests.support.proxy import Mitm
@@ -35,7 +35,6 @@ _EMPTY, _ARTIFACTAPI = "an addon with empty hooks", "artifactapi"
 _WORKER = "artifactapi's worker process"
 _TURNS = 5
 _SETTLE_SECONDS = 30.0
-_REMOTES = "remotes:\n  - {name: bench, host: 127.0.0.1, path: /pypi, format: pypi}\n"
 
 
 class Candidate(NamedTuple):
@@ -70,9 +69,7 @@ def measure(workspace: Workspace) -> list[Figure]:
 
 
 def _candidates(workspace: Workspace) -> list[Candidate]:
-    remotes, config = workspace.folder / "remotes.yaml", workspace.folder / "settings.yaml"
-    remotes.write_text(_REMOTES)
-    config.write_text(f"remotes: {{file: '{remotes}'}}\n")
+    config = settings_file(workspace.folder)
     options = ("--set", f"artifactapi_dsn={workspace.dsn}", "--set", f"artifactapi_config={config}")
     candidates = [
         Candidate(_EMPTY, _TURNS, (), _HERE / "empty_hooks.py", workspace.choose(4, 1)),

@@ -12,7 +12,7 @@ from exporter import Settings, insert_access_log_batch
 from exporter.postgres.connection import connect
 from exporter.postgres.indexes import build_missing_indexes
 from exporter.postgres.schema import ensure_schema
-from exporter.write.database import Database
+from tests.support.access_log import write_entries
 from tests.support.samples import make_entry
 
 if TYPE_CHECKING:
@@ -34,11 +34,7 @@ _SMALL_ONLY = [
 
 
 def write(dsn: str, *numbers: int) -> None:
-    database = Database(Settings().with_dsn(dsn).database)
-    try:
-        assert database.write([make_entry(number) for number in numbers]) == []
-    finally:
-        database.close()
+    write_entries(dsn, *map(make_entry, numbers))
 
 
 @pytest.fixture

@@ -31,8 +31,7 @@ from exporter.retention.housekeeping import Housekeeping
 from exporter.retention.prune import oldest_kept, prunable, prune
 from exporter.retention.rollups import roll_up
 from exporter.settings import RetentionSettings
-from exporter.write.database import Database
-from tests.support.access_log import temporary_schema
+from tests.support.access_log import temporary_schema, write_entries
 from tests.support.citus import CLUSTER_DSN
 from tests.support.command import call
 from tests.support.samples import make_entry
@@ -67,14 +66,6 @@ _FETCHES_FROM_ROWS = """
 _FETCHES = "SELECT day, proxy_user, purl FROM access_log_daily_fetches ORDER BY 1, 2, 3"
 
 
-def write(dsn: str, *entries: AccessLogEntry) -> None:
-    database = Database(Settings().with_dsn(dsn).database)
-    try:
-        assert database.write(entries) == []
-    finally:
-        database.close()
-
-
 def fetch(number: int, purl: str = "pkg:pypi/demo@1.0", **changes: object) -> AccessLogEntry:
     return make_entry(
         number, **{"artifact_kind": "artifact", "purl": purl, "remote": "pypi", **changes}
@@ -84,7 +75,7 @@ def fetch(number: int, purl: str = "pkg:pypi/demo@1.0", **changes: object) -> Ac
 @pytest.fixture
 def owner(any_dsn: str) -> Iterator[psycopg.Connection]:
     """A connection of the owner to a log of three old days with ten rows each."""
-    write(
+    write_entries(
         any_dsn,
         *(
             fetch(
@@ -130,7 +121,7 @@ def test_late_rows_are_rolled_up_and_unchanged_days_are_not(
     owner.execute("UPDATE access_log SET logged_at = started_at")
     owner.execute("UPDATE access_log_rollup SET rolled_up_at = now() - interval '2 days'")
     assert list(roll_up(owner)) == []
-    write(any_dsn, fetch(50 + DAY_MS))
+    write_entries(any_dsn, fetch(50 + DAY_MS))
 
     assert [span.from_at for span in roll_up(owner)] == [FIRST_DAY + timedelta(days=1)]
     assert rows(owner, _DAILY) == rows(owner, _DAILY_FROM_ROWS)
@@ -139,7 +130,7 @@ def test_late_rows_are_rolled_up_and_unchanged_days_are_not(
 
 def test_hour_that_is_not_over_is_not_rolled_up(dsn: str) -> None:
     now = datetime.now(UTC)
-    write(dsn, make_entry(1)._replace(started_at=now.isoformat()))
+    write_entries(dsn, make_entry(1)._replace(started_at=now.isoformat()))
     with connect(dsn, Settings().database) as connection:
         assert list(roll_up(connection)) == []
 
@@ -151,7 +142,7 @@ def test_parts_of_a_day_are_rolled_up_until_their_day_replaces_them(any_dsn: str
     quarters = int((now - timedelta(minutes=15) - hour) / timedelta(minutes=15))
     end = hour + quarters * timedelta(minutes=15)
     times = [now - timedelta(minutes=5 * n) for n in range(40 * 12)]
-    write(
+    write_entries(
         any_dsn,
         *(fetch(n)._replace(started_at=time.isoformat()) for n, time in enumerate(times)),
     )
@@ -206,7 +197,7 @@ def test_rows_that_arrive_after_their_day_left_add_up(
 ) -> None:
     before = FIRST_DAY + timedelta(days=1)
     assert prune_all(owner, before) == [("14", 10)]
-    write(any_dsn, fetch(77))
+    write_entries(any_dsn, fetch(77))
     assert len(list(roll_up(owner))) == 3
     assert rows(owner, "SELECT sum(requests) FROM access_log_daily WHERE day = '2023-11-14'") == [
         (11,)
@@ -253,7 +244,9 @@ def test_nothing_is_detached_while_a_long_transaction_uses_the_log(
         dump.execute("SELECT count(*) FROM access_log")  # holds its locks until the end
         with pytest.raises(LogInUseError, match="perhaps a pg_dump"):
             prune_all(owner, before)
-        write(any_dsn, make_entry(500), make_entry(500 + DAY_MS))  # neither old nor new days wait
+        write_entries(
+            any_dsn, make_entry(500), make_entry(500 + DAY_MS)
+        )  # neither old nor new days wait
         assert dump.execute("SELECT count(*) FROM access_log_20231114").fetchone() == (11,)
 
     assert prune_all(owner, before) == [("14", 11)]
@@ -269,7 +262,7 @@ def test_proxies_write_and_reports_read_while_days_leave(
 
     def write_and_read() -> None:
         while not stop.is_set():
-            write(any_dsn, make_entry(next(written) + 10 * DAY_MS))
+            write_entries(any_dsn, make_entry(next(written) + 10 * DAY_MS))
             with psycopg.connect(any_dsn) as reader:
                 reader.execute("SELECT count(*) FROM access_log")
 
@@ -367,7 +360,7 @@ def test_one_proxy_of_a_fleet_does_it(any_dsn: str) -> None:
 def test_role_that_may_only_write_says_what_to_do(
     dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write(dsn, make_entry(1))
+    write_entries(dsn, make_entry(1))
     with connect(dsn, Settings().database) as connection:
         schema = schema_name(connection)
         proxy = f"{schema}_proxy"
@@ -388,7 +381,7 @@ def test_role_that_may_only_write_says_what_to_do(
 
 
 def test_command_does_not_disturb_a_proxy_at_it(dsn: str, query: Query) -> None:
-    write(dsn, make_entry(1))
+    write_entries(dsn, make_entry(1))
     with (
         connect(dsn, Settings().database) as proxy,
         only_session(proxy, HOUSEKEEPING) as is_free,
@@ -401,7 +394,7 @@ def test_command_does_not_disturb_a_proxy_at_it(dsn: str, query: Query) -> None:
 
 
 def test_command_lists_then_prunes(dsn: str, query: Query) -> None:
-    write(dsn, make_entry(1), make_entry(1 + DAY_MS))
+    write_entries(dsn, make_entry(1), make_entry(1 + DAY_MS))
     done = call("--dsn", dsn, "prune", "--keep", "90d", "--dry-run")
     assert (done.returncode, done.stderr) == (0, "")
     assert [line.split()[:3] for line in done.stdout.splitlines()[:2]] == [
@@ -436,7 +429,7 @@ def test_archived_days_leave_and_every_row_is_in_a_file(
     before = FIRST_DAY + timedelta(days=2)
     archive = tmp_path / "archive"
     assert [it.rows for it in prune(owner, before, archive)] == [10, 10]
-    write(any_dsn, fetch(5), fetch(77))  # one of them is in the archive already
+    write_entries(any_dsn, fetch(5), fetch(77))  # one of them is in the archive already
     assert [it.rows for it in prune(owner, before, archive)] == [2]
 
     assert archived_days(archive) == [FIRST_DAY.date(), FIRST_DAY.date() + timedelta(days=1)]

@@ -20,7 +20,7 @@ from exporter.read.session import open_database
 from exporter.retention.prune import prune
 from exporter.retention.rollups import merge_months, roll_up
 from exporter.write.database import Database
-from tests.support.access_log import temporary_schema
+from tests.support.access_log import temporary_schema, write_entries
 from tests.support.command import call
 from tests.support.samples import make_entry
 
@@ -72,9 +72,7 @@ def make_entries(until: datetime, days: float, count: int) -> list[AccessLogEntr
 
 def write(dsn: str, entries: list[AccessLogEntry]) -> None:
     """Write entries, each at the time of its request."""
-    database = Database(Settings().with_dsn(dsn).database)
-    assert database.write(entries) == []
-    database.close()
+    write_entries(dsn, *entries)
     with psycopg.connect(dsn) as connection:
         connection.execute("UPDATE access_log SET logged_at = started_at")
 

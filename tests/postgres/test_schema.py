@@ -23,6 +23,7 @@ from exporter.postgres.schema import (
 )
 from exporter.write.database import COLUMNS, Database, DatabaseUnavailable
 from exporter.write.gaps import Gap
+from tests.support.access_log import write_entries
 from tests.support.citus import CLUSTER_DSN
 from tests.support.command import call
 from tests.support.samples import make_entry
@@ -40,14 +41,6 @@ _CREATED = [(1,), (10,)] if CLUSTER_DSN else [(1,)]
 
 def database(dsn: str) -> Database:
     return Database(Settings().with_dsn(dsn).database)
-
-
-def write(dsn: str, entries: list[AccessLogEntry]) -> None:
-    writer = database(dsn)
-    try:
-        assert writer.write(entries) == []
-    finally:
-        writer.close()
 
 
 def run_at_once(count: int, start: Callable[[int], None]) -> list[BaseException]:
@@ -75,7 +68,7 @@ def run_at_once(count: int, start: Callable[[int], None]) -> list[BaseException]
 def test_ten_simultaneous_first_starts_create_one_schema_and_lose_no_rows(any_dsn: str) -> None:
     def first_start(number: int) -> None:
         # Ten days, so that the threads also compete for the partitions.
-        write(any_dsn, [make_entry(number * 1000 + i * 86_400_000) for i in range(10)])
+        write_entries(any_dsn, *[make_entry(number * 1000 + i * 86_400_000) for i in range(10)])
 
     assert not run_at_once(10, first_start)
     with psycopg.connect(any_dsn) as connection:
@@ -146,16 +139,16 @@ def test_migrations_run_once_in_order(dsn: str, query: Query, tmp_path: Path) ->
 def test_proxy_that_does_not_know_a_compatible_migration_still_writes(
     dsn: str, query: Query, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(dsn, [make_entry(1)])
+    write_entries(dsn, make_entry(1))
     assert query(_VERSIONS) == [(1,)]
     assert query("SELECT max(number) FROM access_log_migration") == [(NEWEST,)]
     monkeypatch.setattr("exporter.postgres.schema.MIGRATIONS", tmp_path)  # as in version 1
-    write(dsn, [make_entry(2)])
+    write_entries(dsn, make_entry(2))
     assert query("SELECT count(*) FROM access_log") == [(2,)]
 
 
 def test_schema_is_created_again_after_its_tables_were_dropped(dsn: str, query: Query) -> None:
-    write(dsn, [make_entry(1)])
+    write_entries(dsn, make_entry(1))
     kept = ("access_log_migration",)
     for (name,) in query("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"):
         if name not in kept:
@@ -164,7 +157,7 @@ def test_schema_is_created_again_after_its_tables_were_dropped(dsn: str, query: 
         "SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace = current_schema()::regnamespace"
     ):
         query(f"DROP FUNCTION IF EXISTS {function}")
-    write(dsn, [make_entry(2)])
+    write_entries(dsn, make_entry(2))
     assert query("SELECT count(*) FROM access_log") == [(1,)]
     assert query("SELECT max(number) FROM access_log_migration") == [(NEWEST,)]
 
@@ -205,7 +198,7 @@ def upgrade(any_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.usefixtures("upgrade")
 def test_ten_simultaneous_starts_upgrade_a_database_with_rows(any_dsn: str) -> None:
-    failures = run_at_once(10, lambda number: write(any_dsn, [make_entry(1000 + number)]))
+    failures = run_at_once(10, lambda number: write_entries(any_dsn, make_entry(1000 + number)))
     assert not failures
     with psycopg.connect(any_dsn) as connection:
         assert connection.execute(_VERSIONS).fetchall() == [*_CREATED, (NEWEST + 1,), (NEWEST + 2,)]
@@ -232,9 +225,9 @@ def test_proxy_without_the_right_to_upgrade_says_who_has_it(any_dsn: str) -> Non
                 DatabaseUnavailable,
                 match=f"needs {NEWEST + 2}; run `artifactapi init` as the owner",
             ):
-                write(as_proxy, [make_entry(3)])
+                write_entries(as_proxy, make_entry(3))
             ensure_schema(connection)
-            write(as_proxy, [make_entry(3)])
+            write_entries(as_proxy, make_entry(3))
         finally:
             connection.execute(
                 f"DROP OWNED BY {proxy}, {reader}; DROP ROLE {proxy}, {reader}".encode()

@@ -20,6 +20,7 @@ from exporter.postgres.schema import MIGRATIONS, ensure_schema, schema_name
 from exporter.settings import BatchSettings
 from exporter.write.artifacts import fetches
 from exporter.write.database import Database
+from tests.support.access_log import write_entries
 from tests.support.command import call
 from tests.support.older_version import OlderVersion, version_before
 from tests.support.samples import make_entry, make_exchange
@@ -268,24 +269,16 @@ def fetch(number: int, node: str, **changes: Any) -> AccessLogEntry:
     return make_entry(number, **(fetched | changes), node=node)
 
 
-def write(dsn: str, *entries: AccessLogEntry) -> None:
-    writer = Database(Settings().with_dsn(dsn).database)
-    try:
-        assert writer.write(entries) == []
-    finally:
-        writer.close()
-
-
 def test_artifacts_are_counted_before_and_after_each_node_has_rows_of_its_own(
     dsn: str, query: Query, first_schema: Path
 ) -> None:
-    write(dsn, fetch(100, "a"), fetch(101, "b"))  # upgrades the schema
+    write_entries(dsn, fetch(100, "a"), fetch(101, "b"))  # upgrades the schema
     assert query(_ROWS_BY_NODE) == [("", 4)]
     assert query(_COUNTED) == [("build-42", 4, 4 * 1234)]
-    write(dsn, fetch(102, "b", purl="pkg:pypi/other@1.0"))
+    write_entries(dsn, fetch(102, "b", purl="pkg:pypi/other@1.0"))
     with connect(dsn, Settings().database) as connection:
         assert "artifact_by_node" in list(build_missing_indexes(connection))
-    write(dsn, fetch(0, "a"), fetch(103, "b"))
+    write_entries(dsn, fetch(0, "a"), fetch(103, "b"))
     times = "'{2000-01-01}', '{2000-01-01}'"
     query(
         f"SELECT artifact_record('{{pkg:pypi/demo@1.0}}', '{{pypi}}', '{{u}}', {times}, '{{1}}', '{{1}}')"
@@ -313,7 +306,7 @@ def test_who_read_the_table_of_artifacts_reads_the_view(
     with connect(dsn, Settings().database) as connection:
         ensure_schema(connection)
         assert "artifact_by_node" in list(build_missing_indexes(connection))
-    write(dsn, fetch(100, "a"), fetch(101, "b"))
+    write_entries(dsn, fetch(100, "a"), fetch(101, "b"))
     assert query("SELECT * FROM mine") == [("pkg:pypi/demo@1.0", 4)]
     assert query("SELECT purl, fetches FROM access_log_first_seen") == [("pkg:pypi/demo@1.0", 4)]
     assert query(
@@ -367,10 +360,10 @@ def test_key_that_is_built_waits_for_a_reader_and_is_not_built_again(
             reader.execute("SELECT count(*) FROM artifact_by_node")  # as a long report
             with pytest.raises(psycopg.errors.LockNotAvailable):
                 list(build_missing_indexes(connection))
-            write(dsn, fetch(100, "a"))
+            write_entries(dsn, fetch(100, "a"))
         built = query("SELECT 'artifact_by_node_key'::regclass::oid")
         assert list(build_missing_indexes(connection)) == []
     assert query("SELECT 'artifact_by_node_pkey'::regclass::oid") == built
-    write(dsn, fetch(101, "b"))
+    write_entries(dsn, fetch(101, "b"))
     assert query(_ROWS_BY_NODE) == [("", 3), ("b", 1)]
     assert not list(first_schema.iterdir())

@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg.rows import dict_row
 
+from exporter import Settings
+from exporter.write.database import Database
+
 from .citus import Cluster, distributed, one_at_a_time
 from .wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from exporter import AccessLogEntry
 
     from .postgres import Postgres
 
@@ -24,6 +29,15 @@ SCRIPT = Path(__file__).resolve().parents[2] / "addon" / "artifactapi.py"
 type Row = dict[str, Any]
 
 _numbers = itertools.count()
+
+
+def write_entries(dsn: str, *entries: AccessLogEntry) -> None:
+    """Write rows as a proxy does, and create the schema if needed."""
+    database = Database(Settings().with_dsn(dsn).database)
+    try:
+        assert database.write(entries) == []
+    finally:
+        database.close()
 
 
 class AccessLog:
