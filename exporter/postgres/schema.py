@@ -68,6 +68,7 @@ _READER_RELATIONS = (
     "access_log_rollup_month_artifact",
     "access_log_rollup_month_total",
     "access_log_rollup_month_duration",
+    "access_log_rollup_month_host",
     "access_log_daily",
     "access_log_daily_fetches",
     "access_log_pruned",

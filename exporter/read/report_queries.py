@@ -82,9 +82,15 @@ CALLERS = sql.SQL("""
              sum(request_bytes)::bigint AS sent_bytes, min(started_at) AS first_at
       FROM access_log WHERE {where} GROUP BY 1, 2, 3
     ), rolled_up AS MATERIALIZED (
-      SELECT users, clients FROM access_log_rollup WHERE rollup_id = ANY (%(rollups)s)
+      SELECT users, clients FROM access_log_rollup WHERE rollup_id = ANY (%(single_rollups)s)
+      UNION ALL
+      SELECT users, clients FROM access_log_rollup_month WHERE month_id = ANY (%(months)s)
     ), rolled_up_hosts AS MATERIALIZED (
-      SELECT * FROM access_log_rollup_host WHERE rollup_id = ANY (%(rollups)s) AND host IS NOT NULL
+      SELECT host, requests, sent_bytes, first_at, callers
+      FROM access_log_rollup_host WHERE rollup_id = ANY (%(single_rollups)s) AND host IS NOT NULL
+      UNION ALL
+      SELECT host, requests, sent_bytes, first_at, callers
+      FROM access_log_rollup_month_host WHERE month_id = ANY (%(months)s)
     ), hosts AS MATERIALIZED (
       SELECT name, sum(requests)::bigint AS requests, coalesce(sum(sent_bytes), 0)::bigint AS sent_bytes,
              min(first_at) AS first_at
@@ -115,7 +121,8 @@ CALLERS = sql.SQL("""
          ORDER BY requests DESC, name) AS host))::text
 """)
 # Avoidable: whole responses (200) of one artifact, except the largest, which would have filled the
-# cache. The view access_log_redundant excludes the first fetch ever instead.
+# cache. The view access_log_redundant excludes the first fetch ever instead. The collation "default" is
+# that of the key of artifact_by_node.
 ARTIFACTS = sql.SQL("""
     WITH counted AS (
       SELECT purl COLLATE "C" AS purl, min(remote COLLATE "C") AS remote, count(*) AS fetches,
@@ -134,9 +141,11 @@ ARTIFACTS = sql.SQL("""
              (sum(whole_bytes) - max(largest_bytes))::bigint AS avoidable_bytes
       FROM counted GROUP BY 1
     ), new AS MATERIALIZED (
-      SELECT purl, artifact.remote, first_user, first_seen
-      FROM fetched JOIN artifact USING (purl)
-      WHERE first_seen >= %(since)s AND first_seen < %(until)s
+      SELECT fetched.purl, min(first_seen) AS first_seen
+      FROM fetched JOIN artifact_by_node AS known ON known.purl = fetched.purl COLLATE "default"
+      GROUP BY 1 HAVING min(first_seen) >= %(since)s AND min(first_seen) < %(until)s
+    ), newest AS MATERIALIZED (
+      SELECT purl COLLATE "default" AS purl FROM new ORDER BY first_seen DESC, new.purl LIMIT %(top)s
     )
     SELECT json_build_object(
       'artifacts', (SELECT count(*) FROM fetched),
@@ -148,5 +157,6 @@ ARTIFACTS = sql.SQL("""
         (SELECT * FROM fetched WHERE avoidable_bytes > 0
          ORDER BY avoidable_bytes DESC, purl LIMIT %(top)s) AS top),
       'first_seen', (SELECT coalesce(json_agg(top), '[]') FROM
-        (SELECT * FROM new ORDER BY first_seen DESC, purl LIMIT %(top)s) AS top))::text
+        (SELECT purl, artifact.remote, first_user, first_seen FROM newest JOIN artifact USING (purl)
+         ORDER BY first_seen DESC, purl COLLATE "C") AS top))::text
 """)

@@ -21,9 +21,11 @@ _ROLLUPS = """
     WHERE until_at > %s AND from_at < %s AND is_complete
     ORDER BY from_at
 """
-_MONTHS = (
-    "SELECT month_id, rollup_ids FROM access_log_rollup_month WHERE rollup_ids <@ %s::bigint[]"
-)
+# Earlier versions merged months without the callers.
+_MONTHS = """
+    SELECT month_id, rollup_ids FROM access_log_rollup_month
+    WHERE rollup_ids <@ %s::bigint[] AND users IS NOT NULL
+"""
 
 
 class _Rollup(NamedTuple):

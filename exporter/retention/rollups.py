@@ -54,18 +54,24 @@ _QUARTERS = {
     "longer": "hour",
     "longer_rest": _HOUR_REST,
 }
-# Months of which other days are merged than are rolled up now. The current one grows every day.
+# Months of which other days are merged than are rolled up now, or no callers by an earlier version. The current one
+# grows every day.
 _DUE_MONTHS = """
     SELECT month, ids
     FROM (SELECT date_trunc('month', from_at, 'UTC') AS month, array_agg(rollup_id ORDER BY rollup_id) AS ids
           FROM access_log_rollup_state WHERE is_complete AND until_at - from_at = interval '1 day'
           GROUP BY 1) AS present
     LEFT JOIN access_log_rollup_month ON from_at = month
-    WHERE rollup_ids IS DISTINCT FROM ids
+    WHERE rollup_ids IS DISTINCT FROM ids OR users IS NULL
     ORDER BY month
 """
 _DELETE_MONTH = "DELETE FROM access_log_rollup_month WHERE from_at = %s"
-_INSERT_MONTH = "INSERT INTO access_log_rollup_month (from_at, rollup_ids) VALUES (%s, %s)"
+_INSERT_MONTH = """
+    INSERT INTO access_log_rollup_month (from_at, rollup_ids, users, clients)
+    SELECT %(month)s, %(ids)s,
+           ARRAY(SELECT DISTINCT unnest(users) FROM access_log_rollup WHERE rollup_id = ANY (%(ids)s)),
+           ARRAY(SELECT DISTINCT unnest(clients) FROM access_log_rollup WHERE rollup_id = ANY (%(ids)s))
+"""
 _MERGES = (
     """
     INSERT INTO access_log_rollup_month_artifact
@@ -88,6 +94,14 @@ _MERGES = (
           CROSS JOIN unnest(buckets, duration.requests) AS pair (bucket, requests)
           WHERE from_at = %s GROUP BY 1, 2, 3) AS counted
     GROUP BY 1, 2
+    """,
+    """
+    INSERT INTO access_log_rollup_month_host
+    SELECT month_id, host, sum(requests), sum(sent_bytes), min(first_at),
+           ARRAY(SELECT DISTINCT unnest(callers) FROM access_log_rollup_host AS each
+                 WHERE each.rollup_id = ANY (rollup_ids) AND each.host = host.host)
+    FROM access_log_rollup_month JOIN access_log_rollup_host AS host ON rollup_id = ANY (rollup_ids)
+    WHERE from_at = %s AND host IS NOT NULL GROUP BY 1, 2, rollup_ids
     """,
 )
 _ROLL_UP = "SELECT access_log_roll_up('access_log', %s, %s)"
@@ -133,6 +147,6 @@ def merge_months(connection: Connection[Any]) -> Iterator[datetime]:
         with connection.transaction():
             in_sequence(connection)
             connection.execute(_DELETE_MONTH, (month,))
-            connection.execute(_INSERT_MONTH, (month, ids))
+            connection.execute(_INSERT_MONTH, {"month": month, "ids": ids})
             for merge in _MERGES:
                 connection.execute(merge.encode(), (month,))

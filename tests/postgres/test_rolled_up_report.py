@@ -33,7 +33,12 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 # Columns of the tables of merged months that a report reads.
-_MERGED = (("artifact", "bytes"), ("total", "response_bytes"), ("total", "requests"))
+_MERGED = (
+    ("artifact", "bytes"),
+    ("total", "response_bytes"),
+    ("total", "requests"),
+    ("host", "requests"),
+)
 NOW = datetime(2026, 3, 12, 9, 40, tzinfo=UTC)
 DAYS = 12
 
@@ -119,7 +124,21 @@ def test_report_from_rollups_equals_report_from_rows(table: str) -> None:
         "fetched",
         "cache",
         "remotes",
+        "callers",
     }
+    with psycopg.connect(table) as connection:
+        connection.execute("TRUNCATE access_log_rollup CASCADE")
+
+
+def test_months_that_an_earlier_version_merged_are_merged_again(table: str) -> None:
+    roll_up_all(table)
+    expected = report_of(table, SPANS[-1])
+    with psycopg.connect(table) as connection:
+        connection.execute("TRUNCATE access_log_rollup_month_host")
+        connection.execute("UPDATE access_log_rollup_month SET users = NULL, clients = NULL")
+    assert report_of(table, SPANS[-1]) == expected
+    assert roll_up_all(table) == 2
+    assert report_of(table, SPANS[-1]) == expected
     with psycopg.connect(table) as connection:
         connection.execute("TRUNCATE access_log_rollup CASCADE")
 

@@ -328,6 +328,7 @@ def test_proxy_role_can_only_write_and_reader_role_can_only_read(any_dsn: str) -
             )
 
 
+@pytest.mark.not_on_citus("the log on the cluster is there already, and distributed")
 def test_a_role_that_may_not_create_the_schema_is_told_who_may(dsn: str) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         schema = connection.execute("SELECT current_schema()").fetchone()
