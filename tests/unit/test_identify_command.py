@@ -21,7 +21,7 @@ REMOTES = Remotes.load()
 def test_text_line_has_remote_kind_rule_and_purl() -> None:
     lines = list(identify_urls(["https://pypi.example/simple/Attrs/"], REMOTES, as_json=False))
 
-    assert [line.split() for line in lines] == [["pypi", "index", "pypi#7", "pkg:pypi/attrs"]]
+    assert [line.split() for line in lines] == [["pypi", "index", "pypi#9", "pkg:pypi/attrs"]]
 
 
 def test_text_lines_are_aligned() -> None:
@@ -97,9 +97,9 @@ def test_explanation_ends_with_the_identity() -> None:
 
     assert lines == [
         "remote pypi: matches /; the rules see /simple/Attrs/",
-        "  re does not match: pypi#1 2 3 4 5 6",
-        "  pypi#7: index pkg:pypi/attrs",
-        "pypi                 index    pypi#7         pkg:pypi/attrs",
+        "  re does not match: pypi#1 2 3 4 5 6 7 8",
+        "  pypi#9: index pkg:pypi/attrs",
+        "pypi                 index    pypi#9         pkg:pypi/attrs",
     ]
 
 
@@ -110,7 +110,7 @@ def test_explanation_ends_with_the_identity() -> None:
             "https://registry.npmjs.example/a/-/b-1.0.0.tgz",
             "  npm#1: then does not match 'b-1.0.0.tgz', which must start with 'a-' and go on",
         ),
-        ("https://nexus.example/repository/a/pool/c/x_1-1_all.deb", "  deb#1: no value for vendor"),
+        ("https://nexus.example/repository/a/pool/c/x_1-1_all.deb", "  deb#4: no value for vendor"),
         ("https://repo1.maven.example/x/a-1.0.jar", "remote maven: has no format"),
         ("https://dl.google.example/x", "remote google-maven: its path does not match"),
         ("https://unknown.example/a", "no remote has the host unknown.example"),

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .identity import Response, apply_rule, authority_of, context_of, decoded_path
+from .identity import (
+    Response,
+    apply_rule,
+    authority_of,
+    complete_context,
+    context_of,
+    decoded_path,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
@@ -66,6 +73,7 @@ def _explain_rules(match: RemoteMatch, authority: str) -> Generator[str, None, b
     others: list[str] = []
     for rule in match.rules.rules if match.rules else ():
         identity = None
+        complete_context(context, match, rule)
         if all(context[name] is not None for name in rule.required_context):
             identity = apply_rule(match.name, rule, path, context)
         if identity is not None:

@@ -207,6 +207,7 @@ def _identify_match(host: str, match: RemoteMatch, response: Response) -> Identi
     context = context_of(host, match, response)
     path = match.path.encode()
     for rule in match.rules.candidates(path):
+        complete_context(context, match, rule)
         if any(context[name] is None for name in rule.required_context):
             continue
         identity = apply_rule(match.name, rule, path, context)
@@ -224,6 +225,12 @@ def context_of(host: str, match: RemoteMatch, response: Response) -> dict[str, s
         "vendor": match.vendor,
         "digest": response.valid_digest,
     }
+
+
+def complete_context(context: dict[str, str | None], match: RemoteMatch, rule: Rule) -> None:
+    """Set the vendor for packages of the rule's type."""
+    if rule.purl is not None and "vendor" in rule.required_context:
+        context["vendor"] = match.vendor_for(rule.purl.type)
 
 
 def apply_rule(

@@ -16,6 +16,8 @@ from urllib.parse import unquote
 
 from packageurl import normalize
 
+from .distributions import vendor_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -113,6 +115,7 @@ FILTERS: dict[str, Callable[[str], str | None]] = {
     "nuget": _nuget,
     "rooted": _rooted,
     "tap": _tap,
+    "vendor": vendor_of,
 }
 
 
@@ -164,10 +167,10 @@ class PurlTemplate:
         rest, _, subpath = masked.removeprefix("pkg:").partition("#")
         rest, _, qualifiers = rest.partition("?")
         path, _, version = rest.partition("@")
-        self._type, _, name = path.partition("/")
-        if not re.fullmatch(r"[a-z][a-z0-9.-]*", self._type):  # not a placeholder
+        self.type, _, name = path.partition("/")
+        if not re.fullmatch(r"[a-z][a-z0-9.-]*", self.type):  # not a placeholder
             raise ValueError("has no valid type after pkg:")
-        self._prefix = f"pkg:{self._type}/"
+        self._prefix = f"pkg:{self.type}/"
         self._segments = [self._parse(segment) for segment in name.split("/")]
         self._version = self._parse(version)
         pairs = [pair.partition("=") for pair in qualifiers.split("&") if pair]
@@ -202,7 +205,7 @@ class PurlTemplate:
             return None
         # Same result as PackageURL(...).to_string() in half the time.
         _, quoted_namespace, quoted_name, version, query, subpath = normalize(
-            self._type, namespace, name, version, qualifiers, subpath, encode=True
+            self.type, namespace, name, version, qualifiers, subpath, encode=True
         )
         package = f"{quoted_namespace}/{quoted_name}" if quoted_namespace else quoted_name
         purl = f"{self._prefix}{package}"
@@ -214,7 +217,7 @@ class PurlTemplate:
             purl += f"?{query}"
         if subpath:
             purl += f"#{subpath}"
-        return Package(self._type, _unquoted(package), _unquoted(version or "") or None, purl)
+        return Package(self.type, _unquoted(package), _unquoted(version or "") or None, purl)
 
     def _check_name(self) -> None:
         """Fill with sample values, to find a template that can never be filled."""

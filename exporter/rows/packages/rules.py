@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import re2
 
+from .distributions import vendor_of_repository
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -207,6 +209,13 @@ class RemoteMatch(NamedTuple):
     path: str  # the rest of the path
     vendor: str | None
     is_guess: bool
+    repository: str | None = None  # the part of the folder that names it
+
+    def vendor_for(self, purl_type: str) -> str | None:
+        """Return the vendor of packages of this type; None: unknown."""
+        if self.vendor is not None or self.repository is None:
+            return self.vendor
+        return vendor_of_repository(self.repository, purl_type)
 
 
 class RuleSets(NamedTuple):
@@ -259,6 +268,7 @@ class Remote(NamedTuple):
                 rest,
                 values.get("vendor") or self.vendor,
                 self.is_guess,
+                values.get("repo"),
             )
         return None
 
@@ -273,9 +283,10 @@ class Remote(NamedTuple):
 
     def _rules(self, format_in_path: str | None, prefix: str) -> RuleSet | None:
         sets = self.rule_sets
-        if format_in_path and format_in_path in sets.by_format:
-            by_format = sets.if_path_names_format if self.is_guess else sets.by_format
-            return by_format[format_in_path]
+        by_format = sets.if_path_names_format if self.is_guess else sets.by_format
+        for name in (format_in_path, (format_in_path or "").lower()):
+            if name and name in by_format:
+                return by_format[name]
         if self.format is None:
             return None
         if self.format == ANY and not prefix:

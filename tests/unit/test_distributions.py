@@ -1,0 +1,48 @@
+"""The vendor of a distribution's packages, from the name of a repository."""
+
+from __future__ import annotations
+
+import pytest
+
+from exporter.rows.packages.distributions import vendor_of, vendor_of_repository
+
+
+@pytest.mark.parametrize(
+    ("name", "purl_type", "vendor"),
+    [
+        ("debian", "deb", "debian"),
+        ("Debian_12", "deb", "debian"),
+        ("debian12-proxy", "deb", "debian"),
+        ("security.debian.example", "deb", "debian"),
+        ("ubuntu22.04-main", "deb", "ubuntu"),
+        ("ubuntu-docs", "rpm", None),  # no packages of this type
+        ("team-raspbian", "deb", "raspbian"),
+        ("jammy-security", "deb", "ubuntu"),
+        ("bookworm", "deb", "debian"),
+        ("acme-bookworm", "deb", None),  # not Debian's word alone
+        ("debian-ubuntu", "deb", None),  # either
+        ("centos-fedora", "rpm", None),
+        ("epel-8-centos", "rpm", "fedora"),
+        ("docker-ce-debian", "deb", None),  # packages of Docker for Debian
+        ("debian-local", "deb", None),  # the company's own
+        ("rhel-9-for-x86_64-baseos-rpms", "rpm", "redhat"),
+        ("amzn2-core", "rpm", "amzn"),
+        ("amazonlinux-2023", "rpm", "amzn"),
+        ("el9", "rpm", None),  # RHEL and everything made from it
+        ("alma_9", "rpm", "almalinux"),
+        ("any-arch", "rpm", None),
+        ("any-arch", "alpm", "arch"),
+        ("alpine-remote", "apk", "alpine"),
+        ("", "deb", None),
+    ],
+)
+def test_vendor_of_repository(name: str, purl_type: str, vendor: str | None) -> None:
+    assert vendor_of_repository(name, purl_type) == vendor
+
+
+@pytest.mark.parametrize(
+    ("name", "vendor"),
+    [("archlinux", "arch"), ("EPEL", "fedora"), ("rockylinux", "rocky"), ("Acme", "acme")],
+)
+def test_vendor_of_folder(name: str, vendor: str) -> None:
+    assert vendor_of(name) == vendor
