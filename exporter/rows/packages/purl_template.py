@@ -14,7 +14,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
-from packageurl import normalize
+from packageurl import (
+    normalize_name,
+    normalize_namespace,
+    normalize_qualifiers,
+    normalize_subpath,
+    normalize_version,
+)
 
 from .distributions import vendor_of
 
@@ -196,18 +202,18 @@ class PurlTemplate:
         try:
             segments = [text for c in self._segments if (text := _fill(c, values))]
             version = _fill(self._version, values)
-            qualifiers = {key: text for key, c in self._qualifiers if (text := _fill(c, values))}
+            qualifiers = tuple((k, text) for k, c in self._qualifiers if (text := _fill(c, values)))
             subpath = _fill(self._subpath, values)
         except _UnfilledError:
             return None
         namespace, _, name = "/".join(segments).rpartition("/")
         if not name.strip():
             return None
-        # Same result as PackageURL(...).to_string() in half the time.
-        _, quoted_namespace, quoted_name, version, query, subpath = normalize(
-            self.type, namespace, name, version, qualifiers, subpath, encode=True
-        )
-        package = f"{quoted_namespace}/{quoted_name}" if quoted_namespace else quoted_name
+        # Same result as PackageURL(...).to_string() in less than half the time.
+        package = _normalized_package(self.type, namespace, name)
+        version = version and normalize_version(version, self.type, encode=True)
+        query = qualifiers and _normalized_qualifiers(qualifiers)
+        subpath = subpath and normalize_subpath(subpath, encode=True)
         purl = f"{self._prefix}{package}"
         if version:
             # A / in a version, such as a Git reference, is no separator (purl-spec, "Character encoding").
@@ -247,6 +253,21 @@ class PurlTemplate:
             for index, piece in enumerate(pieces)
             if piece
         )
+
+
+@lru_cache(4096)  # a package is requested in several versions, with indexes and sidecars
+def _normalized_package(purl_type: str, namespace: str, name: str) -> str:
+    """Return namespace/name, percent-encoded and normalized as its type demands."""
+    quoted_name = normalize_name(name, None, purl_type, encode=True) or ""
+    quoted_namespace = normalize_namespace(namespace, purl_type, encode=True)
+    return f"{quoted_namespace}/{quoted_name}" if quoted_namespace else quoted_name
+
+
+@lru_cache(1024)  # few architectures and file types
+def _normalized_qualifiers(pairs: tuple[tuple[str, str], ...]) -> str | None:
+    """Return the qualifiers, percent-encoded and sorted."""
+    text = normalize_qualifiers(dict(pairs), encode=True)
+    return text if isinstance(text, str) else None
 
 
 def _unquoted(text: str) -> str:
