@@ -64,6 +64,8 @@ _READER_RELATIONS = (
     "access_log_rollup_duration",
     "access_log_rollup_host",
     "access_log_rollup_artifact",
+    "access_log_rollup_chunk",
+    "access_log_rollup_unpacked",
     "access_log_rollup_month",
     "access_log_rollup_month_artifact",
     "access_log_rollup_month_total",

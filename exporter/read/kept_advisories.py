@@ -45,11 +45,12 @@ _FETCHED = sql.SQL("""
       UNION ALL
       SELECT purl, NULL, fetches, from_at
       FROM access_log_rollup_artifact JOIN access_log_rollup USING (rollup_id)
-      WHERE rollup_id = ANY(%(rollups)s)
+      WHERE rollup_id = ANY(%(rollups)s) AND purl IN (SELECT purl FROM marked)
       UNION ALL
       SELECT purl, users[number], 0, NULL
       FROM access_log_rollup_artifact JOIN access_log_rollup USING (rollup_id)
-      CROSS JOIN unnest(user_numbers) AS number WHERE rollup_id = ANY(%(rollups)s)
+      CROSS JOIN unnest(user_numbers) AS number
+      WHERE rollup_id = ANY(%(rollups)s) AND purl IN (SELECT purl FROM marked)
     )
     SELECT purl, verdict, advisories, sum(fetches)::bigint AS fetches, count(DISTINCT proxy_user), max(last_at),
            count(*) OVER ()

@@ -64,6 +64,11 @@ _FETCHES_FROM_ROWS = """
     FROM access_log_fetches ORDER BY 1, 2, 3
 """
 _FETCHES = "SELECT day, proxy_user, purl FROM access_log_daily_fetches ORDER BY 1, 2, 3"
+_FETCHES_BY_ARTIFACT = """
+    SELECT (from_at AT TIME ZONE 'UTC')::date AS day, users[number], purl
+    FROM access_log_rollup JOIN access_log_rollup_artifact USING (rollup_id)
+    CROSS JOIN unnest(user_numbers) AS number ORDER BY 1, 2, 3
+"""
 
 
 def fetch(number: int, purl: str = "pkg:pypi/demo@1.0", **changes: object) -> AccessLogEntry:
@@ -112,6 +117,39 @@ def test_rollups_equal_the_rows(owner: psycopg.Connection) -> None:
     assert len(quarters) == 96
     assert quarters[22 * 4 + 13 // 15] == 10  # 22:13:20 UTC
     assert sum(quarters) == 10
+
+
+def test_rollups_remember_who_fetched_each_of_many_artifacts(any_dsn: str) -> None:
+    entries = [
+        fetch(number, f"pkg:pypi/p{number % 2100}@1", proxy_user=f"build-{number % 13}")
+        for number in range(2500)
+    ]
+    write_entries(any_dsn, *entries)
+    with connect(any_dsn, Settings().database) as connection:
+        list(roll_up(connection))
+        expected = rows(connection, _FETCHES_FROM_ROWS)
+        assert len(expected) > 2400
+        assert rows(connection, _FETCHES) == expected
+        assert rows(connection, _FETCHES_BY_ARTIFACT) == expected
+        assert rows(connection, "SELECT cardinality(artifacts) FROM access_log_rollup_chunk") == [
+            (1000,),
+            (1000,),
+            (100,),
+        ]
+
+
+def test_rollups_of_earlier_versions_stay(owner: psycopg.Connection) -> None:
+    list(roll_up(owner))
+    expected = rows(owner, _FETCHES)
+    owner.execute(
+        "INSERT INTO access_log_rollup_unpacked SELECT * FROM access_log_rollup_artifact WHERE rollup_id ="
+        " (SELECT max(rollup_id) FROM access_log_rollup)"
+    )
+    owner.execute(
+        "DELETE FROM access_log_rollup_chunk WHERE rollup_id = (SELECT max(rollup_id) FROM access_log_rollup)"
+    )
+    assert rows(owner, _FETCHES) == expected
+    assert rows(owner, _FETCHES_BY_ARTIFACT) == expected
 
 
 def test_late_rows_are_rolled_up_and_unchanged_days_are_not(

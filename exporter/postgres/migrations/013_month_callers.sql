@@ -2,7 +2,10 @@
 --
 -- Merged callers of a month: most of the time of a report of a year went into counting those of each day.
 
-ALTER TABLE access_log_rollup_month ADD users text[], ADD clients inet[];
+-- In blocks, because Citus sends its nodes the text that contains the statement, and takes only one.
+DO $$ BEGIN
+  ALTER TABLE access_log_rollup_month ADD users text[], ADD clients inet[];
+END $$;
 COMMENT ON COLUMN access_log_rollup_month.users IS 'Each proxy_user once; NULL = an earlier version merged this month, and left out its callers';
 COMMENT ON COLUMN access_log_rollup_month.clients IS 'Each client_ip once; NULL = an earlier version merged this month';
 
@@ -14,7 +17,9 @@ CREATE TABLE access_log_rollup_month_host (
   first_at    timestamptz NOT NULL,
   callers     text[]      NOT NULL
 );
-CREATE INDEX access_log_rollup_month_host_idx ON access_log_rollup_month_host (month_id);
+DO $$ BEGIN
+  CREATE INDEX access_log_rollup_month_host_idx ON access_log_rollup_month_host (month_id);
+END $$;
 COMMENT ON TABLE access_log_rollup_month_host IS 'The rows of access_log_rollup_host of a month that name a host';
 COMMENT ON COLUMN access_log_rollup_month_host.month_id IS 'The month';
 COMMENT ON COLUMN access_log_rollup_month_host.host IS 'Requested host';
