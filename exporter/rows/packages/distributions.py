@@ -61,9 +61,18 @@ _OTHERS = """
 """
 _EPEL = "epel"  # for RHEL and its relatives, whose name often stands beside it
 
+# Folders on mirrors that have packages of others.
+_FOLDERS = {
+    "docker-ce": "docker",
+    "elasticstack": "elastic",
+    "gitlab-ce": "gitlab",
+    "gitlab-ee": "gitlab",
+    "llvm-apt": "llvm",
+}
+
 _NEUTRAL_WORDS = frozenset(_NEUTRAL.split())
 _OTHER_WORDS = frozenset(_OTHERS.split())
-_VENDORS = {
+_VENDORS = _FOLDERS | {
     word: vendor
     for vendors in _WORDS.values()
     for vendor, words in vendors.items()
