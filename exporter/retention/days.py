@@ -37,6 +37,13 @@ _LEFT = """
     AND relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'access_log'::regclass)
     ORDER BY 3
 """
+# Marked by a run that could not begin to detach them.
+_MARKED = """
+    SELECT nspname, relname FROM pg_inherits
+    JOIN pg_class ON pg_class.oid = inhrelid JOIN pg_namespace ON pg_namespace.oid = relnamespace
+    WHERE inhparent = 'access_log'::regclass AND NOT inhdetachpending
+    AND obj_description(inhrelid, 'pg_class') ~ %s
+"""
 # Transactions that use the log. A process id alone would also find the next transaction of a writer.
 _USERS = """
     SELECT DISTINCT pid, virtualtransaction FROM pg_locks
@@ -104,6 +111,15 @@ def old_partitions(connection: Connection[Any], before: datetime) -> list[Partit
 def left_partitions(connection: Connection[Any]) -> list[Partition]:
     """The partitions that an interrupted run has detached but not dropped, the oldest first."""
     return [Partition(*row) for row in connection.execute(_LEFT, (_COMMENT_PATTERN,)).fetchall()]
+
+
+def unmark(connection: Connection[Any]) -> None:
+    """Remove the comment that marks a partition as ours to drop from those that are still attached.
+
+    Otherwise, one that somebody detaches by hand later, to keep it, would be dropped.
+    """
+    for name in connection.execute(_MARKED, (_COMMENT_PATTERN,)).fetchall():
+        connection.execute(sql.SQL("COMMENT ON TABLE {} IS NULL").format(sql.Identifier(*name)))
 
 
 def detach(connection: Connection[Any], partition: Partition) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import psycopg
+
 from ..archive.files import archive_day
 from ..postgres.locks import short_lock_waits
-from .days import detach, drop, left_partitions, old_partitions
+from .days import detach, drop, left_partitions, old_partitions, unmark
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,10 +65,16 @@ def prune(
         psycopg.Error: A lock was not available within a second, or the server reported another error.
     """
     with short_lock_waits(connection):
+        unmark(connection)  # what a run left that was killed
         for partition in _candidates(connection, before):
             archived = _archive(connection, partition, archive) if archive is not None else 0
             if partition.state != "detached":
-                detach(connection, partition)
+                try:
+                    detach(connection, partition)
+                except psycopg.Error:
+                    if not connection.closed:
+                        unmark(connection)
+                    raise
                 if archive is not None and partition.count_rows(connection) != archived:
                     _archive(connection, partition, archive)  # rows that arrived in between
             rows = drop(connection, partition)

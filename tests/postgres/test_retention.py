@@ -291,6 +291,16 @@ def test_nothing_is_detached_while_a_long_transaction_uses_the_log(
     assert rows(owner, "SELECT count(*) FROM access_log") == [(21,)]
 
 
+def test_day_that_somebody_detaches_after_a_run_failed_is_kept(owner: psycopg.Connection) -> None:
+    before = FIRST_DAY + timedelta(days=1)
+    owner.execute("CREATE TABLE elsewhere PARTITION OF access_log DEFAULT")
+    with pytest.raises(psycopg.Error, match="default partition"):
+        prune_all(owner, before)
+    owner.execute("DROP TABLE elsewhere; ALTER TABLE access_log DETACH PARTITION access_log_20231114")
+    assert prune_all(owner, before) == []
+    assert rows(owner, "SELECT count(*) FROM access_log_20231114") == [(10,)]
+
+
 def test_proxies_write_and_reports_read_while_days_leave(
     owner: psycopg.Connection, any_dsn: str
 ) -> None:
