@@ -296,7 +296,9 @@ def test_day_that_somebody_detaches_after_a_run_failed_is_kept(owner: psycopg.Co
     owner.execute("CREATE TABLE elsewhere PARTITION OF access_log DEFAULT")
     with pytest.raises(psycopg.Error, match="default partition"):
         prune_all(owner, before)
-    owner.execute("DROP TABLE elsewhere; ALTER TABLE access_log DETACH PARTITION access_log_20231114")
+    owner.execute(
+        "DROP TABLE elsewhere; ALTER TABLE access_log DETACH PARTITION access_log_20231114"
+    )
     assert prune_all(owner, before) == []
     assert rows(owner, "SELECT count(*) FROM access_log_20231114") == [(10,)]
 
