@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from itertools import pairwise
 
 # By type and vendor: the words for its packages, in lower case and without the release after them.
 _WORDS = {
@@ -20,11 +21,11 @@ _WORDS = {
     },
     "rpm": {
         "almalinux": "almalinux alma",
-        "amzn": "amazonlinux amzn",
+        "amzn": "al2 al2023 amazonlinux amzn",
         "centos": "centos centosstream",
         "fedora": "fedora epel",
         "opensuse": "opensuse",
-        "oracle": "oraclelinux",
+        "oracle": "ol7 ol8 ol9 ol10 oraclelinux",
         "redhat": "redhat rhel ubi",
         "rocky": "rocky rockylinux",
     },
@@ -46,8 +47,8 @@ _RELEASES = {
     "rpm": {"opensuse": "leap tumbleweed"},
 }
 _NEUTRAL = """
-    apt archive backports cache contrib deb dists free group lts main mirror multiverse non os proxy remote
-    repo restricted rpm security universe update updates upstream virtual yum
+    aarch amd apt archive arm backports cache contrib deb dists free group i lts main mirror multiverse non
+    os oss proxy release remote repo restricted rpm security universe update updates upstream virtual x yum
 """
 # Packages of others for a distribution, or of the company itself.
 _OTHERS = """
@@ -90,19 +91,31 @@ def vendor_of_repository(name: str, purl_type: str) -> str | None:
     """Return the vendor of the packages of this type in a repository, such as apt-ubuntu-jammy.
 
     None: its name does not say it, says two, or names somebody else's packages for a distribution.
+    Only the words before a slash can say it, because Acme/rocky has packages of Acme.
     """
-    words = [re.sub(r"(?<=[a-z])\d+$", "", word) for word in re.split(r"[^a-z0-9]+", name.lower())]
-    if not _OTHER_WORDS.isdisjoint(words):
+    if not _OTHER_WORDS.isdisjoint(_without_releases(_words(name))):
         return None
-    found = _named(_WORDS, words, purl_type)
+    words = _words(name.partition("/")[0])
+    plain = _without_releases(words)
+    pairs = map("".join, pairwise(plain))  # amazon-linux
+    found = _named(_WORDS, [*words, *plain, *pairs], purl_type)
     if not found and all(
         word in _NEUTRAL_WORDS or not word.isalpha() or _named(_RELEASES, [word], purl_type)
-        for word in words
+        for word in plain
     ):
-        found = _named(_RELEASES, words, purl_type)
-    if _EPEL in words:
+        found = _named(_RELEASES, plain, purl_type)
+    if _EPEL in plain:
         found &= {"fedora"}
     return found.pop() if len(found) == 1 else None
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[^a-z0-9]+", name.lower())
+
+
+def _without_releases(words: list[str]) -> list[str]:
+    """Remove the number of a release after each word, as in debian12."""
+    return [re.sub(r"(?<=[a-z])\d+$", "", word) for word in words]
 
 
 def _named(table: dict[str, dict[str, str]], words: list[str], purl_type: str) -> set[str]:
