@@ -17,9 +17,7 @@ from exporter.read.selection import SelectionError, parse_duration
 from exporter.read.session import DATABASE_ERRORS, open_database
 from exporter.retention.days import LogInUseError, owns_log
 from exporter.retention.prune import oldest_kept, prunable
-from exporter.retention.prune import prune as prune_days
-from exporter.retention.rollups import merge_months, roll_up
-from exporter.retention.text_indexes import build_text_indexes
+from exporter.retention.steps import keep_in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -70,10 +68,7 @@ def prune(settings: Settings, keep: str | None, archive: Path | None, *, dry_run
                         raise click.ClickException(
                             "A proxy or another `artifactapi prune` is at it already; try again later."
                         )
-                    list(roll_up(connection))
-                    total = _show(prune_days(connection, before, archive))
-                    list(merge_months(connection))
-                    list(build_text_indexes(connection, settings.database))  # of the days that stay
+                    total = _show(keep_in_order(connection, settings.database, before, archive))
     except (ArchiveError, DistributionError, SharedSessionError) as e:
         raise click.ClickException(str(e)) from None
     except LogInUseError as e:

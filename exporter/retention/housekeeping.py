@@ -17,13 +17,11 @@ from ..archive.parquet import ArchiveError
 from ..postgres.citus import is_worker
 from ..postgres.connection import Deadline, DeadlineExceededError, connect, describe, reachable
 from ..postgres.faults import Fault, classify
-from ..postgres.indexes import build_missing_indexes
 from ..postgres.locks import HOUSEKEEPING, SharedSessionError, only_session
 from ..postgres.schema import SchemaError, ensure_schema
 from .days import LogInUseError, create_days_ahead, owns_log
-from .prune import oldest_kept, prune
-from .rollups import merge_months, roll_up
-from .text_indexes import build_text_indexes
+from .prune import oldest_kept
+from .steps import keep_in_order
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -116,23 +114,16 @@ class Housekeeping:
                     self._work(connection, settings)
 
     def _work(self, connection: Connection[Any], settings: Settings) -> None:
-        for _ in build_missing_indexes(connection):
-            pass
-        for _ in roll_up(connection):
-            pass
-        archive = Path(settings.retention.archive) if settings.retention.archive else None
-        if settings.retention.days:
-            for pruned in prune(connection, oldest_kept(settings.retention.days), archive):
-                logger.info(
-                    "artifactapi: pruned %s: %d %s",
-                    pruned.name,
-                    pruned.rows,
-                    "row" if pruned.rows == 1 else "rows",
-                )
-        for _ in merge_months(connection):  # pruned days have a new rollup
-            pass
-        for _ in build_text_indexes(connection, settings.database):  # of the days that stay
-            pass
+        retention = settings.retention
+        before = oldest_kept(retention.days) if retention.days else None
+        archive = Path(retention.archive) if retention.archive else None
+        for pruned in keep_in_order(connection, settings.database, before, archive):
+            logger.info(
+                "artifactapi: pruned %s: %d %s",
+                pruned.name,
+                pruned.rows,
+                "row" if pruned.rows == 1 else "rows",
+            )
 
     def _report(self, problem: str) -> None:
         """Log a problem, but not again while it lasts."""
