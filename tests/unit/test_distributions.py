@@ -13,19 +13,23 @@ from exporter.rows.packages.distributions import vendor_of, vendor_of_repository
         ("debian", "deb", "debian"),
         ("Debian_12", "deb", "debian"),
         ("debian12-proxy", "deb", "debian"),
-        ("security.debian.example", "deb", "debian"),
+        ("security.debian", "deb", "debian"),
         ("ubuntu22.04-main", "deb", "ubuntu"),
-        ("ubuntu-docs", "rpm", None),  # no packages of this type
-        ("team-raspbian", "deb", "raspbian"),
+        ("ubuntu", "rpm", None),  # no packages of this type
+        ("raspbian-mirror", "deb", "raspbian"),
+        ("team-raspbian", "deb", None),  # anybody's packages for it
         ("jammy-security", "deb", "ubuntu"),
         ("bookworm", "deb", "debian"),
         ("acme-bookworm", "deb", None),  # not Debian's word alone
         ("debian-ubuntu", "deb", None),  # either
+        ("us-archive-ubuntu-net", "deb", "ubuntu"),
         ("centos-fedora", "rpm", None),
         ("epel-8-centos", "rpm", "fedora"),
         ("docker-ce-debian", "deb", None),  # packages of Docker for Debian
         ("debian-local", "deb", None),  # the company's own
         ("rhel-9-for-x86_64-baseos-rpms", "rpm", "redhat"),
+        ("rhel_misc", "rpm", None),
+        ("red-hat-9", "rpm", "redhat"),
         ("amzn2-core", "rpm", "amzn"),
         ("amazonlinux-2023", "rpm", "amzn"),
         ("amazon-linux-2", "rpm", "amzn"),
@@ -36,7 +40,7 @@ from exporter.rows.packages.distributions import vendor_of, vendor_of_repository
         ("el9", "rpm", None),  # RHEL and everything made from it
         ("alma_9", "rpm", "almalinux"),
         ("any-arch", "rpm", None),
-        ("any-arch", "alpm", "arch"),
+        ("full-arch", "alpm", "arch"),
         ("alpine-remote", "apk", "alpine"),
         ("Rocky_Linux_9/BaseOS", "rpm", "rocky"),
         ("Acme/rocky", "rpm", None),

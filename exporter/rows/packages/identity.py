@@ -223,14 +223,15 @@ def context_of(host: str, match: RemoteMatch, response: Response) -> dict[str, s
         "base": host + match.prefix,
         "folder": match.prefix.rpartition("/")[2] or None if match.prefix else None,
         "vendor": match.vendor,
+        "distribution": None,  # depends on the rule
         "digest": response.valid_digest,
     }
 
 
 def complete_context(context: dict[str, str | None], match: RemoteMatch, rule: Rule) -> None:
-    """Set the vendor for packages of the rule's type."""
-    if rule.purl is not None and "vendor" in rule.required_context:
-        context["vendor"] = match.vendor_for(rule.purl.type)
+    """Set the distribution of the rule's packages."""
+    if rule.purl is not None and "distribution" in rule.required_context:
+        context["distribution"] = match.distribution(rule.purl.type)
 
 
 def apply_rule(

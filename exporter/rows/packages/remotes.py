@@ -212,7 +212,7 @@ class _RemoteDefinition(NamedTuple):
 
     @property
     def has_vendor(self) -> bool:
-        return self.vendor is not None or any(_groups(f) & {"vendor", "repo"} for f in self.folders)
+        return self.vendor is not None or any("vendor" in _groups(f) for f in self.folders)
 
 
 def _read_file(path: Path, patterns: Mapping[str, str], errors: list[str]) -> _Node | None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 KINDS = ("artifact", "index", "sidecar", "blob", "api")
 
 # Values that a rule's purl can use in addition to the groups of its pattern.
-CONTEXT_NAMES = frozenset({"host", "base", "folder", "vendor", "digest"})
+CONTEXT_NAMES = frozenset({"host", "base", "folder", "vendor", "distribution", "digest"})
 
 # Formats that have rules of all others
 ANY = "any"  # for a mirror of unknown kind: the rules that allow it
@@ -211,11 +211,9 @@ class RemoteMatch(NamedTuple):
     is_guess: bool
     repository: str | None = None  # the part of the folder that names it
 
-    def vendor_for(self, purl_type: str) -> str | None:
-        """Return the vendor of packages of this type; None: unknown."""
-        if self.vendor is not None or self.repository is None:
-            return self.vendor
-        return vendor_of_repository(self.repository, purl_type)
+    def distribution(self, purl_type: str) -> str | None:
+        """Return the vendor of packages of this type that the repository's name tells; None: unknown."""
+        return self.repository and vendor_of_repository(self.repository, purl_type)
 
 
 class RuleSets(NamedTuple):
