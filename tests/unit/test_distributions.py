@@ -21,6 +21,10 @@ from exporter.rows.packages.distributions import vendor_of, vendor_of_repository
         ("jammy-security", "deb", "ubuntu"),
         ("bookworm", "deb", "debian"),
         ("acme-bookworm", "deb", None),  # not Debian's word alone
+        ("ubuntu-debian-remote", "deb", "ubuntu"),  # a convention for Artifactory
+        ("debian-virtual", "deb", "debian"),
+        ("ubuntu-rc", "deb", None),
+        ("alpine-release", "apk", None),
         ("debian-ubuntu", "deb", None),  # either
         ("us-archive-ubuntu-net", "deb", "ubuntu"),
         ("centos-fedora", "rpm", None),

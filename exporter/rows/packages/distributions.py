@@ -42,14 +42,14 @@ _WORDS = {
 # Words that say nothing of whose packages a repository has. Any other word may be the name of somebody
 # who has packages for a distribution: docker-ubuntu, debian-acme.
 _NEUTRAL = """
-    aarch all amd apk apt archive arm backports base baseos appstream cache cached cdn com community contrib
-    core crb deb debs dist dists dnf edge everything external extra extras for free ftp full group http https
-    linux lts main mirror mirrors multiverse net noarch non nonfree official org oss pacman pkg pkgs pool
-    ports powertools proxied proxy pub public rawhide remote repo repos repositories repository restricted
-    rolling rpm rpms security server snapshot snapshots stable stream sync testing universe unstable update
-    updates upstream vault virtual yum
+    aarch all amd apk appstream apt archive arm backports base baseos cache cached cdn com community contrib
+    core crb deb debs dist dists dnf edge el everything external extra extras for free ftp full group http
+    https i linux lts main mirror mirrors multiverse net noarch non nonfree official org os oss pacman pkg
+    pkgs pool ports powertools proxied proxy pub public rawhide remote repo repos repositories repository
+    restricted rolling rpm rpms security server snapshot snapshots stable stream sync testing universe
+    unstable update updates upstream vault virtual x yum
+    au br ca ch cn de eu fr in it jp kr nl ru se sg uk us
 """
-_MAX_LETTERS = 2  # of words that say nothing either: us, eu, el9, x86
 # Folders on mirrors that have packages of others.
 _FOLDERS = {
     "docker-ce": "docker",
@@ -70,6 +70,8 @@ _VENDORS = {
     for name, vendor in vendors.items()
 }
 _NEUTRAL_WORDS = frozenset(_NEUTRAL.split())
+# JFrog's convention for names: what, the type of packages, and where they are from (ubuntu-debian-remote).
+_ARTIFACTORY_TYPE = re.compile(r"[-_.]debian[-_.](?:federated|remote|virtual)\b")
 _TWO_WORDS = re.compile(r"(amazon|oracle)[-_.](linux)|(red)[-_.](hat)|(linux)[-_.](mint)")
 
 
@@ -93,8 +95,10 @@ def vendor_of_repository(name: str, purl_type: str) -> str | None:
         vendor = vendors.get(word) or vendors.get(plain)
         if vendor is not None:
             found.add(vendor)
-        elif plain not in _NEUTRAL_WORDS and len(plain) > _MAX_LETTERS:
+        elif plain and plain not in _NEUTRAL_WORDS:
             return None
     if any(word.startswith(_EPEL) for word in words):
         found &= {"fedora"}
+    if len(found) > 1 and _ARTIFACTORY_TYPE.search(text):
+        found.discard("debian")
     return found.pop() if len(found) == 1 else None
