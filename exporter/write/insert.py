@@ -157,19 +157,21 @@ def would_accept(
     entries: Sequence[AccessLogEntry],
     *,
     count_artifacts: bool = True,
+    ledger_statement: bytes = b"",
 ) -> bool:
     """Whether the server would store all of these rows under other keys. Stores nothing.
 
-    False means that a trigger would discard some of them.
+    False means that a trigger would discard some of them. `ledger_statement`: see
+    `insert_access_log_batch`.
 
     Raises:
-        psycopg.Error, UnicodeError: It would reject one of them.
+        psycopg.Error, UnicodeError: It would reject one of them, or cannot count them.
     """
     batch = CopyBatch.of([entry._replace(flow_id=str(uuid.uuid4())) for entry in entries])
     if not count_artifacts:
         batch = batch.without_artifacts()
     try:
-        insert_or_explain(connection, batch, force_rollback=True)
+        insert_or_explain(connection, batch, ledger_statement=ledger_statement, force_rollback=True)
     except RowsDiscardedError:
         return False
     return True

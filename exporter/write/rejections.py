@@ -246,7 +246,12 @@ class RejectionFinder:
 
     def _accepts(self, rows: list[AccessLogEntry], *, count_artifacts: bool = True) -> bool:
         try:
-            return would_accept(self._connection, rows, count_artifacts=count_artifacts)
+            return would_accept(
+                self._connection,
+                rows,
+                count_artifacts=count_artifacts,
+                ledger_statement=self._ledger_statement(rows),  # no row's fault if that fails
+            )
         except (psycopg.Error, UnicodeError) as e:
             if classify(e, self._repaired) not in {Fault.ROW, Fault.DUPLICATE}:
                 raise

@@ -378,6 +378,27 @@ def test_end_of_a_killed_run_is_reported_with_what_its_journal_says(dsn: str, qu
     assert ("killed", "killed", 7, 5, 2, 0, 0, 0) in query(_RUNS)
 
 
+def test_rows_wait_while_their_run_cannot_be_counted(dsn: str, query: Query) -> None:
+    database, _, _ = database_with_ledger(dsn)
+    assert database.write([make_entry(1)]) == []
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        (function,) = connection.execute(
+            "SELECT pg_get_functiondef('access_log_run_record'::regproc)"
+        ).fetchone() or ("",)
+        broken = function.replace(
+            "\nBEGIN\n", "\nBEGIN\nIF origins[1] <> run THEN RAISE EXCEPTION 'broken'; END IF;\n", 1
+        )
+        connection.execute(broken.encode())
+        with pytest.raises(DatabaseUnavailable, match="broken"):
+            database.write([make_entry(2), make_entry(3)], origin=UNKNOWN_RUN)
+        assert database.write([make_entry(4)]) == []
+        connection.execute(function.encode())
+    assert database.write([make_entry(2), make_entry(3)], origin=UNKNOWN_RUN) == []
+    database.close()
+    assert query("SELECT count(*) FROM access_log") == [(4,)]
+    assert_ledger_equals_table(query)
+
+
 # --- who may record what
 
 
