@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from exporter.archive.parquet import ArchiveError
-from exporter.archive.restore import restore_day
 from exporter.postgres.connection import describe
 from exporter.read.human import plural
 from exporter.read.session import DATABASE_ERRORS, open_database
+from exporter.retention.restore import DayBusyError, restore_day
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -45,7 +45,7 @@ def restore(settings: Settings, *, day: datetime, archive: Path) -> None:
         with open_database(settings) as connection:
             connection.call_seconds = _CALL_SECONDS
             done = restore_day(connection, archive, day.date())
-    except ArchiveError as e:
+    except (ArchiveError, DayBusyError) as e:
         raise click.ClickException(str(e)) from None
     except DATABASE_ERRORS as e:
         raise click.ClickException(describe(e)) from None

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 _DAY_FOLDER = re.compile(r"day=(\d{4}-\d\d-\d\d)", re.ASCII)
 _LOCK_NAME = ".lock"
 _NAME_DIGITS = 16
+_NAME = "access_log-{}"
 
 # What COPY prints must not depend on the settings of the role or the database.
 _TRANSACTION_SETTINGS = """
@@ -98,7 +99,9 @@ class ArchivedFile(NamedTuple):
     bytes: int
 
 
-def archive_day(connection: Connection[Any], relation: str, day: date, folder: Path) -> ArchivedDay:
+def archive_day(
+    connection: Connection[Any], relation: str | sql.Identifier, day: date, folder: Path
+) -> ArchivedDay:
     """Write a table's rows of a day to a verified file of the archive, unless its files have them already.
 
     After a crash at any point, call it again: a file without its final name is removed. A row is known by its key,
@@ -112,7 +115,7 @@ def archive_day(connection: Connection[Any], relation: str, day: date, folder: P
         connection: In autocommit mode, outside a transaction. Its role needs SELECT on the table, and TEMP on
             the database if the day has files already. Its calls must be allowed to take as long as it takes to
             sort the table.
-        relation: Name of the table or partition, in the search path.
+        relation: The table or partition; a name without a schema is one in the search path.
         day: The day (UTC). The table may have rows of other days, too.
         folder: The archive. It is created if its parent exists.
 
@@ -129,7 +132,8 @@ def archive_day(connection: Connection[Any], relation: str, day: date, folder: P
         connection.execute(_TRANSACTION_SETTINGS)
         columns = table_columns(connection, relation)
         start = datetime(day.year, day.month, day.day, tzinfo=UTC)
-        names: dict[str, sql.Composable] = {"relation": sql.Identifier(relation)}
+        table = relation if isinstance(relation, sql.Identifier) else sql.Identifier(relation)
+        names: dict[str, sql.Composable] = {"relation": table}
         names |= {"start": sql.Literal(start), "end": sql.Literal(start + timedelta(days=1))}
         rows = _ROWS.format(**names)
         digest = total = postgres_digest(connection, columns, rows)
@@ -233,7 +237,7 @@ def _write(
     day_folder.mkdir(exist_ok=True)
     digest = record.digest
     name = f"{int(digest.sums[0]) ^ int(digest.sums[1]):x}"[-_NAME_DIGITS:].zfill(_NAME_DIGITS)
-    path = day_folder / f"access_log-{name}.parquet"
+    path = day_folder / f"{_NAME.format(name)}.parquet"
     partial = path.with_suffix(PARTIAL)
     try:
         with (
@@ -276,7 +280,7 @@ def _locked(folder: Path) -> Iterator[None]:
                 raise ArchiveBusyError(
                     f"Another process is writing to the archive {folder}; try again later."
                 ) from None
-            for partial in folder.glob(f"day=*/*{PARTIAL}"):
+            for partial in folder.glob(f"day=*/{_NAME.format(_NAME_DIGITS * '?')}{PARTIAL}"):
                 partial.unlink()
         yield
     finally:

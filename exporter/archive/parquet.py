@@ -63,6 +63,14 @@ class FileRecord(Struct, frozen=True):
     last_arrival: datetime  # the latest logged_at
 
 
+def common_columns(
+    records: Sequence[FileRecord], columns: Sequence[ArchiveColumn]
+) -> list[ArchiveColumn]:
+    """Return the columns of the table that at least one of the files has."""
+    archived = {column.name for record in records for column in record.columns}
+    return [column for column in columns if column.name in archived]
+
+
 def load_duckdb() -> ModuleType:
     """Return the module. Raises ArchiveError if it is not installed."""
     try:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 HOUSEKEEPING = "artifactapi housekeeping"  # the name of this work for `only_session`
 _TRY_LOCK = "SELECT pg_try_advisory_lock(hashtext(%s), hashtext(current_schema()))"
+_TRY_TRANSACTION_LOCK = "SELECT pg_try_advisory_xact_lock(hashtext(%s), hashtext(current_schema()))"
 _UNLOCK = "SELECT pg_advisory_unlock(hashtext(%s), hashtext(current_schema()))"
 _SESSION = "SELECT pg_backend_pid()"
 
@@ -74,3 +75,11 @@ def only_session(connection: Connection[Any], work: str) -> Iterator[bool]:
     finally:
         if is_free and not connection.closed:
             connection.execute(_UNLOCK, (work,))
+
+
+def only_transaction(connection: Connection[Any], work: str) -> bool:
+    """Return whether no other session does this work; until the end of the transaction, none begins.
+
+    Works behind a pooler too. Call it within a transaction.
+    """
+    return connection.execute(_TRY_TRANSACTION_LOCK, (work,)).fetchone() == (True,)

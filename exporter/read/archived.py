@@ -20,13 +20,13 @@ from ..archive.parquet import (
     ArchiveError,
     FileRecord,
     check_file,
+    common_columns,
     copy_lines,
     count_by,
     engine,
     files_relation,
     read_records,
 )
-from ..archive.restore import common_columns
 from ..postgres.connection import describe
 from ..postgres.schema import schema_name
 from .selection import Selection

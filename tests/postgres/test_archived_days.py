@@ -22,7 +22,7 @@ from addon.cli.main import main
 from exporter import Settings
 from exporter.archive.files import archive_day, archived_days
 from exporter.archive.parquet import ArchiveError
-from exporter.archive.restore import restore_day
+from exporter.postgres.locks import HOUSEKEEPING, only_session
 from exporter.postgres.schema import grants, schema_name
 from exporter.read import archived
 from exporter.read.archived import rows_loaded, with_archive
@@ -32,7 +32,9 @@ from exporter.read.sbom import sbom
 from exporter.read.selection import FILTER_NAMES, Selection
 from exporter.read.session import open_database
 from exporter.read.tail import tail
+from exporter.retention.days import detach, old_partitions
 from exporter.retention.prune import prune
+from exporter.retention.restore import DayBusyError, restore_day
 from exporter.retention.rollups import roll_up
 from tests.support.citus import CLUSTER_DSN
 from tests.support.seeded_log import Plan, seeded_log
@@ -462,6 +464,53 @@ def test_totals_count_a_restored_day_once(postgres: Postgres, tmp_path: Path) ->
         query = "SELECT day FROM access_log_pruned GROUP BY 1"
         assert connection.execute(query).fetchall() == [(archived_days(tmp_path)[1],)]
         assert [p.rows for p in prune(connection, NOW, tmp_path)] == [pruned[0].rows]
+        assert totals(connection) == expected
+
+
+def test_totals_count_a_day_that_is_restored_after_late_rows(
+    postgres: Postgres, tmp_path: Path
+) -> None:
+    with (
+        seeded_log(postgres, Plan(600, NOW, days=2, seed=2)) as log,
+        psycopg.connect(log.dsn, autocommit=True) as connection,
+    ):
+        (day, count), *_ = totals(connection)
+        assert list(prune(connection, NOW, tmp_path))
+        connection.execute("SELECT access_log_ensure_partition(%s)", (day,))
+        connection.execute(
+            "INSERT INTO access_log (started_at, flow_id, node, logged_at)"
+            " VALUES (%s, gen_random_uuid(), 'test', %s)",
+            (late := f"{day}T20:00Z", late),
+        )
+        assert totals(connection)[0] == (day, count + 1)
+        assert restore_day(connection, tmp_path, day).inserted == count
+        selection = Selection(since=NOW - timedelta(days=10), until=NOW)
+        with open_database(Settings().with_dsn(log.dsn)) as reader:
+            assert make_report(reader, selection, NOW).requests == 601
+        assert totals(connection)[0] == (day, count + 1)
+
+
+def test_day_that_is_being_pruned_is_not_restored(postgres: Postgres, tmp_path: Path) -> None:
+    with (
+        seeded_log(postgres, Plan(600, NOW, days=2, seed=2)) as log,
+        psycopg.connect(log.dsn, autocommit=True) as connection,
+    ):
+        expected = totals(connection)
+        partition = old_partitions(connection, NOW)[0]
+        (day,) = partition.days
+        archive_day(connection, partition.table, day, tmp_path)
+        detach(connection, partition)  # killed before the drop
+        with pytest.raises(DayBusyError, match=f"left rows of {day} in the table {partition.name}"):
+            restore_day(connection, tmp_path, day)
+        with (
+            psycopg.connect(log.dsn, autocommit=True) as proxy,
+            only_session(proxy, HOUSEKEEPING),
+        ):
+            done = call(log.dsn, "restore", "--day", str(day), "--archive", str(tmp_path))
+            assert done.exit_code == 1
+            assert done.stderr.endswith("is rolling up or pruning the log; try again later.\n")
+        assert len(list(prune(connection, NOW, tmp_path))) >= 1
+        assert restore_day(connection, tmp_path, day).inserted > 0
         assert totals(connection) == expected
 
 

@@ -13,7 +13,6 @@ import pytest
 from msgspec.structs import replace
 
 from exporter import Exporter, Settings, redirect_spool
-from exporter.archive.restore import restore_day
 from exporter.postgres.connection import connect
 from exporter.postgres.schema import ensure_schema, grants, schema_name
 from exporter.read.audit import Audit, audit
@@ -21,6 +20,7 @@ from exporter.read.ledger import Days, collect
 from exporter.read.nodes import find_nodes, nodes_summary
 from exporter.read.session import read_only
 from exporter.retention.prune import prune
+from exporter.retention.restore import restore_day
 from exporter.retention.rollups import roll_up
 from exporter.run import Run
 from exporter.settings import BatchSettings, BufferSettings, DatabaseSettings, ShutdownSettings

@@ -8,24 +8,33 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psycopg import sql
 
+from ..archive.columns import table_columns
+from ..archive.files import files_of_day
+from ..archive.parquet import (
+    ArchiveError,
+    check_file,
+    common_columns,
+    copy_lines,
+    engine,
+    files_relation,
+)
 from ..postgres.citus import in_sequence
-from .columns import table_columns
-from .files import files_of_day
-from .parquet import ArchiveError, check_file, copy_lines, engine, files_relation
+from ..postgres.locks import HOUSEKEEPING, only_transaction
+from .days import left_partitions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from psycopg import Connection
-
-    from .columns import ArchiveColumn
-    from .parquet import FileRecord
 
 _MAX_COMPARED = 12  # rollups of pruned rows of one day; usually one
 _PRUNED = """
     SELECT rollup_id, requests FROM access_log_rollup
     WHERE pruned_at IS NOT NULL AND from_at = %s AND until_at = %s
+"""
+# Rollups of rows that are in the table notice new rows by their logged_at, which restored ones keep.
+_DELETE_STALE = """
+    DELETE FROM access_log_rollup WHERE pruned_at IS NULL AND from_at < %s AND until_at > %s
 """
 _DELETE_ROLLUPS = "DELETE FROM access_log_rollup WHERE rollup_id = ANY(%s)"
 _PIECES_AT_ONCE = 100  # of copy_lines: bounds what the server holds twice
@@ -36,6 +45,10 @@ _COPY = sql.SQL("COPY pg_temp.restored ({columns}) FROM STDIN")
 _INSERT = sql.SQL("""
     INSERT INTO access_log ({columns}) SELECT {columns} FROM pg_temp.restored ON CONFLICT DO NOTHING RETURNING 1
 """)
+
+
+class DayBusyError(Exception):
+    """The day cannot be restored now. The message is one sentence."""
 
 
 class RestoredDay(NamedTuple):
@@ -61,6 +74,7 @@ def restore_day(connection: Connection[Any], folder: Path, day: date) -> Restore
         day: The day (UTC).
 
     Raises:
+        DayBusyError: rows are rolled up or pruned just now, or a prune of this day was interrupted.
         ArchiveError: DuckDB is not installed, the archive does not have the day, or a file is damaged.
         psycopg.Error, DeadlineExceededError: writing the rows failed; none was inserted.
     """
@@ -71,6 +85,7 @@ def restore_day(connection: Connection[Any], folder: Path, day: date) -> Restore
     connection.execute(_ENSURE_PARTITION, (day,))
     with connection.transaction():
         in_sequence(connection)
+        _check_free(connection, day)
         columns = common_columns(records, table_columns(connection, "access_log"))
         names = sql.SQL(", ").join(sql.Identifier(column.name) for column in columns)
         connection.execute(_RESTORED)
@@ -87,17 +102,33 @@ def restore_day(connection: Connection[Any], folder: Path, day: date) -> Restore
                 inserted += connection.execute(_INSERT.format(columns=names)).rowcount
                 connection.execute("TRUNCATE pg_temp.restored")
         rows = sum(record.digest.rows for record in records)
-        counted_twice = not _remove_rollups(connection, day, rows)
+        start = datetime(day.year, day.month, day.day, tzinfo=UTC)
+        if inserted:
+            connection.execute(_DELETE_STALE, (start + timedelta(days=1), start))
+        counted_twice = not _remove_rollups(connection, start, rows)
     return RestoredDay(rows, inserted, counted_twice)
 
 
-def _remove_rollups(connection: Connection[Any], day: date, rows: int) -> bool:
+def _check_free(connection: Connection[Any], day: date) -> None:
+    """No rollup may begin before the rows are there, and no table may have them that is about to be dropped."""
+    if not only_transaction(connection, HOUSEKEEPING):
+        raise DayBusyError(
+            "A proxy or `artifactapi prune` is rolling up or pruning the log; try again later."
+        )
+    for partition in left_partitions(connection):
+        if day in partition.days:
+            raise DayBusyError(
+                f"A prune was interrupted and has left rows of {day} in the table {partition.name}; run"
+                " `artifactapi prune` first."
+            )
+
+
+def _remove_rollups(connection: Connection[Any], start: datetime, rows: int) -> bool:
     """Remove the totals of rows that are in the table again. Return whether none of those rows is left in them.
 
     Each time that rows of the day left the table made one rollup. Those that are in no file left it without an
     archive; their rollups have to stay.
     """
-    start = datetime(day.year, day.month, day.day, tzinfo=UTC)
     rollups = connection.execute(_PRUNED, (start, start + timedelta(days=1))).fetchall()
     if not rollups:
         return True
@@ -108,11 +139,3 @@ def _remove_rollups(connection: Connection[Any], day: date, rows: int) -> bool:
                 connection.execute(_DELETE_ROLLUPS, ([number for number, _ in chosen],))
                 return True
     return False
-
-
-def common_columns(
-    records: Sequence[FileRecord], columns: Sequence[ArchiveColumn]
-) -> list[ArchiveColumn]:
-    """Return the columns of the table that at least one of the files has."""
-    archived = {column.name for record in records for column in record.columns}
-    return [column for column in columns if column.name in archived]
