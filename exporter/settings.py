@@ -24,6 +24,7 @@ CallSeconds = Annotated[float, Meta(gt=0, le=600)]
 _PATH_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")  # a key or an index of "redact.paths[0]"
 _MAX_SHOWN = 80  # characters of a wrong value in a message
 _MAX_PORT = 65_535
+MAX_KEPT_DAYS = 36_500
 _IPV6 = 6
 # What to expect of a setting that is more than any text.
 _EXPECTED_TEXT = {
@@ -111,7 +112,9 @@ class RedactSettings(_Section, frozen=True):
 class RetentionSettings(_Section, frozen=True):
     """How long rows stay in the table. Totals of each day stay forever."""
 
-    days: Annotated[int, Meta(ge=0, le=36_500)] = 0  # whole UTC days before today; 0: keep all rows
+    days: Annotated[int, Meta(ge=0, le=MAX_KEPT_DAYS)] = (
+        0  # whole UTC days before today; 0: keep all rows
+    )
     # folder for a Parquet file of each day that leaves the table; empty: its rows are deleted
     archive: str = ""
 

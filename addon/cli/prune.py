@@ -15,9 +15,10 @@ from exporter.postgres.locks import HOUSEKEEPING, SharedSessionError, only_sessi
 from exporter.read.human import plural, size
 from exporter.read.selection import SelectionError, parse_duration
 from exporter.read.session import DATABASE_ERRORS, open_database
-from exporter.retention.days import LogInUseError, owns_log
+from exporter.retention.days import DependentsError, LogInUseError, owns_log
 from exporter.retention.prune import oldest_kept, prunable
 from exporter.retention.steps import keep_in_order
+from exporter.settings import MAX_KEPT_DAYS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -69,7 +70,7 @@ def prune(settings: Settings, keep: str | None, archive: Path | None, *, dry_run
                             "A proxy or another `artifactapi prune` is at it already; try again later."
                         )
                     total = _show(keep_in_order(connection, settings.database, before, archive))
-    except (ArchiveError, DistributionError, SharedSessionError) as e:
+    except (ArchiveError, DependentsError, DistributionError, SharedSessionError) as e:
         raise click.ClickException(str(e)) from None
     except LogInUseError as e:
         raise click.ClickException(f"Try again later: {e}.") from None
@@ -90,8 +91,10 @@ def _days_to_keep(settings: Settings, keep: str | None) -> int:
         kept = parse_duration(keep, "--keep")
     except SelectionError:
         kept = None
-    if not kept or kept % _DAY:
-        raise click.UsageError(f"--keep {keep!r} is not valid; expected whole days, such as 90d.")
+    if not kept or kept % _DAY or kept > MAX_KEPT_DAYS * _DAY:
+        raise click.UsageError(
+            f"--keep {keep!r} is not valid; expected whole days, such as 90d, at most {MAX_KEPT_DAYS}."
+        )
     return kept // _DAY
 
 

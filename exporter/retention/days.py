@@ -49,6 +49,16 @@ _USERS = """
     SELECT DISTINCT pid, virtualtransaction FROM pg_locks
     WHERE locktype = 'relation' AND relation = 'access_log'::regclass AND granted AND pid <> pg_backend_pid()
 """
+# What keeps a partition from being dropped. Its own constraints and the like go with it.
+_DEPENDENTS = """
+    SELECT DISTINCT replace(pg_describe_object(classid, objid, objsubid), 'rule _RETURN on ', '')
+    FROM pg_depend AS other
+    WHERE refclassid = 'pg_class'::regclass AND refobjid = %s::regclass AND deptype = 'n'
+    AND NOT EXISTS (SELECT FROM pg_depend AS own
+                    WHERE own.classid = other.classid AND own.objid = other.objid
+                    AND own.refclassid = other.refclassid AND own.refobjid = other.refobjid AND own.deptype <> 'n')
+    ORDER BY 1
+"""
 _SHORT_SECONDS = 1.0  # a batch takes less
 _CHECKS = 20  # during that time
 _OWNS = "SELECT pg_has_role(relowner, 'MEMBER') FROM pg_class WHERE oid = 'access_log'::regclass"
@@ -60,8 +70,12 @@ class LogInUseError(Exception):
     """A long transaction uses the log, so that no partition can be detached just now."""
 
 
+class DependentsError(Exception):
+    """Something that somebody created needs a partition, so that it cannot be dropped. The message is one sentence."""
+
+
 class Partition(NamedTuple):
-    """A table that holds, or held, the rows of access_log from `from_at` until `until_at` (exclusive)."""
+    """A table that holds, or held, the rows of access_log from `from_at` until `until_at` (exclusive), in UTC."""
 
     schema: str
     name: str
@@ -105,12 +119,19 @@ def create_days_ahead(connection: Connection[Any]) -> None:
 
 def old_partitions(connection: Connection[Any], before: datetime) -> list[Partition]:
     """The partitions that hold only rows from before this time, the oldest first."""
-    return [Partition(*row) for row in connection.execute(_OLD, (before,)).fetchall()]
+    return [_partition(*row) for row in connection.execute(_OLD, (before,))]
 
 
 def left_partitions(connection: Connection[Any]) -> list[Partition]:
     """The partitions that an interrupted run has detached but not dropped, the oldest first."""
-    return [Partition(*row) for row in connection.execute(_LEFT, (_COMMENT_PATTERN,)).fetchall()]
+    return [_partition(*row) for row in connection.execute(_LEFT, (_COMMENT_PATTERN,))]
+
+
+def _partition(
+    schema: str, name: str, from_at: datetime, until_at: datetime, *rest: Any
+) -> Partition:
+    """The times come in the time zone of the session, in which a day can have 23 or 25 hours."""
+    return Partition(schema, name, from_at.astimezone(UTC), until_at.astimezone(UTC), *rest)
 
 
 def unmark(connection: Connection[Any]) -> None:
@@ -120,6 +141,22 @@ def unmark(connection: Connection[Any]) -> None:
     """
     for name in connection.execute(_MARKED, (_COMMENT_PATTERN,)).fetchall():
         connection.execute(sql.SQL("COMMENT ON TABLE {} IS NULL").format(sql.Identifier(*name)))
+
+
+def check_dependents(connection: Connection[Any], partition: Partition) -> None:
+    """Check that the partition can be dropped, before its day leaves the log.
+
+    Raises:
+        DependentsError: A view of somebody or the like depends on it.
+        psycopg.Error: The query failed.
+    """
+    name = partition.table.as_string(connection)
+    found = [dependent for (dependent,) in connection.execute(_DEPENDENTS, (name,))]
+    if found:
+        raise DependentsError(
+            f"The partition {partition.name} cannot be removed, because {', '.join(found)} depends on it; drop that, or"
+            " let it read access_log."
+        )
 
 
 def detach(connection: Connection[Any], partition: Partition) -> None:

@@ -19,7 +19,7 @@ from ..postgres.connection import Deadline, DeadlineExceededError, connect, desc
 from ..postgres.faults import Fault, classify
 from ..postgres.locks import HOUSEKEEPING, SharedSessionError, only_session
 from ..postgres.schema import SchemaError, ensure_schema
-from .days import LogInUseError, create_days_ahead, owns_log
+from .days import DependentsError, LogInUseError, create_days_ahead, owns_log
 from .prune import oldest_kept
 from .steps import keep_in_order
 
@@ -73,7 +73,7 @@ class Housekeeping:
             try:
                 self._keep_in_order()
                 self._last_problem = ""
-            except (SchemaError, LogInUseError, ArchiveError) as e:
+            except (SchemaError, LogInUseError, DependentsError, ArchiveError) as e:
                 self._report(str(e))
             except SharedSessionError:
                 self._report(

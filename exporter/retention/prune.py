@@ -9,7 +9,7 @@ import psycopg
 
 from ..archive.files import archive_day
 from ..postgres.locks import short_lock_waits
-from .days import detach, drop, left_partitions, old_partitions, unmark
+from .days import check_dependents, detach, drop, left_partitions, old_partitions, unmark
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,12 +61,14 @@ def prune(
 
     Raises:
         LogInUseError: A long transaction uses the log.
+        DependentsError: Something that somebody created needs a partition, which is still there.
         ArchiveError: A day could not be archived; it is still in the table, or detached.
         psycopg.Error: A lock was not available within a second, or the server reported another error.
     """
     with short_lock_waits(connection):
         unmark(connection)  # what a run left that was killed
         for partition in _candidates(connection, before):
+            check_dependents(connection, partition)
             archived = _archive(connection, partition, archive) if archive is not None else 0
             if partition.state != "detached":
                 try:
@@ -89,4 +91,4 @@ def _candidates(connection: Connection[Any], before: datetime) -> list[Partition
 
 def _archive(connection: Connection[Any], partition: Partition, folder: Path) -> int:
     """Archive each day of the partition; return the number of rows that are in the archive now."""
-    return sum(archive_day(connection, partition.name, day, folder).rows for day in partition.days)
+    return sum(archive_day(connection, partition.table, day, folder).rows for day in partition.days)

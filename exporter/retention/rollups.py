@@ -22,16 +22,23 @@ _DAY_REST, _HOUR_REST, _QUARTER_REST = (
     timedelta(minutes=15),
 )
 
-# Days with rows that are in no rollup, or that may have got rows since.
+# Days with rows that are in no rollup, or that may have got rows since. 24 hours, because a day (UTC) has as many:
+# '1 day' has more or less when the clock of the session's time zone changes.
 _DUE_DAYS = """
-    SELECT day, day + interval '1 day'
+    SELECT day, day + interval '24 hours'
     FROM (SELECT min(started_at) AS oldest, max(started_at) AS newest FROM access_log) AS span
-    CROSS JOIN generate_series(date_trunc('day', oldest, 'UTC'), least(newest, now()), interval '1 day') AS day
+    CROSS JOIN generate_series(date_trunc('day', oldest, 'UTC'), least(newest, now()), interval '24 hours') AS day
     LEFT JOIN access_log_rollup_state
-      ON from_at = day AND until_at = day + interval '1 day' AND pruned_at IS NULL
-    WHERE day + interval '1 day' < now() - %s AND is_complete IS NOT TRUE
-    AND access_log_has_grown(day, day + interval '1 day', '-infinity')
+      ON from_at = day AND until_at = day + interval '24 hours' AND pruned_at IS NULL
+    WHERE day + interval '24 hours' < now() - %s AND is_complete IS NOT TRUE
+    AND access_log_has_grown(day, day + interval '24 hours', '-infinity')
     ORDER BY day
+"""
+# What an earlier version made of days that began at another hour, after a change of the clock.
+_DELETE_SHIFTED = """
+    DELETE FROM access_log_rollup
+    WHERE pruned_at IS NULL AND until_at - from_at = interval '24 hours'
+    AND from_at <> date_trunc('day', from_at, 'UTC')
 """
 # The same for shorter spans, since the end of the last longer one that is or was due.
 _DUE_PARTS = """
@@ -59,7 +66,7 @@ _QUARTERS = {
 _DUE_MONTHS = """
     SELECT month, ids
     FROM (SELECT date_trunc('month', from_at, 'UTC') AS month, array_agg(rollup_id ORDER BY rollup_id) AS ids
-          FROM access_log_rollup_state WHERE is_complete AND until_at - from_at = interval '1 day'
+          FROM access_log_rollup_state WHERE is_complete AND until_at - from_at = interval '24 hours'
           GROUP BY 1) AS present
     LEFT JOIN access_log_rollup_month ON from_at = month
     WHERE rollup_ids IS DISTINCT FROM ids OR users IS NULL
@@ -122,6 +129,9 @@ def roll_up(connection: Connection[Any]) -> Iterator[Span]:
     Raises:
         psycopg.Error: The server reported an error.
     """
+    with connection.transaction():
+        in_sequence(connection)
+        connection.execute(_DELETE_SHIFTED)
     due = connection.execute(_DUE_DAYS, (_DAY_REST,)).fetchall()
     for parts in (_HOURS, _QUARTERS):
         due += connection.execute(_DUE_PARTS, parts).fetchall()

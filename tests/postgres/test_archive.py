@@ -322,10 +322,13 @@ def test_two_archivers_take_turns(connection: Connection, tmp_path: Path) -> Non
 def test_leftovers_of_a_killed_archiver_are_removed(connection: Connection, tmp_path: Path) -> None:
     write_rows(connection, 1)
     (tmp_path / "day=2020-01-01").mkdir()
-    partial = tmp_path / "day=2020-01-01" / "access_log-0.partial"
+    partial = tmp_path / "day=2020-01-01" / "access_log-0123456789abcdef.partial"
     partial.write_bytes(b"PAR1")
+    other = partial.with_name("access_log-0123456789abcdef.parquet.x1.partial")  # of rclone
+    other.write_bytes(b"PAR1")
     archive_day(connection, PARTITION, DAY, tmp_path)
     assert not partial.exists()
+    assert other.exists()
 
 
 def test_full_disk_leaves_nothing(connection: Connection, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from exporter.postgres.connection import connect
 from exporter.postgres.locks import HOUSEKEEPING, only_session
 from exporter.postgres.schema import ensure_schema, grants, schema_name
 from exporter.retention.days import (
+    DependentsError,
     LogInUseError,
     Partition,
     create_days_ahead,
@@ -164,6 +165,35 @@ def test_late_rows_are_rolled_up_and_unchanged_days_are_not(
     assert [span.from_at for span in roll_up(owner)] == [FIRST_DAY + timedelta(days=1)]
     assert rows(owner, _DAILY) == rows(owner, _DAILY_FROM_ROWS)
     assert rows(owner, "SELECT count(*) FROM access_log_rollup") == [(3,)]
+
+
+def test_no_change_of_the_clock_moves_a_day(any_dsn: str) -> None:
+    start = datetime(2026, 3, 27, tzinfo=UTC)
+    write_entries(
+        any_dsn,
+        *(
+            fetch(n)._replace(started_at=f"{start + n * timedelta(hours=8):%FT%TZ}")
+            for n in range(18)
+        ),
+    )
+    with connect(any_dsn, Settings().database) as connection:
+        connection.execute("SET timezone = 'Europe/Berlin'")  # summer time begins on March 29
+        day = start + timedelta(days=2, hours=23)
+        # what an earlier version made
+        connection.execute(
+            "SELECT access_log_roll_up('access_log', %s, %s)", (day, day + timedelta(days=1))
+        )
+        days = [start + timedelta(days=n) for n in range(6)]
+        assert [span.from_at for span in roll_up(connection)] == days
+        daily, fetches = rows(connection, _DAILY_FROM_ROWS), rows(connection, _FETCHES_FROM_ROWS)
+        assert rows(connection, _DAILY) == daily
+        pruned = list(prune(connection, days[-1], None))
+        assert [(it.from_at.isoformat(), it.until_at.isoformat()) for it in pruned] == [
+            (day.isoformat(), (day + timedelta(days=1)).isoformat()) for day in days[:-1]
+        ]
+        list(roll_up(connection))
+        assert rows(connection, _DAILY) == daily
+        assert rows(connection, _FETCHES) == fetches
 
 
 def test_hour_that_is_not_over_is_not_rolled_up(dsn: str) -> None:
@@ -350,6 +380,33 @@ def test_tables_of_others_are_never_dropped(owner: psycopg.Connection) -> None:
     assert rows(owner, "SELECT count(*) FROM access_log_20231114") == [(10,)]
 
 
+def test_day_that_a_view_needs_stays(owner: psycopg.Connection, any_dsn: str) -> None:
+    before = FIRST_DAY + timedelta(days=1)
+    owner.execute("CREATE VIEW mine AS SELECT * FROM access_log_20231114")
+    owner.execute("CREATE VIEW theirs AS SELECT * FROM access_log")
+    with pytest.raises(DependentsError, match=r"access_log_20231114 .* because view mine depends"):
+        prune_all(owner, before)
+    done = call("--dsn", any_dsn, "prune", "--keep", "90d")
+    assert (done.returncode, "let it read access_log" in done.stderr) == (1, True)
+    assert rows(owner, "SELECT count(*) FROM access_log") == [(30,)]
+    owner.execute("DROP VIEW mine")
+    assert prune_all(owner, before) == [("14", 10)]
+
+
+def test_partition_of_another_schema_is_archived_itself(
+    owner: psycopg.Connection, any_postgres: Postgres, tmp_path: Path
+) -> None:
+    before = FIRST_DAY + timedelta(days=2)
+    with temporary_schema(any_postgres) as elsewhere:
+        schema = elsewhere.split("search_path=")[1]
+        owner.execute(f"ALTER TABLE access_log_20231114 SET SCHEMA {schema}".encode())
+        owner.execute("CREATE TABLE access_log_20231114 (LIKE access_log)")
+        owner.execute(f"ALTER TABLE access_log_20231115 SET SCHEMA {schema}".encode())
+        assert [it.rows for it in prune(owner, before, tmp_path)] == [10, 10]
+    assert [rows_in_archive(tmp_path, day) for day in archived_days(tmp_path)] == [10, 10]
+    assert rows(owner, "SELECT count(*) FROM access_log_20231114") == [(0,)]
+
+
 def test_days_ahead_exist_before_they_begin(dsn: str, query: Query) -> None:
     with connect(dsn, Settings().database) as connection:
         ensure_schema(connection)
@@ -445,7 +502,8 @@ def test_command_does_not_disturb_a_proxy_at_it(dsn: str, query: Query) -> None:
 
 def test_command_lists_then_prunes(dsn: str, query: Query) -> None:
     write_entries(dsn, make_entry(1), make_entry(1 + DAY_MS))
-    done = call("--dsn", dsn, "prune", "--keep", "90d", "--dry-run")
+    in_new_york = f"{dsn}\\ -ctimezone=America/New_York"  # days are those of UTC
+    done = call("--dsn", in_new_york, "prune", "--keep", "90d", "--dry-run")
     assert (done.returncode, done.stderr) == (0, "")
     assert [line.split()[:3] for line in done.stdout.splitlines()[:2]] == [
         ["2023-11-14", "1", "row"],
@@ -460,11 +518,14 @@ def test_command_lists_then_prunes(dsn: str, query: Query) -> None:
     assert query("SELECT sum(requests) FROM access_log_daily") == [(2,)]
 
 
-@pytest.mark.parametrize("keep", ["0d", "36h", "soon", "-1d", "10"])
+@pytest.mark.parametrize("keep", ["0d", "36h", "soon", "-1d", "10", "36501d"])
 def test_command_rejects_other_spans(dsn: str, keep: str) -> None:
     done = call("--dsn", dsn, "prune", f"--keep={keep}")
     assert done.returncode == 2
-    assert f"--keep {keep!r} is not valid; expected whole days, such as 90d." in done.stderr
+    assert (
+        f"--keep {keep!r} is not valid; expected whole days, such as 90d, at most 36500."
+        in done.stderr
+    )
 
 
 def test_command_needs_to_know_how_long(dsn: str) -> None:
