@@ -8,13 +8,13 @@ from .identity import (
     Response,
     apply_rule,
     authority_of,
-    complete_context,
     context_of,
     decoded_path,
+    missing_context,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
+    from collections.abc import Generator, Iterator
 
     from .identity import Remotes
     from .rules import Remote, RemoteMatch, Rule
@@ -72,15 +72,13 @@ def _explain_rules(match: RemoteMatch, authority: str) -> Generator[str, None, b
     context, path = context_of(authority, match, _NO_RESPONSE), match.path.encode()
     others: list[str] = []
     for rule in match.rules.rules if match.rules else ():
-        identity = None
-        complete_context(context, match, rule)
-        if all(context[name] is not None for name in rule.required_context):
-            identity = apply_rule(match.name, rule, path, context)
+        missing = missing_context(context, match, rule)
+        identity = None if missing else apply_rule(match.name, rule, path, context)
         if identity is not None:
             yield from _unmatched(others)
             yield f"  {rule.label}: {identity.artifact_kind} {identity.purl or '(no package)'}"
             return True
-        reason = _failure(rule, path, context)
+        reason = _failure(rule, path, missing)
         if reason is None:
             others.append(rule.label)
         else:
@@ -100,7 +98,7 @@ def _unmatched(labels: list[str]) -> Iterator[str]:
         yield f"  re does not match: {rules}"
 
 
-def _failure(rule: Rule, path: bytes, context: Mapping[str, str | None]) -> str | None:
+def _failure(rule: Rule, path: bytes, missing: list[str]) -> str | None:
     """Say why a rule fails; None if its pattern does not match."""
     values = rule.pattern.search(path)
     if values is None:
@@ -109,7 +107,6 @@ def _failure(rule: Rule, path: bytes, context: Mapping[str, str | None]) -> str 
         start = rule.refinement.after.fill(values)
         value = values[rule.refinement.group] or ""
         return f"then does not match {value!r}, which must start with {start!r} and go on as its re says"
-    missing = sorted(name for name in rule.required_context if context[name] is None)
     if missing:
         return f"no value for {', '.join(missing)}"
     return "a value for its purl is missing, or a filter rejects it"

@@ -207,8 +207,7 @@ def _identify_match(host: str, match: RemoteMatch, response: Response) -> Identi
     context = context_of(host, match, response)
     path = match.path.encode()
     for rule in match.rules.candidates(path):
-        complete_context(context, match, rule)
-        if any(context[name] is None for name in rule.required_context):
+        if rule.required_context and missing_context(context, match, rule):
             continue
         identity = apply_rule(match.name, rule, path, context)
         if identity is not None:
@@ -228,10 +227,11 @@ def context_of(host: str, match: RemoteMatch, response: Response) -> dict[str, s
     }
 
 
-def complete_context(context: dict[str, str | None], match: RemoteMatch, rule: Rule) -> None:
-    """Set the distribution of the rule's packages."""
+def missing_context(context: dict[str, str | None], match: RemoteMatch, rule: Rule) -> list[str]:
+    """Set the distribution of the rule's packages; return the names of values that the rule lacks."""
     if rule.purl is not None and "distribution" in rule.required_context:
         context["distribution"] = match.distribution(rule.purl.type)
+    return sorted(name for name in rule.required_context if context[name] is None)
 
 
 def apply_rule(
