@@ -117,7 +117,8 @@ CALLERS = sql.SQL("""
         (SELECT proxy_user FROM callers UNION SELECT unnest(users) FROM rolled_up) AS each),
       'unknown_hosts', (SELECT count(*) FROM hosts),
       'busiest_unknown_hosts', (SELECT coalesce(json_agg(host), '[]') FROM
-        (SELECT name, requests, callers, sent_bytes, first_at FROM busiest JOIN host_callers USING (name)
+        (SELECT name, requests, coalesce(callers, 0) AS callers, sent_bytes, first_at
+         FROM busiest LEFT JOIN host_callers USING (name)  -- rollups of nobody's requests have no callers
          ORDER BY requests DESC, name) AS host))::text
 """)
 # Avoidable: whole responses (200) of one artifact, except the largest, which would have filled the

@@ -103,12 +103,19 @@ _MERGES = (
     GROUP BY 1, 2
     """,
     """
+    WITH each AS MATERIALIZED (
+      SELECT month_id, host, requests, sent_bytes, first_at, callers
+      FROM access_log_rollup_month JOIN access_log_rollup_host ON rollup_id = ANY (rollup_ids)
+      WHERE from_at = %s AND host IS NOT NULL
+    ), counted AS (
+      SELECT month_id, host, sum(requests) AS requests, sum(sent_bytes) AS sent_bytes, min(first_at) AS first_at
+      FROM each GROUP BY 1, 2
+    ), called AS (
+      SELECT host, array_agg(DISTINCT caller) AS callers FROM each CROSS JOIN unnest(callers) AS caller GROUP BY 1
+    )
     INSERT INTO access_log_rollup_month_host
-    SELECT month_id, host, sum(requests), sum(sent_bytes), min(first_at),
-           ARRAY(SELECT DISTINCT unnest(callers) FROM access_log_rollup_host AS each
-                 WHERE each.rollup_id = ANY (rollup_ids) AND each.host = host.host)
-    FROM access_log_rollup_month JOIN access_log_rollup_host AS host ON rollup_id = ANY (rollup_ids)
-    WHERE from_at = %s AND host IS NOT NULL GROUP BY 1, 2, rollup_ids
+    SELECT month_id, host, requests, sent_bytes, first_at, coalesce(callers, '{}')
+    FROM counted LEFT JOIN called USING (host)
     """,
 )
 _ROLL_UP = "SELECT access_log_roll_up('access_log', %s, %s)"

@@ -70,6 +70,10 @@ def make_entries(until: datetime, days: float, count: int) -> list[AccessLogEntr
                 cache_source=chance.choice(["x-cache", "age"]),
             )
         )
+        if number % 40 == 0:  # as of an import: nobody knows who made the request
+            entries[-1] = entries[-1]._replace(
+                remote=None, host="imported.example", client_ip=None, proxy_user=None
+            )
         if artifact and status == 206 and number % 2:
             entries[-1] = entries[-1]._replace(artifact_complete=False)
     return entries
