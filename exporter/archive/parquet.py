@@ -107,19 +107,23 @@ def new_parquet_file(
     Args: as those of `ParquetWriter`.
 
     Raises:
-        ArchiveError: see `ParquetWriter`.
+        ArchiveError: the path is not that of a file; see also `ParquetWriter`.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        metadata = json.encode({"columns": columns})
-        with ParquetWriter(partial, columns, metadata, expected_rows) as writer:
-            yield writer
-        sync_file(partial)
-        partial.replace(path)
+        if path.exists() and not path.is_file():  # it would be replaced
+            raise ArchiveError(f"Cannot write {path}: it is a device or a pipe; name a file.")
+        target = path.resolve()  # a link stays one
+        partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
+        try:
+            metadata = json.encode({"columns": columns})
+            with ParquetWriter(partial, columns, metadata, expected_rows) as writer:
+                yield writer
+            sync_file(partial)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as e:
         raise ArchiveError(f"Cannot write {path}: {e.strerror or e}.") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class ParquetWriter:

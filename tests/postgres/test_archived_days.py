@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -379,6 +380,19 @@ def test_failed_export_keeps_the_former_file(logs: Logs, tmp_path: Path) -> None
 def test_only_parquet_goes_to_a_file(logs: Logs, arguments: tuple[str, ...]) -> None:
     done = call(logs.rest, "export", *arguments)
     assert (done.exit_code, "parquet needs --output FILE" in done.stderr) == (2, True)
+
+
+def test_export_replaces_no_link_and_no_pipe(logs: Logs, tmp_path: Path) -> None:
+    file, link, pipe = (tmp_path / name for name in ("rows.parquet", "newest", "pipe"))
+    link.symlink_to(file)
+    os.mkfifo(pipe)
+    assert call(logs.rest, "export", "parquet", "-o", str(link)).exit_code == 0
+    assert link.is_symlink()
+    assert file.stat().st_size > 1000
+    done = call(logs.rest, "export", "parquet", "-o", str(pipe))
+    assert done.stderr == f"Error: Cannot write {pipe}: it is a device or a pipe; name a file.\n"
+    assert pipe.is_fifo()
+    assert sorted(tmp_path.iterdir()) == sorted([file, link, pipe])
 
 
 def test_unwritable_output_is_one_sentence(logs: Logs, tmp_path: Path) -> None:
