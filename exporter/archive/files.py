@@ -162,8 +162,7 @@ def archived_days(folder: Path) -> list[date]:
     """
     with _disk_errors(folder):
         names = [entry.name for entry in folder.iterdir()]
-    days = [date.fromisoformat(found[1]) for found in map(_DAY_FOLDER.fullmatch, names) if found]
-    return sorted(day for day in days if _files(folder / f"day={day}"))
+    return sorted(day for day in map(_day, names) if day and _files(folder / f"day={day}"))
 
 
 def files_of_day(folder: Path, day: date) -> list[Path]:
@@ -188,6 +187,14 @@ def verify_day(folder: Path, day: date) -> list[ArchivedFile]:
     """
     paths = files_of_day(folder, day)
     return [ArchivedFile(path, check_file(path).digest.rows, path.stat().st_size) for path in paths]
+
+
+def _day(name: str) -> date | None:
+    """Return the day that a folder is for; None: it is for something else."""
+    found = _DAY_FOLDER.fullmatch(name)
+    with contextlib.suppress(ValueError):  # such as February 31
+        return date.fromisoformat(found[1]) if found else None
+    return None
 
 
 def _files(day_folder: Path) -> list[Path]:

@@ -37,6 +37,11 @@ _DELETE_STALE = """
     DELETE FROM access_log_rollup WHERE pruned_at IS NULL AND from_at < %s AND until_at > %s
 """
 _DELETE_ROLLUPS = "DELETE FROM access_log_rollup WHERE rollup_id = ANY(%s)"
+# Columns that somebody added and that PostgreSQL computes.
+_GENERATED = """
+    SELECT attname FROM pg_attribute
+    WHERE attrelid = 'access_log'::regclass AND attgenerated <> '' AND NOT attisdropped
+"""
 _PIECES_AT_ONCE = 100  # of copy_lines: bounds what the server holds twice
 _ENSURE_PARTITION = "SELECT access_log_ensure_partition(%s)"
 _RESTORED = "CREATE TEMP TABLE restored ON COMMIT DROP AS SELECT * FROM access_log WITH NO DATA"
@@ -86,7 +91,12 @@ def restore_day(connection: Connection[Any], folder: Path, day: date) -> Restore
     with connection.transaction():
         in_sequence(connection)
         _check_free(connection, day)
-        columns = common_columns(records, table_columns(connection, "access_log"))
+        generated = {name for (name,) in connection.execute(_GENERATED)}
+        columns = [
+            column
+            for column in common_columns(records, table_columns(connection, "access_log"))
+            if column.name not in generated
+        ]
         names = sql.SQL(", ").join(sql.Identifier(column.name) for column in columns)
         connection.execute(_RESTORED)
         inserted = 0

@@ -254,8 +254,8 @@ def test_days_are_listed_in_order(connection: Connection, tmp_path: Path) -> Non
         connection.execute("SELECT access_log_ensure_partition(%s)", (day,))
         write_rows(connection, days, started_at=at.isoformat())
         archive_day(connection, f"access_log_{day:%Y%m%d}", day, tmp_path)
-    (tmp_path / "day=2020-01-01").mkdir()
-    (tmp_path / "other").mkdir()
+    for name in ("day=2020-01-01", "day=2020-02-31", "other"):
+        (tmp_path / name).mkdir()
     assert archived_days(tmp_path) == [DAY + timedelta(days=days) for days in range(3)]
 
 

@@ -452,6 +452,25 @@ def test_restoring_completes_a_day(pruned: tuple[str, Path, list[Any], list[Any]
     assert first.rows == sum(row["started_at"].date() == day for row in rows)
 
 
+def test_day_with_a_computed_column_is_restored(
+    pruned: tuple[str, Path, list[Any], list[Any]],
+) -> None:
+    dsn, folder, _, _ = pruned
+    day = archived_days(folder)[1]
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(
+            "ALTER TABLE access_log ADD megabytes numeric GENERATED ALWAYS AS (response_bytes / 1e6) STORED"
+        )
+        for _ in range(2):  # the second file has the column too
+            assert restore_day(connection, folder, day).inserted > 100
+            assert connection.execute("SELECT sum(megabytes) > 0 FROM access_log").fetchone() == (
+                True,
+            )
+            for file in (folder / f"day={day}").iterdir():
+                file.unlink()
+            assert len(list(prune(connection, NOW + timedelta(days=1), folder))) >= 1
+
+
 def totals(connection: psycopg.Connection[Any]) -> list[Any]:
     connection.execute("SET timezone = 'UTC'")
     for _ in roll_up(connection):
