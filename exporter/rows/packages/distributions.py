@@ -45,7 +45,7 @@ _NEUTRAL = """
     aarch all amd apk appstream apt archive arm backports base baseos cache cached cdn com community contrib
     core crb deb debs dist dists dnf edge el everything external extra extras for free ftp full group http
     https i linux lts main mirror mirrors multiverse net noarch non nonfree official org os oss pacman pkg
-    pkgs pool ports powertools proxied proxy pub public rawhide remote repo repos repositories repository
+    pkgs pool ports powertools proxied proxy pub public raw rawhide remote repo repos repositories repository
     restricted rolling rpm rpms security server snapshot snapshots stable stream sync testing universe
     unstable update updates upstream vault virtual x yum
     au br ca ch cn de eu fr in it jp kr nl ru se sg uk us
