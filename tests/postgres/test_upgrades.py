@@ -17,6 +17,7 @@ from exporter import Exporter, Settings, insert_access_log_batch
 from exporter.postgres.connection import connect
 from exporter.postgres.indexes import build_missing_indexes
 from exporter.postgres.schema import MIGRATIONS, ensure_schema, schema_name
+from exporter.retention.rollups import roll_up
 from exporter.settings import BatchSettings
 from exporter.write.artifacts import fetches
 from exporter.write.database import Database
@@ -38,6 +39,7 @@ pytestmark = pytest.mark.not_on_citus("a log of an earlier version is distribute
 _MIGRATIONS = sorted(path.name for path in MIGRATIONS.glob("*.sql"))
 _WITHOUT_LEDGER = "002_smaller_indexes.sql"
 _ARTIFACT_BY_NODE = "011_artifact_by_node.sql"
+_PACKED_ROLLUPS = "015_packed_rollups.sql"
 _ROWS = "SELECT node, count(*), count(DISTINCT flow_id) FROM access_log GROUP BY 1 ORDER BY 1"
 _DAYS = ("2023-11-14", "2023-11-15")
 _DAY_MS = 86_400_000
@@ -367,3 +369,18 @@ def test_key_that_is_built_waits_for_a_reader_and_is_not_built_again(
     write_entries(dsn, fetch(101, "b"))
     assert query(_ROWS_BY_NODE) == [("", 3), ("b", 1)]
     assert not list(first_schema.iterdir())
+
+
+def test_own_view_of_rollups_reads_new_ones(dsn: str, query: Query, tmp_path: Path) -> None:
+    for name in _MIGRATIONS:
+        if name < _PACKED_ROLLUPS:
+            shutil.copy(MIGRATIONS / name, tmp_path)
+    with connect(dsn, Settings().database) as connection:
+        ensure_schema(connection, tmp_path)
+        connection.execute(
+            "CREATE VIEW mine AS SELECT purl, sum(fetches)::integer AS fetches"
+            " FROM access_log_rollup JOIN access_log_rollup_artifact AS its USING (rollup_id) GROUP BY 1"
+        )
+        write_entries(dsn, fetch(1, "a"), fetch(2, "b"), fetch(_DAY_MS, "a"))
+        assert len(list(roll_up(connection))) == 2
+    assert query("SELECT * FROM mine") == [("pkg:pypi/demo@1.0", 3)]
