@@ -14,13 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
 
-from packageurl import (
-    normalize_name,
-    normalize_namespace,
-    normalize_qualifiers,
-    normalize_subpath,
-    normalize_version,
-)
+from packageurl import normalize
 
 from .distributions import vendor_of
 
@@ -211,9 +205,10 @@ class PurlTemplate:
             return None
         # Same result as PackageURL(...).to_string() in less than half the time.
         package = _normalized_package(self.type, namespace, name)
-        version = version and normalize_version(version, self.type, encode=True)
-        query = qualifiers and _normalized_qualifiers(qualifiers)
-        subpath = subpath and normalize_subpath(subpath, encode=True)
+        _, _, _, version, _, subpath = normalize(
+            self.type, None, None, version, None, subpath, encode=True
+        )
+        query = qualifiers and _normalized_qualifiers(self.type, qualifiers)
         purl = f"{self._prefix}{package}"
         if version:
             # A / in a version, such as a Git reference, is no separator (purl-spec, "Character encoding").
@@ -258,16 +253,17 @@ class PurlTemplate:
 @lru_cache(4096)  # a package is requested in several versions, with indexes and sidecars
 def _normalized_package(purl_type: str, namespace: str, name: str) -> str:
     """Return namespace/name, percent-encoded and normalized as its type demands."""
-    quoted_name = normalize_name(name, None, purl_type, encode=True) or ""
-    quoted_namespace = normalize_namespace(namespace, purl_type, encode=True)
+    _, quoted_namespace, quoted_name, *_ = normalize(
+        purl_type, namespace, name, None, None, None, encode=True
+    )
     return f"{quoted_namespace}/{quoted_name}" if quoted_namespace else quoted_name
 
 
 @lru_cache(1024)  # few architectures and file types
-def _normalized_qualifiers(pairs: tuple[tuple[str, str], ...]) -> str | None:
+def _normalized_qualifiers(purl_type: str, pairs: tuple[tuple[str, str], ...]) -> str | None:
     """Return the qualifiers, percent-encoded and sorted."""
-    text = normalize_qualifiers(dict(pairs), encode=True)
-    return text if isinstance(text, str) else None
+    *_, qualifiers, _ = normalize(purl_type, None, None, None, dict(pairs), None, encode=True)
+    return qualifiers
 
 
 def _unquoted(text: str) -> str:
