@@ -83,14 +83,14 @@ def restore_day(connection: Connection[Any], folder: Path, day: date) -> Restore
         ArchiveError: DuckDB is not installed, the archive does not have the day, or a file is damaged.
         psycopg.Error, DeadlineExceededError: writing the rows failed; none was inserted.
     """
-    paths = files_of_day(folder, day)
-    if not paths:
+    if not files_of_day(folder, day):
         raise ArchiveError(f"The archive {folder} has no rows of {day}.")
-    records = [check_file(path) for path in paths]
     connection.execute(_ENSURE_PARTITION, (day,))
     with connection.transaction():
         in_sequence(connection)
         _check_free(connection, day)
+        paths = files_of_day(folder, day)  # from here on, no prune adds one
+        records = [check_file(path) for path in paths]
         generated = {name for (name,) in connection.execute(_GENERATED)}
         columns = [
             column

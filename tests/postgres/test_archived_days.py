@@ -33,6 +33,7 @@ from exporter.read.sbom import sbom
 from exporter.read.selection import FILTER_NAMES, Selection
 from exporter.read.session import open_database
 from exporter.read.tail import tail
+from exporter.retention import restore
 from exporter.retention.days import detach, old_partitions
 from exporter.retention.prune import prune
 from exporter.retention.restore import DayBusyError, restore_day
@@ -520,6 +521,34 @@ def test_totals_count_a_day_that_is_restored_after_late_rows(
         selection = Selection(since=NOW - timedelta(days=10), until=NOW)
         with open_database(Settings().with_dsn(log.dsn)) as reader:
             assert make_report(reader, selection, NOW).requests == 601
+        assert totals(connection)[0] == (day, count + 1)
+
+
+def test_restore_reads_the_files_that_a_prune_wrote_just_before(
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        seeded_log(postgres, Plan(600, NOW, days=2, seed=2)) as log,
+        psycopg.connect(log.dsn, autocommit=True) as connection,
+    ):
+        (day, count), *_ = totals(connection)
+        assert list(prune(connection, NOW, tmp_path))
+        assert restore_day(connection, tmp_path, day).inserted == count
+        connection.execute(
+            "INSERT INTO access_log (started_at, flow_id, node) VALUES (%s, gen_random_uuid(), 'test')",
+            (f"{day}T20:00Z",),
+        )
+        check = restore._check_free
+
+        def prune_first(*arguments: Any) -> None:
+            with psycopg.connect(log.dsn, autocommit=True) as other:
+                assert [it.rows for it in prune(other, NOW, tmp_path)] == [count + 1]
+                other.execute("SELECT access_log_ensure_partition(%s)", (day,))
+            check(*arguments)
+
+        monkeypatch.setattr(restore, "_check_free", prune_first)
+        done = restore_day(connection, tmp_path, day)
+        assert (done.inserted, done.counted_twice) == (count + 1, False)
         assert totals(connection)[0] == (day, count + 1)
 
 
