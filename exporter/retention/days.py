@@ -103,6 +103,13 @@ class Partition(NamedTuple):
         ).fetchall()
         return int(row[0])
 
+    def contents(self, connection: Connection[Any]) -> tuple[int, datetime | None]:
+        """The number of its rows and the latest `logged_at`: if both stay, no row has arrived."""
+        (row,) = connection.execute(
+            sql.SQL("SELECT count(*), max(logged_at) FROM {}").format(self.table)
+        ).fetchall()
+        return int(row[0]), row[1]
+
 
 def owns_log(connection: Connection[Any]) -> bool:
     """Whether this role may detach and drop partitions."""

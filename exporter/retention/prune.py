@@ -69,7 +69,9 @@ def prune(
         unmark(connection)  # what a run left that was killed
         for partition in _candidates(connection, before):
             check_dependents(connection, partition)
-            archived = _archive(connection, partition, archive) if archive is not None else 0
+            if archive is not None:
+                contents = partition.contents(connection)
+                _archive(connection, partition, archive)
             if partition.state != "detached":
                 try:
                     detach(connection, partition)
@@ -77,7 +79,7 @@ def prune(
                     if not connection.closed:
                         unmark(connection)
                     raise
-                if archive is not None and partition.count_rows(connection) != archived:
+                if archive is not None and partition.contents(connection) != contents:
                     _archive(connection, partition, archive)  # rows that arrived in between
             rows = drop(connection, partition)
             yield PrunedPartition(
@@ -89,6 +91,7 @@ def _candidates(connection: Connection[Any], before: datetime) -> list[Partition
     return [*left_partitions(connection), *old_partitions(connection, before)]
 
 
-def _archive(connection: Connection[Any], partition: Partition, folder: Path) -> int:
-    """Archive each day of the partition; return the number of rows that are in the archive now."""
-    return sum(archive_day(connection, partition.table, day, folder).rows for day in partition.days)
+def _archive(connection: Connection[Any], partition: Partition, folder: Path) -> None:
+    """Archive each day of the partition."""
+    for day in partition.days:
+        archive_day(connection, partition.table, day, folder)

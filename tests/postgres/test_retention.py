@@ -548,6 +548,24 @@ def test_archived_days_leave_and_every_row_is_in_a_file(
     assert len(verify_day(archive, FIRST_DAY.date())) == 2
 
 
+def test_row_that_arrives_while_another_is_deleted_is_archived(
+    owner: psycopg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(connection: psycopg.Connection, partition: Partition) -> None:
+        """As many rows as when they were archived, but others."""
+        connection.execute(
+            "DELETE FROM access_log_20231114 WHERE flow_id = (SELECT min(flow_id::text)::uuid FROM access_log_20231114)"
+        )
+        connection.execute(
+            "INSERT INTO access_log (started_at, flow_id, node) VALUES ('2023-11-14T20:00Z', gen_random_uuid(), 'late')"
+        )
+        detach(connection, partition)
+
+    monkeypatch.setattr("exporter.retention.prune.detach", late)
+    assert [it.rows for it in prune(owner, FIRST_DAY + timedelta(days=1), tmp_path)] == [10]
+    assert rows_in_archive(tmp_path, FIRST_DAY.date()) == 11
+
+
 def test_day_stays_if_it_cannot_be_archived(owner: psycopg.Connection, tmp_path: Path) -> None:
     (tmp_path / "archive").write_text("a file")
     with pytest.raises(ArchiveError):
