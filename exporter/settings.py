@@ -112,9 +112,8 @@ class RedactSettings(_Section, frozen=True):
 class RetentionSettings(_Section, frozen=True):
     """How long rows stay in the table. Totals of each day stay forever."""
 
-    days: Annotated[int, Meta(ge=0, le=MAX_KEPT_DAYS)] = (
-        0  # whole UTC days before today; 0: keep all rows
-    )
+    # whole UTC days before today; 0: keep all rows
+    days: Annotated[int, Meta(ge=0, le=MAX_KEPT_DAYS)] = 0
     # folder for a Parquet file of each day that leaves the table; empty: its rows are deleted
     archive: str = ""
 

@@ -120,14 +120,10 @@ def quoted_text(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def table_columns(
-    connection: Connection[Any], relation: str | sql.Identifier
-) -> list[ArchiveColumn]:
+def table_columns(connection: Connection[Any], table: sql.Identifier) -> list[ArchiveColumn]:
     """Return the columns of a table; a name without a schema is one in the search path. Raises psycopg.Error."""
-    name = relation if isinstance(relation, sql.Identifier) else sql.Identifier(relation)
-    return [
-        ArchiveColumn(*row) for row in connection.execute(_COLUMNS, (name.as_string(connection),))
-    ]
+    name = table.as_string(connection)
+    return [ArchiveColumn(*row) for row in connection.execute(_COLUMNS, (name,))]
 
 
 def csv_columns(columns: Iterable[ArchiveColumn]) -> sql.Composed:

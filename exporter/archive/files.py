@@ -130,9 +130,9 @@ def archive_day(
     with _locked(folder), connection.transaction():
         connection.execute(_SNAPSHOT)
         connection.execute(_TRANSACTION_SETTINGS)
-        columns = table_columns(connection, relation)
-        start = datetime(day.year, day.month, day.day, tzinfo=UTC)
         table = relation if isinstance(relation, sql.Identifier) else sql.Identifier(relation)
+        columns = table_columns(connection, table)
+        start = datetime(day.year, day.month, day.day, tzinfo=UTC)
         names: dict[str, sql.Composable] = {"relation": table}
         names |= {"start": sql.Literal(start), "end": sql.Literal(start + timedelta(days=1))}
         rows = _ROWS.format(**names)

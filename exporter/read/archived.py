@@ -139,7 +139,7 @@ class ArchiveLoader:
         self._connection = connection
         self._folder = folder
         self._names = {"loaded": sql.Identifier(LOADED_ROWS), "log": log}
-        self._log_columns = table_columns(connection, "access_log")
+        self._log_columns = table_columns(connection, sql.Identifier("access_log"))
         self._rows = 0
 
     @property

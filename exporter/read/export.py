@@ -119,7 +119,7 @@ def write_parquet(
         ArchiveError: the file cannot be written, the archive cannot be read, or DuckDB is not installed.
         psycopg.Error, DeadlineExceededError: the query failed, took too long, or lost its connection.
     """
-    columns = table_columns(connection, "access_log")
+    columns = table_columns(connection, sql.Identifier("access_log"))
     names = csv_columns(columns)
     rows = 0
     expected = count_rows(connection, selection, _STATEMENT_SECONDS) or 0

@@ -94,7 +94,9 @@ def restore_day(connection: Connection[Any], folder: Path, day: date) -> Restore
         generated = {name for (name,) in connection.execute(_GENERATED)}
         columns = [
             column
-            for column in common_columns(records, table_columns(connection, "access_log"))
+            for column in common_columns(
+                records, table_columns(connection, sql.Identifier("access_log"))
+            )
             if column.name not in generated
         ]
         names = sql.SQL(", ").join(sql.Identifier(column.name) for column in columns)

@@ -36,7 +36,7 @@ def keep_in_order(
         archive: Folder for the removed rows; None deletes them.
 
     Raises:
-        LogInUseError, ArchiveError, psycopg.Error: See `prune`.
+        LogInUseError, DependentsError, ArchiveError, psycopg.Error: See `prune`.
     """
     for _ in build_missing_indexes(connection):
         pass
