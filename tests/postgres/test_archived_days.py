@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from click.testing import Result
 
     from exporter.postgres.connection import DeadlineConnection
+    from tests.support.access_log import AccessLog
     from tests.support.postgres import Postgres
 
 pytestmark = pytest.mark.slow
@@ -480,125 +481,126 @@ def totals(connection: psycopg.Connection[Any]) -> list[Any]:
     return connection.execute(query).fetchall()
 
 
-def test_totals_count_a_restored_day_once(postgres: Postgres, tmp_path: Path) -> None:
+@pytest.fixture
+def two_days(postgres: Postgres) -> Iterator[tuple[AccessLog, psycopg.Connection]]:
+    """A log of two days, and a connection of its owner."""
     with (
         seeded_log(postgres, Plan(600, NOW, days=2, seed=2)) as log,
         psycopg.connect(log.dsn, autocommit=True) as connection,
     ):
-        expected = totals(connection)
-        assert [rows for _, rows in expected] == [
-            len(log.rows("started_at::date = %s", day)) for day, _ in expected
-        ]
-        pruned = list(prune(connection, NOW, tmp_path))
-        assert len(pruned) == len(archived_days(tmp_path)) == 2
-        assert totals(connection) == expected
-        day = archived_days(tmp_path)[0]
-        assert not restore_day(connection, tmp_path, day).counted_twice
-        assert totals(connection) == expected
-        query = "SELECT day FROM access_log_pruned GROUP BY 1"
-        assert connection.execute(query).fetchall() == [(archived_days(tmp_path)[1],)]
-        assert [p.rows for p in prune(connection, NOW, tmp_path)] == [pruned[0].rows]
-        assert totals(connection) == expected
+        yield log, connection
+
+
+def test_totals_count_a_restored_day_once(
+    two_days: tuple[AccessLog, psycopg.Connection], tmp_path: Path
+) -> None:
+    log, connection = two_days
+    expected = totals(connection)
+    assert [rows for _, rows in expected] == [
+        len(log.rows("started_at::date = %s", day)) for day, _ in expected
+    ]
+    pruned = list(prune(connection, NOW, tmp_path))
+    assert len(pruned) == len(archived_days(tmp_path)) == 2
+    assert totals(connection) == expected
+    day = archived_days(tmp_path)[0]
+    assert not restore_day(connection, tmp_path, day).counted_twice
+    assert totals(connection) == expected
+    query = "SELECT day FROM access_log_pruned GROUP BY 1"
+    assert connection.execute(query).fetchall() == [(archived_days(tmp_path)[1],)]
+    assert [p.rows for p in prune(connection, NOW, tmp_path)] == [pruned[0].rows]
+    assert totals(connection) == expected
 
 
 def test_totals_count_a_day_that_is_restored_after_late_rows(
-    postgres: Postgres, tmp_path: Path
+    two_days: tuple[AccessLog, psycopg.Connection], tmp_path: Path
 ) -> None:
-    with (
-        seeded_log(postgres, Plan(600, NOW, days=2, seed=2)) as log,
-        psycopg.connect(log.dsn, autocommit=True) as connection,
-    ):
-        (day, count), *_ = totals(connection)
-        assert list(prune(connection, NOW, tmp_path))
-        connection.execute("SELECT access_log_ensure_partition(%s)", (day,))
-        connection.execute(
-            "INSERT INTO access_log (started_at, flow_id, node, logged_at)"
-            " VALUES (%s, gen_random_uuid(), 'test', %s)",
-            (late := f"{day}T20:00Z", late),
-        )
-        assert totals(connection)[0] == (day, count + 1)
-        assert restore_day(connection, tmp_path, day).inserted == count
-        selection = Selection(since=NOW - timedelta(days=10), until=NOW)
-        with open_database(Settings().with_dsn(log.dsn)) as reader:
-            assert make_report(reader, selection, NOW).requests == 601
-        assert totals(connection)[0] == (day, count + 1)
+    log, connection = two_days
+    (day, count), *_ = totals(connection)
+    assert list(prune(connection, NOW, tmp_path))
+    connection.execute("SELECT access_log_ensure_partition(%s)", (day,))
+    connection.execute(
+        "INSERT INTO access_log (started_at, flow_id, node, logged_at)"
+        " VALUES (%s, gen_random_uuid(), 'test', %s)",
+        (late := f"{day}T20:00Z", late),
+    )
+    assert totals(connection)[0] == (day, count + 1)
+    assert restore_day(connection, tmp_path, day).inserted == count
+    selection = Selection(since=NOW - timedelta(days=10), until=NOW)
+    with open_database(Settings().with_dsn(log.dsn)) as reader:
+        assert make_report(reader, selection, NOW).requests == 601
+    assert totals(connection)[0] == (day, count + 1)
 
 
 def test_restore_reads_the_files_that_a_prune_wrote_just_before(
-    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two_days: tuple[AccessLog, psycopg.Connection], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    log, connection = two_days
+    (day, count), *_ = totals(connection)
+    assert list(prune(connection, NOW, tmp_path))
+    assert restore_day(connection, tmp_path, day).inserted == count
+    connection.execute(
+        "INSERT INTO access_log (started_at, flow_id, node) VALUES (%s, gen_random_uuid(), 'test')",
+        (f"{day}T20:00Z",),
+    )
+    check = restore._check_free
+
+    def prune_first(*arguments: Any) -> None:
+        with psycopg.connect(log.dsn, autocommit=True) as other:
+            assert [it.rows for it in prune(other, NOW, tmp_path)] == [count + 1]
+            other.execute("SELECT access_log_ensure_partition(%s)", (day,))
+        check(*arguments)
+
+    monkeypatch.setattr(restore, "_check_free", prune_first)
+    done = restore_day(connection, tmp_path, day)
+    assert (done.inserted, done.counted_twice) == (count + 1, False)
+    assert totals(connection)[0] == (day, count + 1)
+
+
+def test_day_that_is_being_pruned_is_not_restored(
+    two_days: tuple[AccessLog, psycopg.Connection], tmp_path: Path
+) -> None:
+    log, connection = two_days
+    expected = totals(connection)
+    partition = old_partitions(connection, NOW)[0]
+    (day,) = partition.days
+    archive_day(connection, partition.table, day, tmp_path)
+    detach(connection, partition)  # killed before the drop
+    with pytest.raises(DayBusyError, match=f"left rows of {day} in the table {partition.name}"):
+        restore_day(connection, tmp_path, day)
     with (
-        seeded_log(postgres, Plan(600, NOW, days=2, seed=2)) as log,
-        psycopg.connect(log.dsn, autocommit=True) as connection,
+        psycopg.connect(log.dsn, autocommit=True) as proxy,
+        only_session(proxy, HOUSEKEEPING),
     ):
-        (day, count), *_ = totals(connection)
-        assert list(prune(connection, NOW, tmp_path))
-        assert restore_day(connection, tmp_path, day).inserted == count
-        connection.execute(
-            "INSERT INTO access_log (started_at, flow_id, node) VALUES (%s, gen_random_uuid(), 'test')",
-            (f"{day}T20:00Z",),
-        )
-        check = restore._check_free
-
-        def prune_first(*arguments: Any) -> None:
-            with psycopg.connect(log.dsn, autocommit=True) as other:
-                assert [it.rows for it in prune(other, NOW, tmp_path)] == [count + 1]
-                other.execute("SELECT access_log_ensure_partition(%s)", (day,))
-            check(*arguments)
-
-        monkeypatch.setattr(restore, "_check_free", prune_first)
-        done = restore_day(connection, tmp_path, day)
-        assert (done.inserted, done.counted_twice) == (count + 1, False)
-        assert totals(connection)[0] == (day, count + 1)
-
-
-def test_day_that_is_being_pruned_is_not_restored(postgres: Postgres, tmp_path: Path) -> None:
-    with (
-        seeded_log(postgres, Plan(600, NOW, days=2, seed=2)) as log,
-        psycopg.connect(log.dsn, autocommit=True) as connection,
-    ):
-        expected = totals(connection)
-        partition = old_partitions(connection, NOW)[0]
-        (day,) = partition.days
-        archive_day(connection, partition.table, day, tmp_path)
-        detach(connection, partition)  # killed before the drop
-        with pytest.raises(DayBusyError, match=f"left rows of {day} in the table {partition.name}"):
-            restore_day(connection, tmp_path, day)
-        with (
-            psycopg.connect(log.dsn, autocommit=True) as proxy,
-            only_session(proxy, HOUSEKEEPING),
-        ):
-            done = call(log.dsn, "restore", "--day", str(day), "--archive", str(tmp_path))
-            assert done.exit_code == 1
-            assert done.stderr.endswith("is rolling up or pruning the log; try again later.\n")
-        assert len(list(prune(connection, NOW, tmp_path))) >= 1
-        assert restore_day(connection, tmp_path, day).inserted > 0
-        assert totals(connection) == expected
+        done = call(log.dsn, "restore", "--day", str(day), "--archive", str(tmp_path))
+        assert done.exit_code == 1
+        assert done.stderr.endswith("is rolling up or pruning the log; try again later.\n")
+    assert len(list(prune(connection, NOW, tmp_path))) >= 1
+    assert restore_day(connection, tmp_path, day).inserted > 0
+    assert totals(connection) == expected
 
 
 def test_rows_pruned_without_the_archive_keep_their_totals(
-    postgres: Postgres, tmp_path: Path
+    two_days: tuple[AccessLog, psycopg.Connection], tmp_path: Path
 ) -> None:
-    with (
-        seeded_log(postgres, Plan(600, NOW, days=2, seed=2)) as log,
-        psycopg.connect(log.dsn, autocommit=True) as connection,
-    ):
-        (day, rows), *_ = totals(connection)
-        assert len(list(prune(connection, NOW, None))) == 2
-        late = day.isoformat() + "T20:00Z"
-        connection.execute("SELECT access_log_ensure_partition(%s)", (day,))
-        insert = "INSERT INTO access_log (started_at, flow_id, node) VALUES (%s, gen_random_uuid(), 'test')"
-        connection.execute(insert, (late,))
-        assert [p.rows for p in prune(connection, NOW, tmp_path)] == [1]
-        done = restore_day(connection, tmp_path, day)
-        assert (done.inserted, done.counted_twice) == (1, False)
-        assert totals(connection)[0] == (day, rows + 1)
-        connection.execute(
-            "UPDATE access_log_rollup SET requests = requests + 1 WHERE pruned_at IS NULL"
-        )
-        connection.execute("UPDATE access_log_rollup SET pruned_at = now()")
-        output = call(log.dsn, "restore", "--day", str(day), "--archive", str(tmp_path))
-        assert output.stderr.startswith(f"access_log_daily counts rows of {day} twice now")
+    log, connection = two_days
+    (day, rows), *_ = totals(connection)
+    assert len(list(prune(connection, NOW, None))) == 2
+    late = day.isoformat() + "T20:00Z"
+    connection.execute("SELECT access_log_ensure_partition(%s)", (day,))
+    insert = (
+        "INSERT INTO access_log (started_at, flow_id, node) VALUES (%s, gen_random_uuid(), 'test')"
+    )
+    connection.execute(insert, (late,))
+    assert [p.rows for p in prune(connection, NOW, tmp_path)] == [1]
+    done = restore_day(connection, tmp_path, day)
+    assert (done.inserted, done.counted_twice) == (1, False)
+    assert totals(connection)[0] == (day, rows + 1)
+    connection.execute(
+        "UPDATE access_log_rollup SET requests = requests + 1 WHERE pruned_at IS NULL"
+    )
+    connection.execute("UPDATE access_log_rollup SET pruned_at = now()")
+    output = call(log.dsn, "restore", "--day", str(day), "--archive", str(tmp_path))
+    assert output.stderr.startswith(f"access_log_daily counts rows of {day} twice now")
 
 
 def test_missing_day_is_named(dsn: str, tmp_path: Path) -> None:
