@@ -273,11 +273,14 @@ def test_two_instances_share_no_cache(write_remotes: Callable[[str], Path]) -> N
         ("**.example", "b.a.example", True),
         ("**.example", "example", False),
         ("a.**", "a.b.example", True),
+        ("a.**", "a", True),
+        ("a.**", "ab", False),
+        ("a.**:80", "a", False),
         ("127.0.0.1", "127.0.0.1", True),
         ("::1", "::1", True),
     ],
 )
-def test_one_star_matches_one_label_and_two_match_one_or_more(
+def test_one_star_matches_one_label_and_two_match_several(
     write_remotes: Callable[[str], Path], glob: str, host: str, *, matches: bool
 ) -> None:
     remotes = Remotes.load(write_remotes(f"remotes:\n  - {{name: ours, host: '{glob}'}}"))

@@ -309,8 +309,10 @@ def parse_folder(text: str) -> Folder:
 def host_pattern(globs: Sequence[str]) -> str:
     """Turn globs for host names into an RE2 pattern for `host:port`.
 
-    In a glob, * matches one label or part of one, and ** matches one or more labels. It may end in
-    a port; otherwise it matches any port. A literal IPv6 address needs brackets before a port.
+    In a glob, * matches one label or part of one, and ** matches one or more labels. At the end, .**
+    also matches nothing, because services in one network often have names without a domain. A glob
+    may end in a port; otherwise it matches any port. A literal IPv6 address needs brackets before a
+    port.
 
     Raises:
         ValueError: a glob is not valid. The message is the end of a sentence.
@@ -326,7 +328,9 @@ def host_pattern(globs: Sequence[str]) -> str:
         port = parts["port"] or r"\d+"
         if parts["port"] and not 0 < int(parts["port"]) <= _MAX_PORT:
             raise ValueError(f"has the host {glob!r}, expected a port from 1 to {_MAX_PORT}")
-        pieces = re.split(r"(\*\*|\*)", parts["name"] or parts["bracketed"] or parts["ipv6"])
+        pieces = re.split(
+            r"(\.\*\*$|\*\*|\*)", parts["name"] or parts["bracketed"] or parts["ipv6"]
+        )
         name = "".join(_WILDCARDS.get(piece) or re.escape(piece) for piece in pieces)
         alternatives.append(f"{name}:{port}")
     return f"^(?:{'|'.join(alternatives)})$"
@@ -337,7 +341,7 @@ _IPV6 = r"[0-9a-f.]*(?::[0-9a-f.]*){2,}"
 _HOST_GLOB = re.compile(
     rf"(?:(?P<name>[a-z0-9._*-]+)|\[(?P<bracketed>{_IPV6})\])(?::(?P<port>[0-9]{{1,5}}))?|(?P<ipv6>{_IPV6})"
 )
-_WILDCARDS = {"*": "[^.]+", "**": "[^.]+(?:[.][^.]+)*"}
+_WILDCARDS = {"*": "[^.]+", "**": "[^.]+(?:[.][^.]+)*", ".**": "(?:[.][^.]+)*"}
 
 
 def _decode(text: object) -> str:
