@@ -42,7 +42,7 @@ def restore(settings: Settings, *, day: datetime, archive: Path) -> None:
     The files stay too. Needs the role that owns the tables; does not use read.dsn.
     """
     try:
-        with open_database(settings) as connection:
+        with open_database(settings, may_create=True) as connection:
             connection.call_seconds = _CALL_SECONDS
             done = restore_day(connection, archive, day.date())
     except (ArchiveError, DayBusyError) as e:

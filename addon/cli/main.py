@@ -175,7 +175,7 @@ def init(settings: Settings, proxy_role: str, reader_role: str, *, distribute: b
     Indexes of a large log are built one day at a time, while proxies write.
     """
     try:
-        with open_database(settings) as connection:
+        with open_database(settings, may_create=True) as connection:
             check_coordinator(connection)
             schema = schema_name(connection)
             connection.call_deadline = None

@@ -132,10 +132,28 @@ def ensure_schema(connection: Connection[Any], migrations: Path | None = None) -
         except psycopg.errors.InsufficientPrivilege:
             if last == 0:
                 raise  # PostgreSQL's message says what is missing
-            raise SchemaError(
-                f"The schema is at version {last}, but this artifactapi needs {newest}; "
-                "run `artifactapi init` as the owner of its tables."
-            ) from None
+            raise _outdated(last, newest) from None
+
+
+def require_schema(connection: Connection[Any]) -> None:
+    """Check that the current schema has our tables, in a version that can be read. Changes nothing.
+
+    Raises:
+        SchemaError: it has none, or they are older than this version, or not ours, or only newer
+            versions can use them, or the database is not UTF-8, or a pooler ignores the search_path.
+        psycopg.Error: the server reported an error or the connection was lost.
+    """
+    _check_encoding(connection)
+    _check_search_path(connection)
+    newest = max(_migrations_by_number(MIGRATIONS))
+    last = _last_migration(connection, newest)
+    if last == 0:
+        raise SchemaError(
+            f"The database {connection.info.dbname} has no log (schema {schema_name(connection)}); check the"
+            " connection string, or create a log with `artifactapi init`."
+        )
+    if last < newest:
+        raise _outdated(last, newest)
 
 
 def distribute_schema(connection: Connection[Any]) -> bool:
@@ -155,6 +173,13 @@ def distribute_schema(connection: Connection[Any]) -> bool:
         connection.execute(_LOCK_TIMEOUT)
         distribute(connection, _READER_RELATIONS)
     return True
+
+
+def _outdated(last: int, newest: int) -> SchemaError:
+    return SchemaError(
+        f"The schema is at version {last}, but this artifactapi needs {newest}; "
+        "run `artifactapi init` as the owner of its tables."
+    )
 
 
 def _check_encoding(connection: Connection[Any]) -> None:

@@ -11,7 +11,7 @@ from psycopg.pq import TransactionStatus
 
 from ..postgres.connection import DeadlineExceededError, connect, reachable
 from ..postgres.faults import Fault, classify
-from ..postgres.schema import SchemaError, ensure_schema
+from ..postgres.schema import SchemaError, ensure_schema, require_schema
 from ..rows.entry import AccessLogEntry
 
 if TYPE_CHECKING:
@@ -49,31 +49,40 @@ JSON_ROW = sql.SQL("(SELECT row_to_json(entry)::text FROM (SELECT {}) AS entry)"
 
 @contextlib.contextmanager
 def open_database(
-    settings: Settings, schema_seconds: float = _MIGRATION_SECONDS
+    settings: Settings, schema_seconds: float = _MIGRATION_SECONDS, *, may_create: bool = False
 ) -> Iterator[DeadlineConnection]:
     """Open a connection to a database with our schema. Keep the embedded server running meanwhile.
 
     Args:
         settings: Which database, and how long connecting and a statement may take.
         schema_seconds: How long creating or migrating the schema may take.
+        may_create: Whether to create or migrate the schema. In the embedded server, which is ours
+            alone, it always is; in another database, a wrong name must not leave tables behind.
 
     Raises:
         psycopg.Error, DeadlineExceededError, SchemaError, OSError: the database is unavailable, or
-            its schema is not ours.
+            its schema is not ours, missing or outdated.
     """
     with reachable(settings.database) as target, connect(target, settings.database) as connection:
         connection.call_seconds = schema_seconds
-        try:
-            ensure_schema(connection)
-        except psycopg.errors.InsufficientPrivilege:
-            if connection.execute(_HAS_LOG).fetchone() != (False,):
-                raise
-            raise SchemaError(
-                "There is no table access_log, and this role cannot create it; run `artifactapi init` as a"
-                " role that may create tables here, such as the owner of the database."
-            ) from None
+        if may_create or not settings.database.dsn:
+            _create_schema(connection)
+        else:
+            require_schema(connection)
         connection.call_seconds = settings.database.call_seconds
         yield connection
+
+
+def _create_schema(connection: DeadlineConnection) -> None:
+    try:
+        ensure_schema(connection)
+    except psycopg.errors.InsufficientPrivilege:
+        if connection.execute(_HAS_LOG).fetchone() != (False,):
+            raise
+        raise SchemaError(
+            "There is no table access_log, and this role cannot create it; run `artifactapi init` as a"
+            " role that may create tables here, such as the owner of the database."
+        ) from None
 
 
 @contextlib.contextmanager

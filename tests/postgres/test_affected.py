@@ -479,6 +479,7 @@ def test_sources_that_name_nothing_are_no_answer(dsn: str, bad: Path, tmp_path: 
 
 
 def test_an_empty_log_has_no_hits(dsn: str, bad: Path) -> None:
+    write(dsn)
     assert answer(dsn, bad, "--type", "npm")["status"] == 0
 
 

@@ -496,6 +496,7 @@ def test_nodes_lists_what_runs_and_what_is_silent(dsn: str, query: Query) -> Non
 
 
 def test_nodes_without_any_proxy(dsn: str) -> None:
+    write(dsn)
     done = call("--dsn", dsn, "nodes")
     assert done.returncode == 0
     assert done.stdout.startswith("No proxy has written to this database")

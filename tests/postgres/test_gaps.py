@@ -14,7 +14,7 @@ from exporter import Settings
 from exporter.postgres.schema import ensure_schema
 from exporter.write.database import Database
 from exporter.write.gaps import Gap
-from tests.support.command import call
+from tests.support.command import call, write
 from tests.support.proxy import free_port
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def write_gap(dsn: str) -> Callable[[str, float, int], None]:
 
 
 def test_without_gaps_the_exit_code_is_0(dsn: str) -> None:
+    write(dsn)
     done = call("--dsn", dsn, "gaps")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("No gaps")

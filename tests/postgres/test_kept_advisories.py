@@ -203,6 +203,7 @@ def test_too_many_advisories_are_rejected_and_nothing_is_lost(
 
 
 def test_without_kept_advisories_sources_are_needed(dsn: str) -> None:
+    write(dsn)
     done = run(dsn, "affected")
     assert done.exit_code == 3
     assert "No advisories are stored; name SOURCES" in done.stderr

@@ -311,6 +311,7 @@ def test_note_that_gaps_ignore_the_filters(table: str, report: Report) -> None:
 
 
 def test_report_on_an_empty_log(dsn: str, tmp_path: Path) -> None:
+    write(dsn)
     page = tmp_path / "report.html"
     done = CliRunner().invoke(main, ["--dsn", dsn, "report", "--html", str(page)])
     assert (done.exit_code, done.stdout) == (0, "")

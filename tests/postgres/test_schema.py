@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 
+from addon.cli.main import main
 from exporter import AccessLogEntry, Settings, insert_access_log_batch
 from exporter.postgres.connection import connect
 from exporter.postgres.schema import (
@@ -336,15 +338,56 @@ def test_a_role_that_may_not_create_the_schema_is_told_who_may(dsn: str) -> None
         role = f"{schema[0]}_guest"
         connection.execute(f"CREATE ROLE {role} LOGIN; GRANT USAGE ON SCHEMA {schema[0]} TO {role}")
         try:
-            for command in ("init", "tail"):
-                done = call("--dsn", dsn.replace("user=postgres", f"user={role}"), command)
-                assert done.returncode == 1
-                assert done.stderr == (
-                    "Error: There is no table access_log, and this role cannot create it; run `artifactapi"
-                    " init` as a role that may create tables here, such as the owner of the database.\n"
-                )
+            done = call("--dsn", dsn.replace("user=postgres", f"user={role}"), "init")
+            assert done.returncode == 1
+            assert done.stderr == (
+                "Error: There is no table access_log, and this role cannot create it; run `artifactapi"
+                " init` as a role that may create tables here, such as the owner of the database.\n"
+            )
         finally:
             connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+_READING = (
+    *("tail", "report", "export csv", "gaps", "audit", "nodes"),
+    *(
+        "affected",
+        "affected --keep advisories.txt",
+        "prune --keep 1d",
+        "verify requirements.txt --user build-1",
+    ),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.not_on_citus("the log on the cluster is there already, and distributed")
+def test_commands_that_read_neither_create_nor_upgrade_a_log(
+    dsn: str, query: Query, tmp_path: Path
+) -> None:
+    """A wrong name must not leave tables in somebody else's database."""
+    (tmp_path / "requirements.txt").write_text("demo==1.0\n")
+    (tmp_path / "advisories.txt").write_text("pkg:pypi/demo@1.0\n")
+    count = "SELECT count(*) FROM pg_class WHERE relnamespace = current_schema()::regnamespace"
+
+    def answers(reason: str) -> None:
+        before = query(count)
+        for command in _READING:
+            words = [str(tmp_path / word) if ".txt" in word else word for word in command.split()]
+            done = CliRunner().invoke(main, ["--dsn", dsn, *words])
+            assert (done.exit_code > 0, reason in done.output) == (True, True), (
+                f"{command}: {done.output}"
+            )
+            assert query(count) == before, command
+
+    answers("The database postgres has no log (schema test_")
+    shutil.copy(MIGRATIONS / "002_smaller_indexes.sql", tmp_path)
+    with connect(dsn, Settings().database) as connection:
+        ensure_schema(connection, tmp_path)
+    answers(
+        f"The schema is at version 2, but this artifactapi needs {NEWEST}; run `artifactapi init`"
+    )
+    assert call("--dsn", dsn, "init").returncode == 0
+    assert call("--dsn", dsn, "tail").returncode == 0
 
 
 def test_schema_does_not_rely_on_if_not_exists() -> None:
