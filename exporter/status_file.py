@@ -38,6 +38,7 @@ _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _MAX_BYTES = 64 * 1024
 _CHECKSUM_LENGTH = 8
 _READ_ATTEMPTS = 5  # while the proxy may be writing
+_OVERLAP_SECONDS = 10.0  # for so long, the proxy before a restart may still be there
 
 
 class ProxyStatus(msgspec.Struct, frozen=True):
@@ -67,6 +68,7 @@ class StatusFile:
         self._status = status
         self._stopping = threading.Event()
         self._has_warned = False
+        self._look_for_twins_at = time.monotonic() + _OVERLAP_SECONDS
         self._thread = threading.Thread(target=self._run, name=THREAD_NAME, daemon=True)
         self._thread.start()
 
@@ -102,10 +104,29 @@ class StatusFile:
             unnamed.rename(self._path)
             while not self._stopping.wait(_WRITE_SECONDS):
                 size = self._write(file, size)
+                self._look_for_twins()
         finally:
             for path in (unnamed, self._path):
                 path.unlink(missing_ok=True)
             os.close(file)
+
+    def _look_for_twins(self) -> None:
+        """Warn once, some time after the start, if another proxy has our name. Raises OSError."""
+        if time.monotonic() < self._look_for_twins_at:
+            return
+        self._look_for_twins_at = float("inf")
+        own = self._status()
+        for path in self._folder.glob(f"*{_SUFFIX}"):
+            other = _read(path) if path != self._path else None
+            if other is None or other.state == "killed":
+                continue
+            if all(other.status[key] == own[key] for key in ("node", "database")):
+                logger.warning(
+                    "artifactapi: process %d is a proxy named %s too, so nobody can tell which of them a row is"
+                    " from; set node in the settings of one of them",
+                    other.pid,
+                    own["node"],
+                )
 
     def _write(self, file: int, size: int) -> int:
         """Write the figures over the former `size` bytes; returns how many bytes the file has now."""

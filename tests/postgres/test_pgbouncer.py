@@ -22,6 +22,7 @@ from exporter.settings import BatchSettings, DatabaseSettings, RetentionSettings
 from exporter.write.build import RowBuilder
 from exporter.write.database import Database, DatabaseUnavailable
 from exporter.write.ledger import RunCounts, RunLedger
+from tests.support.citus import Cluster
 from tests.support.command import call
 from tests.support.pgbouncer import MISSING, PROGRAM, PgBouncer
 from tests.support.relay import Relay
@@ -51,9 +52,16 @@ def pgbouncer(postgres: Postgres) -> Iterator[PgBouncer]:
 
 
 @pytest.fixture
-def database_name(postgres: Postgres) -> Iterator[str]:
-    """An empty database: PgBouncer does not pass on the schema that a connection string names."""
+def database_name(postgres: Postgres | Cluster) -> Iterator[str]:
+    """An empty database: PgBouncer does not pass on the schema that a connection string names.
+
+    On a cluster, it has a distributed log.
+    """
     name = f"pooled_{next(_numbers)}"
+    if isinstance(postgres, Cluster):
+        with postgres.database(name):
+            yield name
+        return
     with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}".encode())
         yield name
@@ -223,6 +231,7 @@ def test_commands_that_read_work_through_pgbouncer(
         assert "registry.example" in done.stdout, command
 
 
+@pytest.mark.not_on_citus("the log on the cluster is there already, and distributed")
 def test_schema_of_the_connection_string_is_not_ignored(
     postgres: Postgres, database_name: str, direct: psycopg.Connection
 ) -> None:

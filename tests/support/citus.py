@@ -44,6 +44,25 @@ class Cluster:
         name = dbname or self._parameters["dbname"]
         return f"host={host} port={port or self.port} user=postgres dbname={name}"
 
+    @contextlib.contextmanager
+    def database(self, name: str) -> Iterator[None]:
+        """Create a database on all nodes, with a distributed log, and drop it afterwards."""
+        dsns = [self.dsn(), *worker_dsns(self.dsn())]
+        for dsn in dsns:
+            _run(dsn, f"CREATE DATABASE {name}")
+            _run(make_conninfo(dsn, dbname=name), "CREATE EXTENSION citus")
+        coordinator, *workers = [conninfo_to_dict(dsn) for dsn in dsns]
+        here = self.dsn(name)
+        _run(here, f"SELECT citus_set_coordinator_host('{coordinator['host']}', {self.port})")
+        for worker in workers:
+            _run(here, f"SELECT citus_add_node('{worker['host']}', {worker['port']})")
+        distributed(here)
+        try:
+            yield
+        finally:
+            for dsn in dsns:
+                _run(dsn, f"DROP DATABASE {name} WITH (FORCE)")
+
     def stop(self, *_: object) -> NoReturn:
         """Not on a server that others use."""
         pytest.skip("needs a server of its own")
@@ -61,11 +80,16 @@ class Cluster:
 def distributed(dsn: str) -> str:
     """Create the schema in the search path of `dsn` and distribute it. Returns a connection string for it."""
     parameters = conninfo_to_dict(dsn)
-    small = make_conninfo(dsn, options=f"{parameters['options']} {_SHARDS}")
+    small = make_conninfo(dsn, options=f"{parameters.get('options', '')} {_SHARDS}")
     with psycopg.connect(small, autocommit=True) as connection, one_at_a_time(dsn):
         ensure_schema(connection)
         distribute_schema(connection)
     return dsn
+
+
+def _run(dsn: str, statement: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(statement.encode())
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import stat
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_STATUS = {"node": "proxy-1", "seen": 3}
+_STATUS = {"node": "proxy-1", "database": "logs", "seen": 3}
 
 
 @pytest.fixture
@@ -77,14 +78,55 @@ def test_killed_proxy_is_shown_until_the_next_one_starts(folder: Path, file: Sta
     file.stop()
     (folder / "run-1.status").write_bytes(content)
     assert [it.state for it in read_statuses(folder)] == ["killed"]
-    following = StatusFile(folder, "run-2", lambda: {"node": "proxy-2"})
+    following = StatusFile(folder, "run-2", lambda: _STATUS | {"node": "proxy-2"})
     eventually(lambda: [it.status["node"] for it in read_statuses(folder)] == ["proxy-2"])
     following.stop()
 
 
+@pytest.mark.parametrize(
+    ("changes", "is_warned"), [({}, True), ({"node": "proxy-2"}, False), ({"database": "b"}, False)]
+)
+def test_second_proxy_with_the_same_name_warns_once(
+    folder: Path,
+    file: StatusFile,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    changes: dict[str, str],
+    *,
+    is_warned: bool,
+) -> None:
+    del file  # it began before, and has looked for others already or will find none
+    monkeypatch.setattr(status_file, "_WRITE_SECONDS", 0.01)
+    monkeypatch.setattr(status_file, "_OVERLAP_SECONDS", 0.0)
+    calls = itertools.count()
+    second = StatusFile(folder, "run-2", lambda: {**_STATUS, **changes, "n": next(calls)})
+    eventually(lambda: next(calls) > 20)
+    second.stop()
+    text = f"process {os.getpid()} is a proxy named proxy-1 too"
+    assert caplog.text.count(text) == is_warned
+
+
+def test_restart_that_overlaps_is_no_second_proxy(
+    folder: Path,
+    file: StatusFile,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(status_file, "_WRITE_SECONDS", 0.01)
+    monkeypatch.setattr(status_file, "_OVERLAP_SECONDS", 0.3)
+    calls = itertools.count()
+    following = StatusFile(folder, "run-2", lambda: {**_STATUS, "n": next(calls)})
+    eventually(lambda: next(calls) > 2)
+    file.stop()
+    since = time.monotonic()
+    eventually(lambda: time.monotonic() > since + 0.5)
+    following.stop()
+    assert "too, so nobody" not in caplog.text
+
+
 def test_two_proxies_share_a_folder(folder: Path, file: StatusFile) -> None:
     del file
-    other = StatusFile(folder, "run-2", lambda: {"node": "proxy-0"})
+    other = StatusFile(folder, "run-2", lambda: _STATUS | {"node": "proxy-0"})
     eventually(lambda: len(read_statuses(folder)) == 2)
     found = read_statuses(folder)
     assert [(it.status["node"], it.state) for it in found] == [
