@@ -75,9 +75,16 @@ class RunEnd(msgspec.Struct, frozen=True):
 class RunLedger:
     """Makes the statements that record one run. Only the writer thread uses it."""
 
-    def __init__(self, run: Run, counts: Callable[[], RunCounts]) -> None:
-        """`counts` returns the counters of this process."""
+    def __init__(
+        self, run: Run, counts: Callable[[], RunCounts], *, has_ended: bool = False
+    ) -> None:
+        """`counts` returns the counters of this process.
+
+        `has_ended`: the run is not that of this process. Its rows are counted, and nothing else is said of it,
+        except by `end_statement`.
+        """
         self.run = run
+        self.has_ended = has_ended
         self._counts = counts
         self._elsewhere = RunCounts(0, 0, 0, 0, 0)  # settled in other databases
         self._confirmed = 0
@@ -119,6 +126,7 @@ class RunLedger:
         """
         self._elsewhere = self._counts()
         self._confirmed = 0
+        self.has_ended = False
         self.run = Run.start(node or self.run.node)
         self._started_at = time.monotonic()
         self._reported_at = -_IDLE_SECONDS
@@ -206,6 +214,7 @@ class RunLedger:
             rate=self._rate,
             rows=rows,
             lost=lost,
+            has_ended=self.has_ended,
         )
 
     def _update_rate(self, written: int) -> None:
@@ -239,6 +248,7 @@ def _statement(
     rate: float | None = None,
     rows: Mapping[_Key, int] = _NOTHING,
     lost: Mapping[_Key, int] = _NOTHING,
+    has_ended: bool = False,
 ) -> bytes:
     """One statement for each node, that of the run first: on Citus, each node has its place."""
     by_node: dict[str, list[_Counted]] = {run.node: []}
@@ -246,7 +256,7 @@ def _statement(
         counted = _Counted(*key, rows=rows.get(key, 0), lost=lost.get(key, 0))
         by_node.setdefault(counted.node, []).append(counted)
     numbers = (counts.seen, counts.written, counts.dropped, counts.rejected, counts.spooled)
-    own = (
+    own: Iterable[str] = (
         _text(run.version),
         f"{age_s:.3f}",
         f"{ago_s:.3f}",
@@ -254,6 +264,8 @@ def _statement(
         *map(str, numbers),
         "NULL" if rate is None else f"{rate:.3f}",
     )
+    if has_ended:
+        own = _ONLY_ROWS
     calls = [
         _call(run.run_id, node, own if node == run.node else _ONLY_ROWS, counted)
         for node, counted in by_node.items()

@@ -244,8 +244,11 @@ class DeadJournal:
         """What is lost, once `batches` has ended. Another recovery finds gaps with the same ids."""
         return list(self._lost.values())
 
-    def end(self) -> RunEnd:
-        """How the run ended, once `batches` has ended. The rows in the journal were waiting then."""
+    def end(self, *, is_written: bool = False) -> RunEnd:
+        """How the run ended, once `batches` has ended. The rows in the journal were waiting then.
+
+        `is_written`: they are in PostgreSQL, and the run itself is to count them as written.
+        """
         content, counters = self._content, self._content.counters
         dropped = max(
             (counters.dropped or 0) + (counters.lost or 0) - (counters.elsewhere_lost or 0), 0
@@ -254,10 +257,11 @@ class DeadJournal:
         spooled = counters.spooled or 0
         seen = content.begun - (counters.elsewhere or 0)
         lost = dropped + content.lost
-        written = max(seen - lost - rejected - spooled - self._entries, 0)
+        waiting = 0 if is_written else self._entries
+        written = max(seen - lost - rejected - spooled - waiting, 0)
         return RunEnd(
             self.run,
-            RunCounts(written, lost, rejected, self._entries, spooled),
+            RunCounts(written, lost, rejected, waiting, spooled),
             "unknown" if content.is_damaged else "killed",
             max(counters.alive_at, counters.last_begun_at),
         )
@@ -384,19 +388,30 @@ def recover_journals(settings: Settings, *, any_database: bool = False) -> Itera
         SettingsError: The remotes file is wrong.
     """
     recovery = Recovery(settings, None, any_database=any_database)
-    ledger = RunLedger(Run.start(settings.node_name), lambda: RunCounts(0, 0, 0, 0, 0))
-    database = Database(settings.database, ledger=ledger)
     try:
         recovery.find()
         for journal in list(recovery.journals):
-            for entries in journal.batches():
-                journal.reject(database.write(entries, journal.run.run_id))
-            database.write_gaps(journal.gaps())
-            database.report_end(journal.end())
-            database.report_run("stopped")  # of this process
+            _write_journal(journal, settings)
             yield recovery.finish(journal)
     finally:
         recovery.close()
+
+
+def _write_journal(journal: DeadJournal, settings: Settings) -> None:
+    """Write it in the name of the killed run: this process is no proxy. Raises DatabaseUnavailable."""
+    nothing = RunCounts(0, 0, 0, 0, 0)
+    ledger = RunLedger(journal.run, lambda: nothing, has_ended=True)
+    database = Database(settings.database, ledger=ledger)
+    try:
+        for entries in journal.batches():
+            journal.reject(database.write(entries, journal.run.run_id))
+        database.write_gaps(journal.gaps())
+        database.report_end(journal.end(is_written=ledger.has_ended))
+        if (
+            not ledger.has_ended
+        ):  # the killed run was another role's, so this process has a run of its own
+            database.report_run("stopped")
+    finally:
         database.close()
 
 

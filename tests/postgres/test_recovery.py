@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -359,9 +360,35 @@ def test_command_recovers_without_a_proxy(dsn: str, query: Query, runtime: Path)
     assert result.output.startswith("recovered 12 rows of a killed proxy, 1 lost (killed, run ")
     assert query(_ROWS)[0][:2] == (12, 12)
     assert journals(runtime) == []
+    nodes = CliRunner().invoke(main, ["--dsn", dsn, "nodes", "--json"])
+    (run,) = map(json.loads, nodes.output.splitlines())
+    counts = {name: run[name] for name in ("state", "seen", "written", "waiting", "dropped")}
+    assert counts == {"state": "killed", "seen": 13, "written": 12, "waiting": 0, "dropped": 1}
+    audit = json.loads(CliRunner().invoke(main, ["--dsn", dsn, "audit", "--json"]).output)
+    (node,) = audit["nodes"]
+    assert (node["seen"], node["rows"], node["lost"]) == (13, 12, {"killed": 1})
+    assert not node["undelivered"]
+    assert not node["missing_rows"]
     assert CliRunner().invoke(main, ["status"]).exit_code == 3  # nothing is left to say of it
     again = CliRunner().invoke(main, ["--dsn", dsn, "recover"])
     assert (again.exit_code, again.output) == (
         0,
         "No killed proxy has left anything for this database.\n",
     )
+
+
+@pytest.mark.usefixtures("runtime")
+def test_rows_of_a_killed_run_of_another_role_are_counted_too(dsn: str, query: Query) -> None:
+    kill_after(dsn, waiting=12, in_flight=1)
+    query("CREATE ROLE other_owner SUPERUSER LOGIN")
+    try:
+        other = dsn.replace("user=postgres", "user=other_owner")
+        (run,) = recover_journals(Settings(node="killed").with_dsn(other), any_database=True)
+        assert (run.entries, run.lost) == (12, 1)
+        audit = json.loads(CliRunner().invoke(main, ["--dsn", dsn, "audit", "--json"]).output)
+    finally:
+        query("DROP OWNED BY other_owner")
+        query("DROP ROLE other_owner")
+    (node,) = audit["nodes"]
+    assert (node["rows"], node["lost"]) == (12, {"killed": 1})
+    assert (node["missing_rows"], node["uncounted_rows"], node["undelivered"]) == ([], [], 0)
