@@ -19,6 +19,7 @@ from .status_file import ProxyStatus, StatusFile, delete_dead, read_statuses
 from .write import spool
 from .write.buffer import Buffer
 from .write.database import DatabaseUnavailable, insert_access_log_batch
+from .write.encoding import encode, memory_bytes
 from .write.journal import Journal
 from .write.recovery import RecoveredRun, recover_journals
 from .write.spool import WaitingRows
@@ -85,11 +86,15 @@ class Exporter:
         self._status_file = StatusFile(_status_folder(), run.run_id, self.status)
 
     def log_access(self, exchange: Exchange) -> bool:
-        """Queue one exchange; False if it was dropped because the buffer is full. Never blocks."""
+        """Queue one exchange; False if it was dropped because the buffer is full. Never blocks.
+
+        Raises TypeError or ValueError for a value that no exchange should have.
+        """
         if not self._buffer.seen % _CHECK_ENTRIES:
             self._writer.ensure_running()
-        if self._buffer.put(exchange):
-            self._journal.put(exchange)
+        encoded = encode(exchange)
+        if self._buffer.put(encoded, exchange.started_at):
+            self._journal.put(encoded[0])
             return True
         self._journal.count_drop()
         return False
@@ -107,12 +112,12 @@ class Exporter:
         self._journal.set_in_flight(open_requests)
         self._writer.oldest_open_at = oldest_open_at
 
-    def wait_for_room(self, size: int) -> bool:
-        """Wait until the buffer has room for `size` bytes; False if the writer makes no progress.
+    def wait_for_room(self, exchange: Exchange) -> bool:
+        """Wait until the buffer has room for an exchange; False if the writer makes no progress.
 
         Only for flows read from a file. A proxied request must never wait.
         """
-        pause = threading.Event()
+        pause, size = threading.Event(), memory_bytes(encode(exchange))
         bytes_out, changed_at = self._buffer.bytes_out, time.monotonic()
         while not self._buffer.has_room(size):
             if self._buffer.bytes_out != bytes_out:

@@ -31,10 +31,12 @@ RESPONSE_FIELDS = frozenset(
 
 # Scheme, host, port, path and query of a URL.
 type RequestedUrl = tuple[bytes, str, int, bytes]
+# IP address and port, and two more numbers for IPv6; or the path of a Unix socket.
+type SocketAddress = tuple[str | int, ...] | None
 
 
-# gc=False: an exchange cannot be part of a reference cycle, and the collector need not scan a full buffer.
-# array_like=True: the journal holds no names of fields.
+# gc=False: an exchange cannot be part of a reference cycle.
+# array_like=True: encoded, it holds no names of fields.
 class Exchange(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One exchange in mitmproxy's types: immutable and bounded in size.
 
@@ -47,8 +49,8 @@ class Exchange(msgspec.Struct, frozen=True, gc=False, array_like=True):
     ended_at: float | None
     head_at: float | None  # response head
     connect_seconds: float | None  # TCP and TLS setup to upstream; None on a reused connection
-    client: tuple[str, ...] | tuple[str, int] | None  # socket address
-    server: tuple[str, ...] | tuple[str, int] | None
+    client: SocketAddress  # that the client connected from
+    server: SocketAddress
     proxy_user: str | None
     method: bytes
     scheme: bytes
@@ -67,12 +69,6 @@ class Exchange(msgspec.Struct, frozen=True, gc=False, array_like=True):
     response_source: str | None
     body: bytes | None  # complete response body, only if the writer must hash it
     sha256: bytes | None  # of a streamed response body, only if enabled
-    size: int  # upper bound of the memory it takes, bytes
     requested_url: RequestedUrl | None = (
         None  # only if it differs from what was fetched, and is known
     )
-
-    @property
-    def bare_size(self) -> int:
-        """`size` without the body."""
-        return self.size - len(self.body or b"")

@@ -8,7 +8,7 @@ provokes each line on the wire. What cannot be known is None.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from mitmproxy import ctx
 from mitmproxy.connection import ConnectionState
@@ -76,70 +76,69 @@ _RESET = re.compile(r"stream (?:reset|closed) by client \((?:H3_)?(?P<code>\w+)"
 _CANCELS = frozenset({"CANCEL", "REQUEST_CANCELLED"})  # codes that only the requesting side sends
 
 
-class Outcome(NamedTuple):
-    """How an exchange ended. Without an error, error_type and error are None."""
-
-    status_code: int | None
-    error_type: str | None
-    error: str | None
+# How an exchange ended: status code, error type and error. Without an error, the last two are None.
+type Outcome = tuple[int | None, str | None, str | None]
 
 
 def outcome(flow: http.HTTPFlow, state: FlowState) -> Outcome:
     """How this flow ended, as far as mitmproxy tells. Call it after the flow has ended."""
-    response = flow.response
-    head_sent = response is not None and state.has_response_head and bool(response.stream)
     if state.cut_by_shutdown or state.orphaned:
-        return _without_end(flow, state, head_sent=head_sent)
+        return _without_end(flow, state)
     if state.is_connect:
         return _connect_outcome(flow, state)
     if flow.error is None:
         return _answered(flow, state)
-    message = flow.error.msg
+    response, message, head_sent = flow.response, flow.error.msg, _is_head_sent(flow, state)
     if message == Error.KILLED_MESSAGE:
         sent = response is not None and state.has_whole_response and head_sent
-        return Outcome(response.status_code if sent and response else None, "killed", message)
+        return (response.status_code if sent and response else None, "killed", message)
     if response is not None and (head_sent or (state.is_import and response.timestamp_end)):
-        return Outcome(response.status_code, _failure(flow, state, message)[0], message)
+        return (response.status_code, _failure(flow, state, message)[0], message)
     error_type, status = _failure(flow, state, message)
     # A replay has no client. For a flow from a file it is unknown what the client received.
     received = status if not (state.is_import or flow.is_replay == "request") else None
-    return Outcome(received, error_type, message)
+    return (received, error_type, message)
 
 
-def _without_end(flow: http.HTTPFlow, state: FlowState, *, head_sent: bool) -> Outcome:
+def _is_head_sent(flow: http.HTTPFlow, state: FlowState) -> bool:
+    """Whether the client has received the head of a streamed response."""
+    return flow.response is not None and state.has_response_head and bool(flow.response.stream)
+
+
+def _without_end(flow: http.HTTPFlow, state: FlowState) -> Outcome:
     """No hook ended the flow: the proxy stops, or mitmproxy lost track of it."""
-    began = head_sent or flow.websocket or state.is_tunnel
+    began = _is_head_sent(flow, state) or flow.websocket or state.is_tunnel
     status = flow.response.status_code if flow.response and began else None
     if state.cut_by_shutdown:
-        return Outcome(status, "shutdown", "The proxy was stopped.")
-    return Outcome(status, "_OTHER", "mitmproxy ended this exchange without reporting it.")
+        return (status, "shutdown", "The proxy was stopped.")
+    return (status, "_OTHER", "mitmproxy ended this exchange without reporting it.")
 
 
 def _answered(flow: http.HTTPFlow, state: FlowState) -> Outcome:
     response = flow.response
     if response is None:
-        return Outcome(None, None, None)
+        return (None, None, None)
     status = response.status_code
     websocket = flow.websocket
     if websocket is not None and websocket.close_code not in _NORMAL_CLOSE_CODES:
         text = f"WebSocket closed with code {websocket.close_code}."
         side = "client_disconnected" if websocket.closed_by_client else "upstream_closed"
-        return Outcome(status, side, text)
+        return (status, side, text)
     if state.answered_by_addon and status == _PROXY_AUTH:
-        return Outcome(status, "proxy_auth", None)
-    return Outcome(status, None, None)
+        return (status, "proxy_auth", None)
+    return (status, None, None)
 
 
 def _connect_outcome(flow: http.HTTPFlow, state: FlowState) -> Outcome:
     """A CONNECT that was refused, or whose tunnel was never used."""
     if flow.error is not None:
-        return Outcome(None, "killed", flow.error.msg)
+        return (None, "killed", flow.error.msg)
     status = flow.response.status_code if flow.response else None
     text = flow.server_conn.error
     if text:
         left = text.startswith(_DISCONNECTED)  # before it could receive the response
-        return Outcome(None if left else status, _failure(flow, state, text)[0], text)
-    return Outcome(status, "proxy_auth" if status == _PROXY_AUTH else None, None)
+        return (None if left else status, _failure(flow, state, text)[0], text)
+    return (status, "proxy_auth" if status == _PROXY_AUTH else None, None)
 
 
 def _failure(flow: http.HTTPFlow, state: FlowState, message: str) -> tuple[str, int | None]:

@@ -41,7 +41,7 @@ class FlowTracker:
         self.begin: Callable[[float], None] | None = None
         self.skip: Callable[[], None] | None = None
         self.log_access: Callable[[Exchange], bool] | None = None
-        self.wait_for_room: Callable[[int], bool] | None = None
+        self.wait_for_room: Callable[[Exchange], bool] | None = None
         self.count_unreadable: Callable[[float], None] | None = None
         self.filter: flowfilter.TFilter | None = None
         self.streaming = Streaming()
@@ -264,7 +264,7 @@ class FlowTracker:
                 exchange = capture(flow, state, with_body=self.streaming.digests)
                 if state.is_import and self.wait_for_room is not None:
                     # mitmproxy blocks its event loop while it reads a file, so a wait delays nobody.
-                    self.wait_for_room(exchange.size)
+                    self.wait_for_room(exchange)
                 self.log_access(exchange)
             elif self.skip is not None:
                 self.skip()

@@ -24,7 +24,6 @@ from .text import (
     MAX_PATH,
     MAX_TEXT,
     MAX_USER_AGENT,
-    SocketAddress,
     clean,
     column_text,
     decoded,
@@ -38,12 +37,12 @@ from .text import (
 )
 
 if TYPE_CHECKING:
-    from ..exchange import Exchange
+    from ..exchange import Exchange, SocketAddress
     from ..settings import Settings
     from .images import Client
 
-# A longer exchange goes past the caches: its values are large, and they seldom repeat.
-_MAX_CACHED_BYTES = 1280
+# Longer values go past the caches, because they seldom repeat.
+_MAX_CACHED_TEXT = 640
 _MAX_CACHED_FIELDS = 8
 
 _is_uuid = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
@@ -83,7 +82,9 @@ class EntryBuilder:
     def build(self, exchange: Exchange) -> AccessLogEntry:
         """The row of one exchange. Accepts every value that an exchange can hold."""
         x = exchange
-        cacheable = x.bare_size <= _MAX_CACHED_BYTES
+        cacheable = _are_short(
+            x.target, x.host, x.user_agent, x.proxy_user, x.method, x.scheme, x.http_version
+        )
         raw_path, question_mark, raw_query = x.target.partition(b"?")
         if question_mark and not raw_path:
             raw_path = b"/"
@@ -102,7 +103,9 @@ class EntryBuilder:
             x.user_agent, x.proxy_user, x.method, x.scheme, x.http_version
         )
         identity = self._identity(x, target, (client_ip, proxy_user))
-        cacheable = cacheable and len(x.response_fields) <= _MAX_CACHED_FIELDS
+        cacheable = len(x.response_fields) <= _MAX_CACHED_FIELDS and _are_short(
+            *(value for _, value in x.response_fields)
+        )
         response_facts = _response_facts if cacheable else _response_facts.__wrapped__
         content_type, cache = response_facts(x.response_fields, x.status_code, x.response_source)
         error_type, tls_version, response_source = _fixed_texts(
@@ -272,6 +275,11 @@ def load_remotes(settings: Settings) -> Remotes:
 @lru_cache(4)
 def _load_remotes(file: Path | None, _changed_at_ns: int) -> Remotes:
     return Remotes.load(file)
+
+
+def _are_short(*values: bytes | str | None) -> bool:
+    """Whether these values together may be cached."""
+    return sum(map(len, filter(None, values))) <= _MAX_CACHED_TEXT
 
 
 @lru_cache(CACHED_VALUES)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import ipaddress
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from .redaction import REDACTED, QueryPolicy, redact, redact_error, redact_path, redact_query
+
+if TYPE_CHECKING:
+    from ..exchange import SocketAddress
 
 # Longer text is cut and ends in CUT. addon/flow/capture.py has cut it to a little more already.
 MAX_PATH = 2048
@@ -21,8 +25,6 @@ CACHED_VALUES = 8192  # per cache; clients repeat most values, but none may fill
 _MIN_TIMESTAMP = -62_135_596_800.0  # 0001-01-01, the first day that datetime can write
 _MAX_TIMESTAMP = 253_402_300_799.0  # 9999-12-31, the last
 _MAX_SPAN_SECONDS = 1e12  # more is an accident, and does not fit into a `real`
-
-type SocketAddress = tuple[str, int] | tuple[str, ...] | None
 
 
 def clean(text: str, limit: int) -> str:

@@ -6,13 +6,12 @@ from collections import deque
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
-from msgspec.structs import replace
-
 from .compact_queue import CompactQueue
+from .encoding import memory_bytes
 
 if TYPE_CHECKING:
-    from ..exchange import Exchange
     from ..settings import BufferSettings
+    from .encoding import Encoded
     from .gaps import Reason
 
 # The writer wakes when 1/2 of max_entries or 1/4 of max_bytes wait, even if that is less than a batch.
@@ -42,9 +41,9 @@ class Buffer:
         self.unplaced_drops = 0  # drops whose times are not kept
         self._drops: deque[tuple[Reason, float]] = deque()
         # Oldest first: one decompacted batch, the compacted ones, the newest entries.
-        self._expanded: deque[Exchange] = deque()
+        self._expanded: deque[Encoded] = deque()
         self._compacted = CompactQueue()
-        self._entries: deque[Exchange] = deque()
+        self._entries: deque[Encoded] = deque()
         # SimpleQueue.put neither blocks nor takes a lock that a taker holds (Python docs, queue).
         self._wake: SimpleQueue[None] = SimpleQueue()
 
@@ -64,17 +63,20 @@ class Buffer:
         self._wake_bytes = bounds.max_bytes // _WAKE_BYTES_SHARE
         self._taken_bytes = bounds.max_bytes // _TAKEN_BYTES_SHARE
 
-    def put(self, exchange: Exchange) -> bool:
-        """Append, or drop and count when full; False if dropped. Never blocks, never raises."""
-        entries, size = self._entries, exchange.size
+    def put(self, encoded: Encoded, started_at: float) -> bool:
+        """Append, or drop and count when full; False if dropped. Never blocks, never raises.
+
+        `started_at`: epoch seconds.
+        """
+        entries, size = self._entries, memory_bytes(encoded)
         if not self.has_room(size):
             # Drop the newest entry, not the oldest: waiting entries keep their place.
             self.seen += 1
-            self._drop("buffer_full", exchange.started_at)
+            self._drop("buffer_full", started_at)
             return False
         self.seen += 1
         self.bytes_in += size
-        entries.append(exchange)
+        entries.append(encoded)
         if (
             len(entries) >= self._wake_entries or self.bytes_in - self.bytes_out >= self._wake_bytes
         ) and self._wake.empty():
@@ -104,28 +106,27 @@ class Buffer:
             and self.bytes_in - self.bytes_out + size <= self.bounds.max_bytes
         )
 
-    def take(self, limit: int) -> list[Exchange]:
+    def take(self, limit: int) -> list[Encoded]:
         """Remove and return the oldest entries: at most `limit`, fewer if they are large."""
-        batch: list[Exchange] = []
+        batch: list[Encoded] = []
         size = 0
         while len(batch) < limit and size < self._taken_bytes and (oldest := self._oldest()):
-            exchange = oldest.popleft()
-            batch.append(exchange)
-            size += exchange.size
+            encoded = oldest.popleft()
+            batch.append(encoded)
+            size += memory_bytes(encoded)
         self.taken += len(batch)
         self.bytes_out += size
         return batch
 
-    def sample(self, count: int) -> list[Exchange]:
+    def sample(self, count: int) -> list[Encoded]:
         """Some entries, among them the newest, without their bodies. At most three times `count`.
 
         They stay here. For the consumer.
         """
         newest = [self._entries[-1 - i] for i in range(min(count, len(self._entries)))]
-        bare = [x if x.body is None else replace(x, body=None) for x in newest]
-        return [*bare, *self._compacted.sample(count)]
+        return [(payload, None) for payload, _ in newest] + self._compacted.sample(count)
 
-    def _oldest(self) -> deque[Exchange]:
+    def _oldest(self) -> deque[Encoded]:
         if not self._expanded and self._compacted:
             self._expanded.extend(self._compacted.popleft())
         return self._expanded or self._entries
@@ -136,16 +137,16 @@ class Buffer:
         For the consumer, while it cannot deliver. See CompactQueue for the reason.
         """
         entries = self._entries
-        portion: list[Exchange] = []
+        portion: list[Encoded] = []
         size = 0
         while len(portion) < _COMPACT_ENTRIES and size < _COMPACT_BYTES:
             if len(portion) == len(entries):
                 return False
             portion.append(entries[len(portion)])
-            size += portion[-1].bare_size
+            size += len(portion[-1][0])
         try:
             self._compacted.append(portion)
-        except Exception:  # noqa: BLE001 - an entry that cannot be pickled stays as it is
+        except OSError:  # no memory map; the entries stay as they are
             return False
         for _ in portion:
             entries.popleft()

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import socket
 import struct
 import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,24 +21,25 @@ from msgspec.structs import replace
 
 from ..rows.entry_builder import EntryBuilder
 from ..settings import DatabaseSettings, ReadSettings
-from .worker import BuildResult, build_rows, code_digest, send, send_exchanges
+from .channel import Channel
+from .worker import BuildResult, build_rows, code_digest, send_exchanges
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ..exchange import Exchange
     from ..postgres.connection import Deadline
     from ..rows.entry import AccessLogEntry
     from ..settings import Settings
+    from .encoding import Encoded
 
 logger = logging.getLogger(__name__)
 
 _START_SECONDS = 5.0  # for the first answer: Python starts in less than a second
 _ANSWER_SECONDS = 2.0  # for each later answer: a batch takes a few milliseconds
-_STALL_SECONDS = 1  # socket timeout in the middle of a message
+_STALL_SECONDS = 1  # that it may read nothing of what we send
 _RESTART_SECONDS = 30.0  # before the next worker starts; doubles while workers give no answer
 _MAX_RESTART_SECONDS = 3600.0
-_POLL_SECONDS = 0.1  # how soon a stop is noticed
+_POLL_MICROSECONDS = 100_000  # how soon a stop is noticed
 _EXIT_SECONDS = 1.0
 _MAX_REASON = 300
 _NO_ANSWER = "it does not answer"
@@ -58,7 +59,7 @@ class WorkerError(Exception):
 class PendingRows:
     """Exchanges whose rows are being built. `result` waits for them."""
 
-    def __init__(self, builder: RowBuilder, exchanges: list[Exchange]) -> None:
+    def __init__(self, builder: RowBuilder, exchanges: list[Encoded]) -> None:
         self.exchanges = exchanges
         self._builder = builder
 
@@ -84,14 +85,14 @@ class RowBuilder:
         self._start_at = 0.0  # monotonic seconds of the next attempt to start a worker
         self._restart_seconds = _RESTART_SECONDS
 
-    def build(self, exchanges: list[Exchange]) -> PendingRows:
+    def build(self, exchanges: list[Encoded]) -> PendingRows:
         """Start to build the rows of these exchanges; call `result` before the next `build`."""
         pending = PendingRows(self, exchanges)
         self.start_worker()
         self._send(pending)
         return pending
 
-    def preview(self, exchanges: Sequence[Exchange]) -> Sequence[AccessLogEntry]:
+    def preview(self, exchanges: Sequence[Encoded]) -> Sequence[AccessLogEntry]:
         """Rows of exchanges that stay where they are: like those that `build` will make, or nearly so."""
         return build_rows(EntryBuilder(self._settings), exchanges).entries
 
@@ -131,7 +132,7 @@ class RowBuilder:
         try:
             self._worker.send(pending.exchanges)
             self._pending = pending
-        except Exception as e:  # noqa: BLE001 - pickle raises whatever a value's own code raises
+        except (OSError, WorkerError) as e:
             self._give_up(e)
 
     def _answer(self, pending: PendingRows) -> BuildResult | None:
@@ -171,10 +172,12 @@ class Worker:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            timeout = struct.pack("@ll", _STALL_SECONDS, 0)  # struct timeval, see socket(7)
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
-            self._connection = Connection(ours.detach())
+            for option, timeout in (
+                (socket.SO_SNDTIMEO, (_STALL_SECONDS, 0)),
+                (socket.SO_RCVTIMEO, (0, _POLL_MICROSECONDS)),
+            ):  # struct timeval, see socket(7)
+                ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", *timeout))
+            self._channel = Channel(ours)
             try:
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-c", _CODE],
@@ -185,7 +188,7 @@ class Worker:
                     start_new_session=True,  # signals from a terminal are for the proxy
                 )
             except OSError:
-                self._connection.close()
+                self._channel.close()
                 raise
         self._has_answered = False
 
@@ -199,30 +202,32 @@ class Worker:
         # It needs no connection string, and those may hold a password.
         without_dsn = replace(settings, database=DatabaseSettings(), read=ReadSettings())
         with self._explaining_its_end():
-            send(self._connection, (_DIGEST, without_dsn))
+            self._channel.send(pickle.dumps((_DIGEST, without_dsn)))
 
-    def send(self, exchanges: Sequence[Exchange]) -> None:
-        """Give it exchanges to build. Also raises whatever pickling raises."""
+    def send(self, exchanges: Sequence[Encoded]) -> None:
+        """Give it exchanges to build."""
         with self._explaining_its_end():
-            send_exchanges(self._connection, exchanges)
+            send_exchanges(self._channel, exchanges)
 
     def receive(self, deadline: Deadline) -> BuildResult:
         """Wait for the rows of the exchanges that were sent last."""
         started = time.monotonic()
         timeout = _ANSWER_SECONDS if self._has_answered else _START_SECONDS
-        while not self._connection.poll(_POLL_SECONDS):
+
+        def check() -> None:
             # During a stop, leave half of the time to build the rows here and to write them.
             half = (deadline.give_up_at - started) / 2
             if time.monotonic() - started > min(timeout, half):
                 raise WorkerError(_NO_ANSWER)
+
         with self._explaining_its_end():
-            answer: BuildResult = self._connection.recv()
+            answer: BuildResult = pickle.loads(self._channel.receive(check))  # noqa: S301 - by our worker
         self._has_answered = True
         return answer
 
     def close(self) -> None:
         """Kill it. It has nothing to save."""
-        self._connection.close()
+        self._channel.close()
         self._process.kill()
         with suppress(subprocess.TimeoutExpired):  # a process inside a system call ends later
             self._process.communicate(timeout=_EXIT_SECONDS)

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 
 from ..gil import yielding_gil
 from ..rows.text import timestamp
+from .encoding import decode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..exchange import Exchange
     from ..rows.entry import AccessLogEntry
     from ..settings import BatchSettings
     from .buffer import Buffer
     from .build import PendingRows, RowBuilder
+    from .encoding import Encoded
     from .progress import Progress
     from .spool import Spool
 
@@ -115,14 +116,14 @@ class Intake:
     def discard(self) -> list[str]:
         """Drop everything, for a stop that is out of time; started_at of each entry dropped."""
         starts = [entry.started_at for entry in self._ready]
-        exchanges: list[Exchange] = []
+        exchanges: list[Encoded] = []
         if self._pending is not None:
             exchanges += self._pending.exchanges
         while taken := self._buffer.take(len(self._buffer)):
             exchanges += taken
         self._ready, self._pending = (), None
         self._builder.close()
-        return starts + [timestamp(exchange.started_at) for exchange in exchanges]
+        return starts + [timestamp(decode(exchange).started_at) for exchange in exchanges]
 
     def _start_building(self) -> None:
         exchanges = self._buffer.take(self.batch.max_entries)

@@ -16,11 +16,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 from zlib import adler32
 
-import msgspec
-from msgspec.structs import replace
-
 from ..postgres.dsn import database_name
-from ..rows.text import clean
 from ..settings import data_folder
 from .journal_file import (
     ALIVE_AT,
@@ -44,7 +40,6 @@ from .journal_file import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..exchange import Exchange
     from ..run import Run
     from ..settings import Settings
 
@@ -55,7 +50,6 @@ _SEGMENT_BYTES = 128 * 1024
 _MIN_SEGMENTS, _MAX_SEGMENTS = 4, 64
 _pack = RECORD.pack
 _RECORD_BYTES = RECORD.size
-_encode = msgspec.msgpack.Encoder().encode
 
 
 def journal_database(settings: Settings) -> str:
@@ -167,16 +161,12 @@ class Journal:
         self._dropped += CHECK
         self._counters[DROPPED] = self._dropped
 
-    def put(self, exchange: Exchange) -> None:
-        """A request ends, and the buffer has accepted its exchange. The body is not recorded."""
+    def put(self, payload: bytes) -> None:
+        """A request ends, and the buffer has accepted its exchange; see `encode`."""
         number = self._accepted
         self._accepted = number + 1
         if not self._capacity:
             return
-        try:
-            payload = _encode(exchange if exchange.body is None else replace(exchange, body=None))
-        except Exception:  # noqa: BLE001 - a value that MessagePack cannot hold
-            payload = _encode_repaired(exchange)
         size = _RECORD_BYTES + (length := len(payload))
         if size > self._room and not self._make_room(size):
             self.unrecorded += 1
@@ -188,8 +178,8 @@ class Journal:
         self._memory[start:end] = head + payload
 
     def _make_room(self, size: int) -> bool:
-        """Begin another segment; False if none is free, or if there is nothing to record."""
-        if not _RECORD_BYTES < size <= self._segment_bytes:
+        """Begin another segment; False if none is free."""
+        if size > self._segment_bytes:
             return False
         if self._segment is not None:
             self._filled.append((self._accepted - 1, self._segment))
@@ -249,16 +239,3 @@ def _segment_bytes(capacity: int) -> int:
 def _segments(capacity: int, size: int) -> range:
     """The offsets of the segments, without a rest at the end."""
     return range(RING_AT, RING_AT + capacity - size + 1, size) if size else range(0)
-
-
-def _encode_repaired(exchange: Exchange) -> bytes:
-    """Encode with each text as its column will have it; empty if that is not possible either.
-
-    MessagePack holds no lone surrogates, which stand for bytes that are not UTF-8.
-    """
-    values = msgspec.structs.asdict(exchange)
-    texts = {k: clean(v, len(v)) for k, v in values.items() if isinstance(v, str)}
-    try:
-        return _encode(replace(exchange, body=None, **texts))
-    except Exception:  # noqa: BLE001 - it is counted
-        return b""

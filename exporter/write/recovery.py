@@ -57,11 +57,13 @@ if TYPE_CHECKING:
 
     from ..rows.entry import AccessLogEntry
     from ..settings import Settings
+    from .encoding import Encoded
     from .gaps import Reason
     from .rejections import Rejection
 
 logger = logging.getLogger(__name__)
 
+_FIELDS = Exchange.__struct_fields__
 _MAX_RUN_SECONDS = 10 * 366 * 86_400.0  # a time further away from the start of the run is damaged
 
 
@@ -98,11 +100,12 @@ class JournalContent:
     def __len__(self) -> int:
         return len(self._records)
 
-    def exchanges(self) -> Iterator[Exchange | None]:
-        """Those that were not safe yet, oldest first; None for one that this version cannot read."""
+    def exchanges(self) -> Iterator[Encoded]:
+        """Those that were not safe yet, oldest first, as this version encodes them; empty: damaged."""
         fields = self.identity.fields
         for start, end in self._records.values():
-            yield _decode(self._content[start:end], fields)
+            payload = self._content[start:end]
+            yield (payload if fields == _FIELDS else _converted(payload, fields)), None
 
     @property
     def begun(self) -> int:
@@ -172,18 +175,13 @@ def _find_records(content: bytes, key: bytes) -> dict[int, tuple[int, int]]:
     return found
 
 
-def _decode(payload: bytes, fields: tuple[str, ...]) -> Exchange | None:
-    """An exchange that another version may have recorded; None if it cannot be read."""
+def _converted(payload: bytes, fields: tuple[str, ...]) -> bytes:
+    """An exchange that another version has recorded, with the fields of this one; empty: it is damaged."""
     try:
-        found: dict[str, Any] = dict(zip(fields, msgspec.msgpack.decode(payload), strict=True))
-        values: dict[str, Any] = {name: found.get(name) for name in Exchange.__struct_fields__}
-        for name in ("client", "server", "requested_url"):
-            if values[name] is not None:
-                values[name] = tuple(values[name])
-        values["response_fields"] = tuple(map(tuple, values["response_fields"]))
-        return Exchange(**values)
+        values: dict[str, Any] = dict(zip(fields, msgspec.msgpack.decode(payload), strict=True))
     except (msgspec.MsgspecError, TypeError, ValueError):
-        return None
+        return b""
+    return msgspec.msgpack.encode([values.get(name) for name in _FIELDS])
 
 
 class RecoveredRun(NamedTuple):
@@ -224,9 +222,8 @@ class DeadJournal:
         self._entries, self._lost = 0, {}
         exchanges = yielding_gil(self._content.exchanges())
         for batch in batched(exchanges, self._batch_entries):
-            readable = [exchange for exchange in batch if exchange is not None]
-            entries, unreadable = build_rows(self._builder, readable)
-            self._lose("unreadable", len(batch) - len(readable) + len(unreadable))
+            entries, unreadable = build_rows(self._builder, batch)
+            self._lose("unreadable", len(unreadable))
             for entry in entries:
                 self._from_at = min(self._from_at, entry.started_at)
             self._entries += len(entries)

@@ -9,27 +9,33 @@ import gc
 import hashlib
 import pickle
 import signal
+import socket
 import sys
 import traceback
 from contextlib import suppress
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from msgspec.structs import astuple, replace
+import msgspec
 
-from ..exchange import Exchange
 from ..gil import yielding_gil
 from ..rows.entry_builder import EntryBuilder
+from .channel import Channel
 from .copy_batch import CopyBatch
+from .encoding import decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from ..rows.entry import AccessLogEntry
+    from .encoding import Encoded
 
-_PORTION_BYTES = 256 * 1024  # of exchanges; pickled in about 0.2 ms. A usual batch is smaller.
+_PORTION_BYTES = 1024 * 1024  # of exchanges; copied in about 0.2 ms. A usual batch is smaller.
 _GC_THRESHOLD = 100_000  # rows hold no reference cycles, so frequent collections find nothing
+
+_encode = msgspec.msgpack.Encoder().encode
+# The number of all exchanges of a batch, and of this portion: the exchanges, and whether each has a body.
+_decode_portion = msgspec.msgpack.Decoder(tuple[int, list[bytes], list[bool]]).decode
 
 
 class BuildFailure(NamedTuple):
@@ -53,53 +59,47 @@ class BuildResult(NamedTuple):
     unreadable: list[BuildFailure]
 
 
-def build_rows(builder: EntryBuilder, exchanges: Sequence[Exchange]) -> BuildResult:
+def build_rows(builder: EntryBuilder, exchanges: Iterable[Encoded]) -> BuildResult:
     """Build the rows of these exchanges. A bad exchange does not affect the others."""
     entries, unreadable = [], []
-    for exchange in yielding_gil(exchanges):
+    for encoded in yielding_gil(exchanges):
         try:
-            entries.append(builder.build(exchange))
+            entries.append(builder.build(decode(encoded)))
         except Exception as e:  # noqa: BLE001 - any bug in our code
             unreadable.append(BuildFailure.of(e))
     return BuildResult(entries, unreadable)
 
 
-def send(connection: Connection, message: object) -> None:
-    """Send for `recv`. Connection.send would print a traceback if the other end is gone."""
-    connection.send_bytes(pickle.dumps(message))
-
-
-def send_exchanges(connection: Connection, exchanges: Sequence[Exchange]) -> None:
+def send_exchanges(channel: Channel, exchanges: Sequence[Encoded]) -> None:
     """Send exchanges for `receive_exchanges`.
 
-    In portions, and bodies separately: pickling copies its input while it holds the GIL.
+    In portions, because joining them holds the GIL; and bodies separately, because they need not be copied.
     """
     for portion in _portions(exchanges):
-        without_body = [x if x.body is None else replace(x, body=b"") for x in portion]
-        # Tuples pickle faster and smaller than structs.
-        send(connection, (len(exchanges), [*map(astuple, without_body)]))
-        for exchange in portion:
-            if exchange.body is not None:
-                connection.send_bytes(exchange.body)
+        payloads = [payload for payload, _ in portion]
+        with_body = [body is not None for _, body in portion]
+        channel.send(_encode((len(exchanges), payloads, with_body)))
+        for _, body in portion:
+            if body is not None:
+                channel.send(body)
 
 
-def receive_exchanges(connection: Connection) -> list[Exchange]:
+def receive_exchanges(channel: Channel) -> list[Encoded]:
     """Receive what `send_exchanges` sent. Raises EOFError if the other end is closed."""
-    exchanges: list[Exchange] = []
+    exchanges: list[Encoded] = []
     expected = 1
     while len(exchanges) < expected:
-        expected, portion = connection.recv()
-        for fields in portion:
-            x = Exchange(*fields)
-            exchanges.append(x if x.body is None else replace(x, body=connection.recv_bytes()))
+        expected, payloads, with_body = _decode_portion(channel.receive())
+        for payload, has_body in zip(payloads, with_body, strict=True):
+            exchanges.append((payload, bytes(channel.receive()) if has_body else None))
     return exchanges
 
 
-def _portions(exchanges: Iterable[Exchange]) -> Iterator[list[Exchange]]:
+def _portions(exchanges: Iterable[Encoded]) -> Iterator[list[Encoded]]:
     portion, size = [], 0
-    for exchange in exchanges:
-        portion.append(exchange)
-        size += exchange.bare_size
+    for encoded in exchanges:
+        portion.append(encoded)
+        size += len(encoded[0])
         if size >= _PORTION_BYTES:
             yield portion
             portion, size = [], 0
@@ -121,13 +121,14 @@ def main() -> None:
     # A terminal or a service manager signals all processes. The proxy still needs us to build its last rows.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    with Connection(0) as connection, suppress(EOFError, OSError):
-        digest, settings = connection.recv()
+    with socket.socket(fileno=0) as end, suppress(EOFError, OSError):
+        channel = Channel(end)
+        digest, settings = pickle.loads(channel.receive())  # noqa: S301 - from the proxy that started us
         if digest != code_digest():
             sys.exit("the code on disk is not what the proxy has loaded; restart the proxy")
         builder = EntryBuilder(settings)
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD)
         while True:
-            entries, unreadable = build_rows(builder, receive_exchanges(connection))
-            send(connection, BuildResult(CopyBatch.of(entries), unreadable))
+            entries, unreadable = build_rows(builder, receive_exchanges(channel))
+            channel.send(pickle.dumps(BuildResult(CopyBatch.of(entries), unreadable)))

@@ -17,6 +17,7 @@ from exporter.run import Run
 from exporter.settings import BufferSettings
 from exporter.write.buffer import Buffer
 from exporter.write.copy_batch import copy_text
+from exporter.write.encoding import encode
 from exporter.write.journal import Journal, Safe
 from tests.bench.synthetic_flows import REPEATING_URLS, capture_exchanges, generate_url, make_flows
 
@@ -73,23 +74,24 @@ def test_capture(benchmark: Any) -> None:
 
 
 def test_buffer(benchmark: Any, repeating: list[Exchange]) -> None:
+    """With the encoding."""
     buffer = Buffer(BufferSettings(), 128)
 
     def work(exchange: Exchange) -> object:
-        buffer.put(exchange)
+        buffer.put(encode(exchange), exchange.started_at)
         return buffer.take(1)
 
     assert benchmark(_cycle_through(work, repeating))
 
 
 def test_journal(benchmark: Any, repeating: list[Exchange]) -> None:
-    """Both calls for one request."""
+    """Both calls for one request, and the encoding."""
     journal = Journal(Run.start("bench"), Settings().with_dsn("host=db.example"))
     numbers = itertools.count(1)
 
     def work(exchange: Exchange) -> None:
         journal.begin(exchange.started_at)
-        journal.put(exchange)
+        journal.put(encode(exchange)[0])
         number = next(numbers)
         if not number % 1000:
             journal.release(Safe(number))

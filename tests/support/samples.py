@@ -39,7 +39,6 @@ def make_exchange(number: int = 0, **changes: Any) -> Exchange:
         response_source="upstream",
         body=None,
         sha256=None,
-        size=1200,
     )
     return replace(exchange, **changes)
 
