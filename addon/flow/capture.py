@@ -20,6 +20,19 @@ if TYPE_CHECKING:
     from addon.flow.state import Asked, FlowState
     from exporter import RequestedUrl
 
+    # Status code, error type, error, when it ended, when the response head came (epoch seconds), bytes of
+    # the request, bytes of the response, source of the response: as in Exchange.
+    type _End = tuple[
+        int | None,
+        str | None,
+        str | None,
+        float | None,
+        float | None,
+        int | None,
+        int | None,
+        str | None,
+    ]
+
 type Field = tuple[bytes, bytes]
 
 # Bounds. Each is a little more than the table keeps (in UTF-8, up to four bytes per character), so
@@ -45,24 +58,17 @@ def capture(flow: http.HTTPFlow, state: FlowState, *, with_body: bool = False) -
     Nor to its body, unless `with_body` asks for it, to compute a digest.
     """
     request, response, client = flow.request.data, flow.response, flow.client_conn
-    status_code, error_type, error = outcome(flow, state)
     # Unless it was connected for this flow, the server is only known from the original of a replay.
     server = flow.server_conn if flow.server_conn is not state.original_server else None
     host, requested_url = _addressed(flow, state)
-    fields = response.data.headers.fields if response is not None else ()
-    body = sha256 = head_at = response_bytes = response_source = None
-    # Otherwise the client received a response that mitmproxy made up.
-    if response is not None and status_code == response.data.status_code:
-        head_at = response.data.timestamp_start
-        response_bytes = _response_bytes(response, flow, state)
-        response_source = _source(flow, state)
-        if with_body and status_code == _OK and error is None and request.method == b"GET":
-            body, sha256 = response.data.content, body_digest(response)
+    end = _ordinary_end(flow, state) or _end(flow, state)
+    status_code, error_type, error, ended_at, head_at, request_bytes, response_bytes, source = end
+    body, sha256 = _body(flow, status_code, error) if with_body else (None, None)
     # In the order of the fields: msgspec takes 1 us longer if they are named.
     return Exchange(
         _import_id(flow) if state.is_import else flow.id,
         request.timestamp_start,
-        _ended_at(flow),
+        ended_at,
         head_at,
         connect_seconds(flow.server_conn) if state.opened_connection else None,
         client.peername,
@@ -75,18 +81,86 @@ def capture(flow: http.HTTPFlow, state: FlowState, *, with_body: bool = False) -
         b"" if state.is_connect else _cut_target(request.path),
         request.http_version[:MAX_VALUE_BYTES],
         _user_agent(request.headers.fields),
-        _request_bytes(flow, state),
+        request_bytes,
         status_code,
         error_type,
         error and error[:MAX_ERROR_CHARACTERS],
-        _response_fields(fields),
+        _response_fields(response.data.headers.fields) if response is not None else (),
         response_bytes,
         server.tls_version if server is not None else None,
-        response_source,
+        source,
         body,
         sha256,
         requested_url,
     )
+
+
+def _ordinary_end(flow: http.HTTPFlow, state: FlowState) -> _End | None:
+    """What `_end` returns for nearly all exchanges, but 3 us sooner. None: ask that function."""
+    request, response = flow.request, flow.response
+    if (
+        response is None
+        or flow.error is not None
+        or flow.websocket is not None
+        or not state.ended
+        or state.is_connect
+        or state.is_import
+        or state.answered_by_addon
+        or flow.is_replay is not None
+        or request.stream
+        or response.stream
+        or response.data.status_code == _SWITCHING_PROTOCOLS
+    ):
+        return None
+    sent, received = request.data.content, response.data.content
+    if sent is None or received is None:
+        return None
+    return (
+        response.data.status_code,
+        None,
+        None,
+        response.data.timestamp_end,
+        response.data.timestamp_start,
+        len(sent),
+        len(received),
+        "upstream",
+    )
+
+
+def _end(flow: http.HTTPFlow, state: FlowState) -> _End:
+    """What an exchange says about its end, see `_End`."""
+    response = flow.response
+    status_code, error_type, error = outcome(flow, state)
+    head_at = response_bytes = source = None
+    # Otherwise the client received a response that mitmproxy made up.
+    if response is not None and status_code == response.status_code:
+        head_at = response.timestamp_start
+        response_bytes = _response_bytes(response, flow, state)
+        source = _source(flow, state)
+    ended_at, request_bytes = _ended_at(flow), _request_bytes(flow, state)
+    return (
+        status_code,
+        error_type,
+        error,
+        ended_at,
+        head_at,
+        request_bytes,
+        response_bytes,
+        source,
+    )
+
+
+def _body(
+    flow: http.HTTPFlow, status_code: int | None, error: str | None
+) -> tuple[bytes | None, bytes | None]:
+    """The complete body of a download, or its SHA-256 if it was streamed."""
+    response = flow.response
+    # With another status, the client received a response that mitmproxy made up.
+    if response is None or not status_code == response.status_code == _OK:
+        return None, None
+    if error is not None or flow.request.data.method != b"GET":
+        return None, None
+    return response.data.content, body_digest(response)
 
 
 def _cut_url(scheme: bytes, host: str, port: int, target: bytes) -> RequestedUrl:

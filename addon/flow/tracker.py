@@ -63,6 +63,8 @@ class FlowTracker:
         )
         if not (flow.live or flow.client_conn.connected):
             state.is_import = True
+            # One that was saved without a response has no other hook of its own.
+            state.ended = flow.response is None and flow.error is None
         elif (
             flow.error is not None
         ):  # only mitmproxy's validation of the request runs before this hook
@@ -71,12 +73,6 @@ class FlowTracker:
             state.original_server = flow.server_conn
         if self._unused_tunnels:
             self._discard_tunnel(flow.client_conn)
-
-    def request(self, flow: http.HTTPFlow) -> None:
-        """The request is complete. A flow that was saved without a response ends here."""
-        state = self._open.get(flow)
-        if state is not None and state.is_import and flow.response is None and flow.error is None:
-            state.ended = True
 
     def responseheaders(self, flow: http.HTTPFlow) -> None:
         """The response head is there, from upstream or from an addon."""
@@ -165,7 +161,9 @@ class FlowTracker:
             elif flow.response is not None and not state.has_response_head:
                 state.answered_by_addon = True
             else:
-                count_stream(flow.response or flow.request, self.streaming)
+                message = flow.response or flow.request
+                if message.stream or self.streaming.may_begin_late:
+                    count_stream(message, self.streaming)
 
     def end_all(self) -> None:
         """The proxy stops: log the open flows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from mitmproxy.connection import Client, ConnectionState, Server
 from mitmproxy.flow import Error
 from msgspec.structs import astuple
 
+from addon.flow.capture import _end, _ordinary_end
+from addon.flow.state import FlowState
 from addon.flow.tracker import FlowTracker
 from exporter import Settings
 from exporter.rows.entry_builder import EntryBuilder
@@ -41,7 +44,7 @@ def play(flow: http.HTTPFlow, *hooks: str) -> list[Exchange]:
     tracker = FlowTracker()
     tracker.log_access = lambda exchange: logged.append(exchange) or True  # type: ignore[func-returns-value]
     for hook in hooks:
-        getattr(tracker, hook)(flow)
+        getattr(tracker, hook, lambda _: None)(flow)
         tracker.update([flow])
     tracker.end_all()
     assert tracker.failures == 0
@@ -162,6 +165,29 @@ def test_any_flow_becomes_one_exchange_and_one_row(
         assert not isinstance(value, str) or "\x00" not in value
         if isinstance(value, str):
             value.encode()
+
+
+@pytest.mark.parametrize("attribute", ["", "is_connect", "is_import", "answered_by_addon"])
+@pytest.mark.parametrize("status", [101, 200, 304, 502])
+def test_ordinary_ends_are_those_of_every_flow(attribute: str, status: int) -> None:
+    found = 0
+    for streamed, replay, error, content in itertools.product(
+        (False, True), (None, "request", "response"), (None, Error("closed")), (None, b"body")
+    ):
+        flow = make_flow(content=b"sent")
+        add_response(flow, status)
+        assert flow.response is not None
+        flow.response.data.content = content
+        flow.response.stream = streamed
+        flow.is_replay, flow.error = replay, error
+        state = FlowState()
+        state.has_response_head = state.has_whole_response = state.ended = True
+        if attribute:
+            setattr(state, attribute, True)
+        end = _ordinary_end(flow, state)
+        assert end in (None, _end(flow, state))
+        found += end is not None
+    assert found == (1 if not attribute and status != 101 else 0)
 
 
 def test_megabyte_values_are_cut_and_marked() -> None:
