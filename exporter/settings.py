@@ -60,7 +60,7 @@ class BufferSettings(_Section, frozen=True):
     """Limits of the in-memory buffer. At either limit, new entries are dropped."""
 
     max_entries: Count = 65_536
-    max_bytes: Annotated[int, Meta(ge=65_536)] = 56 * 1024 * 1024  # about 64 MiB of process memory
+    max_bytes: Annotated[int, Meta(ge=65_536)] = 48 * 1024 * 1024  # about 64 MiB of process memory
 
 
 class BatchSettings(_Section, frozen=True):

@@ -102,7 +102,7 @@ class Buffer:
     def has_room(self, size: int) -> bool:
         """Whether an entry of `size` bytes would be accepted."""
         return (
-            len(self) < self.bounds.max_entries
+            self.seen - self.dropped - self.taken < self.bounds.max_entries
             and self.bytes_in - self.bytes_out + size <= self.bounds.max_bytes
         )
 
