@@ -49,9 +49,11 @@ package:
     {{uv}} build
     {{dev}} python tests/wheel_check.py dist/*.whl
 
-# inject faults around a proxy under load, e.g. `just chaos --minutes 10 --seed 7` or `just chaos --minutes 60 --kills 70`
+# inject faults around a proxy under load, e.g. `just chaos --minutes 10 --seed 7` or `just chaos --minutes 60 --kills 70`;
+# on a server that runs already: `just chaos --proxies 20 --dsn "host=db.example dbname=scratch user=owner"`
+[positional-arguments]
 chaos *options:
-    {{dev}} python -m tests.chaos {{options}}
+    {{dev}} python -m tests.chaos "$@"
 
 # fill the table with a month of generated traffic, e.g. `just seed-rows 100000`; 0 removes it
 seed-rows rows *options:

@@ -3,6 +3,7 @@
     python -m tests.chaos --minutes 10 --seed 1
     python -m tests.chaos --minutes 60 --seed 1 --kills 70
     python -m tests.chaos --minutes 3 --proxies 20
+    python -m tests.chaos --minutes 3 --proxies 20 --dsn "host=db.example dbname=scratch"
     python -m tests.chaos --archive-faults 120
 
 The first one also injects faults into the archive at the end: tests/support/chaos_archive.py.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import random
 import signal
@@ -30,10 +32,11 @@ from tests.support import chaos_archive
 from tests.support.chaos_checks import Report
 from tests.support.chaos_environment import PASSWORD, ROLE, Bounds, ChaosEnvironment, Step
 from tests.support.chaos_fleet import FleetEnvironment
+from tests.support.chaos_server import Outage, ServerFleet, interrupt
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 
 def _restart_postgres(environment: ChaosEnvironment, seconds: float) -> None:
@@ -363,6 +366,18 @@ _FLEET_DECK = {
     "ACCESS EXCLUSIVE lock": (1, 5.0, 10.0),
     "password changed, restored": (1, 3.0, 6.0),
 }
+# The same for `--dsn`: faults on the way to a server, and a lock, which need no rights on its machine.
+_SERVER_DECK = {
+    "connection cut": (2, 2.0, 8.0),
+    "commit reply cut off": (2, 0.0, 0.0),
+    "commit reply swallowed": (1, 0.0, 0.0),
+    "black hole": (1, 10.0, 15.0),
+    "zero window": (1, 5.0, 10.0),
+    "200 ms latency": (1, 5.0, 10.0),
+    "ACCESS EXCLUSIVE lock": (1, 5.0, 10.0),
+}
+_OUTAGE = (1, 5.0, 15.0)  # each of `--outage`
+_PROXIES = 4  # with `--dsn`
 # The same for `--kills`: only kills, in quick succession.
 _KILL_DECK = {
     "proxy kill -9": (4, 0.0, 0.0),
@@ -421,19 +436,34 @@ def run(
 
 
 def run_fleet(
-    folder: Path, steps: Iterator[Step], proxies: int, seconds: float
+    environment: FleetEnvironment,
+    steps: Iterator[Step],
+    seconds: float,
+    outages: Sequence[Outage] = (),
 ) -> FleetEnvironment:
-    """Inject faults into the database of several proxies; `check` of the result says what was lost."""
-    with FleetEnvironment(folder, proxies) as environment:
+    """Inject faults into the database of several proxies; `check` of the result says what was lost.
+
+    `outages`: of servers that we did not start, for the faults of `outage_name`.
+    """
+    faults = FAULTS | {
+        outage_name(number): functools.partial(interrupt, outage=outage)
+        for number, outage in enumerate(outages)
+    }
+    with environment:
         environment.settle()
         deadline = time.monotonic() + seconds
         for step in steps:
             if time.monotonic() >= deadline:
                 break
-            environment.inject(step, FAULTS[step.fault])
+            environment.inject(step, faults[step.fault])
         environment.finish()
         sys.stdout.write(f"{environment.check()}\n")
         return environment
+
+
+def outage_name(number: int) -> str:
+    """The name of the fault that this outage is, counted from 0."""
+    return f"server stopped ({number + 1})"
 
 
 def main() -> int:
@@ -450,12 +480,24 @@ def main() -> int:
         type=int,
         help="run so many proxies, and inject faults into their database only",
     )
+    parser.add_argument(
+        "--dsn",
+        help="a server that runs already, or the coordinator of a Citus cluster, instead of one of our own; the log"
+        " is in a new schema, which is dropped at the end",
+    )
+    parser.add_argument(
+        "--outage",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("STOP", "START"),
+        help="with --dsn: two shell commands, which stop a server of the log and start it again; may be repeated",
+    )
     options = parser.parse_args()
-    if options.proxies is not None:
-        steps = random_schedule(options.seed, _FLEET_DECK, 3.0)
-        with tempfile.TemporaryDirectory(prefix="artifactapi-chaos-") as folder:
-            fleet = run_fleet(Path(folder), steps, options.proxies, options.minutes * 60)
-        return bool(fleet.complaints)
+    if options.outage and options.dsn is None:
+        parser.error("--outage needs --dsn")
+    if options.proxies is not None or options.dsn is not None:
+        return _run_fleet(options)
     if options.archive_faults is not None:
         return _run_archive(options.seed, options.archive_faults)
     deck, pause = (_DECK, 3.0) if options.kills is None else (_KILL_DECK, 1.0)
@@ -469,6 +511,23 @@ def main() -> int:
     if options.kills is not None:
         return bool(report.complaints)
     return bool(report.complaints) | _run_archive(options.seed, _ARCHIVE_FAULTS)
+
+
+def _run_fleet(options: argparse.Namespace) -> int:
+    proxies = _PROXIES if options.proxies is None else options.proxies
+    outages = [Outage(*commands) for commands in options.outage]
+    deck = _FLEET_DECK
+    if options.dsn is not None:
+        deck = _SERVER_DECK | {outage_name(number): _OUTAGE for number in range(len(outages))}
+    steps = random_schedule(options.seed, deck, 3.0)
+    with tempfile.TemporaryDirectory(prefix="artifactapi-chaos-") as folder:
+        fleet = (
+            FleetEnvironment(Path(folder), proxies)
+            if options.dsn is None
+            else ServerFleet(Path(folder), proxies, options.dsn)
+        )
+        run_fleet(fleet, steps, options.minutes * 60, outages)
+    return bool(fleet.complaints)
 
 
 def _run_archive(seed: int, faults: int) -> int:

@@ -27,7 +27,7 @@ from exporter.postgres.schema import ensure_schema, grants
 from .environment import temporary_runtime
 from .postgres import Postgres, available
 from .proxy import Mitm
-from .relay import Relay
+from .relay import Relay, Relays
 from .traffic import Traffic
 from .wait import eventually
 
@@ -149,13 +149,8 @@ class ChaosEnvironment:
         with self._stack:
             for name in ("addon", "configs", "exporter"):  # a copy, because a reload touches a file
                 shutil.copytree(_ROOT / name, self._product / name)
-            self.postgres = self._stack.enter_context(Postgres(available()["18"]))
-            self.disk = self._stack.enter_context(_small_disk(self.postgres))
+            self._start_server()
             self.memory = self._stack.enter_context(_memory(self._folder / "memory"))
-            self._prepare()
-            self.relay = self._stack.enter_context(
-                Relay(("127.0.0.1", self.postgres.port), postgres=True)
-            )
             self.traffic = self._stack.enter_context(
                 Traffic(self._folder / "requests", self.bounds.rate, _CONNECTIONS)
             )
@@ -168,6 +163,20 @@ class ChaosEnvironment:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def _start_server(self) -> None:
+        """Start a server with a log, and a relay to it."""
+        self.postgres = self._stack.enter_context(Postgres(available()["18"]))
+        self.disk = self._stack.enter_context(_small_disk(self.postgres))
+        self._prepare()
+        relay = self._stack.enter_context(Relay(("127.0.0.1", self.postgres.port), postgres=True))
+        self._port = relay.address[1]
+        self.relay = Relays([relay])
+
+    @property
+    def owner_dsn(self) -> str:
+        """A connection string for the owner of the log, not through the relay."""
+        return self.postgres.dsn()
+
     @property
     def proxy(self) -> Generation:
         """The proxy that runs now, or ran last."""
@@ -178,8 +187,8 @@ class ChaosEnvironment:
         self._never.wait(seconds)
 
     def admin(self) -> psycopg.Connection[Any]:
-        """Connect as superuser, not through the relay."""
-        return psycopg.connect(self.postgres.dsn(), autocommit=True)
+        """Connect as the owner of the log, not through the relay."""
+        return psycopg.connect(self.owner_dsn, autocommit=True)
 
     def inject(self, step: Step, fault: Callable[[ChaosEnvironment, float], str | None]) -> None:
         """Inject one fault, and wait until the log has recovered from it."""
@@ -267,13 +276,16 @@ class ChaosEnvironment:
             eventually(lambda: "artifactapi: logging to" in mitm.output(), timeout=60)
 
     def _environment(self) -> dict[str, str]:
-        dsn = f"host=127.0.0.1 port={self.relay.address[1]} user={ROLE} dbname=postgres"
         return {
             "ARTIFACTAPI_HOME": str(self._home),
-            "ARTIFACTAPI_DSN": dsn,
-            "PGPASSWORD": PASSWORD,
+            **self._login(len(self.generations)),
             **({"XDG_RUNTIME_DIR": str(self.memory)} if self.memory else {}),
         }
+
+    def _login(self, _number: int) -> dict[str, str]:
+        """Where and as whom the proxy with this number connects."""
+        dsn = f"host=127.0.0.1 port={self._port} user={ROLE} dbname=postgres"
+        return {"ARTIFACTAPI_DSN": dsn, "PGPASSWORD": PASSWORD}
 
     def stop_proxy(self) -> float:
         """Check the handles and stop the proxy; return the seconds that it took."""
@@ -387,7 +399,7 @@ class ChaosEnvironment:
         """What `artifactapi audit` finds."""
         script = self._product / "addon" / "cli" / "main.py"
         done = subprocess.run(
-            [sys.executable, str(script), "--dsn", self.postgres.dsn(), "audit", "--json"],
+            [sys.executable, str(script), "--dsn", self.owner_dsn, "audit", "--json"],
             check=False,
             capture_output=True,
             text=True,

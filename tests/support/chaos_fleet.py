@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from .chaos_environment import PASSWORD, ROLE, Bounds, ChaosEnvironment, Generation
+from .chaos_environment import Bounds, ChaosEnvironment, Generation
 from .environment import temporary_runtime
 from .proxy import Mitm
 from .traffic import Traffic
@@ -120,9 +120,8 @@ class FleetEnvironment(ChaosEnvironment):
     def _start(self, number: int) -> Generation:
         status_file = self._folder / f"status-{number}"
         node = f"proxy-{number}"
-        environment = self._environment() | {
-            "ARTIFACTAPI_HOME": str(self._folder / f"home-{number}")
-        }
+        home = str(self._folder / f"home-{number}")
+        environment = self._environment() | {"ARTIFACTAPI_HOME": home} | self._login(number)
         mitm = Mitm(
             self._folder / node,
             *("--set", f"artifactapi_config={self._configuration(node)}"),
@@ -132,7 +131,7 @@ class FleetEnvironment(ChaosEnvironment):
                 self._product / "addon" / "artifactapi.py",
                 Path(__file__).with_name("status_file.py"),
             ],
-            env=environment | {"PGUSER": ROLE, "PGPASSWORD": PASSWORD},
+            env=environment,
             timeout=120,
         )
         return Generation(number, mitm.__enter__(), status_file)

@@ -20,7 +20,7 @@ VARIABLE = "ARTIFACTAPI_TEST_CITUS"
 # A fixture removes the variables of the person who runs the tests.
 CLUSTER_DSN = os.environ.get(VARIABLE, "")
 NEEDS_TRIGGERS = pytest.mark.not_on_citus("Citus refuses triggers on distributed tables")
-_SHARDS = "-ccitus.shard_count=2"  # few, because each test creates its own
+_SHARDS = 2  # few, because each test creates its own
 
 
 class Cluster:
@@ -77,10 +77,11 @@ class Cluster:
     folder = pid = data
 
 
-def distributed(dsn: str) -> str:
+def distributed(dsn: str, shards: int = _SHARDS) -> str:
     """Create the schema in the search path of `dsn` and distribute it. Returns a connection string for it."""
     parameters = conninfo_to_dict(dsn)
-    small = make_conninfo(dsn, options=f"{parameters.get('options', '')} {_SHARDS}")
+    options = f"{parameters.get('options', '')} -ccitus.shard_count={shards}"
+    small = make_conninfo(dsn, options=options)
     with psycopg.connect(small, autocommit=True) as connection, one_at_a_time(dsn):
         ensure_schema(connection)
         distribute_schema(connection)

@@ -5,7 +5,7 @@ import contextlib
 import socket
 import struct
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fcntl import ioctl
 from pathlib import Path
@@ -301,6 +301,58 @@ class Relay(SocketServer):
     async def _arm(self, fault: _Fault) -> None:
         self._fault = fault
         self.struck = False
+
+
+class Relays:
+    """Relays to the servers of one database, which fail at the same time; see `Relay`."""
+
+    def __init__(self, relays: Sequence[Relay]) -> None:
+        self._relays = relays
+
+    @property
+    def struck(self) -> bool:
+        """Whether the counted fault has happened in one of them."""
+        return any(relay.struck for relay in self._relays)
+
+    def cut(self) -> None:
+        """Reset every connection and refuse new ones, until `mend`."""
+        for relay in self._relays:
+            relay.cut()
+
+    def blackhole(self) -> None:
+        """See `Relay.blackhole`."""
+        for relay in self._relays:
+            relay.blackhole()
+
+    def zero_window(self) -> None:
+        """See `Relay.zero_window`."""
+        for relay in self._relays:
+            relay.zero_window()
+
+    def delay(self, seconds: float) -> None:
+        """See `Relay.delay`."""
+        for relay in self._relays:
+            relay.delay(seconds)
+
+    def trickle(self) -> None:
+        """See `Relay.trickle`."""
+        for relay in self._relays:
+            relay.trickle()
+
+    def mend(self) -> None:
+        """End all faults."""
+        for relay in self._relays:
+            relay.mend()
+
+    def cut_at_message(self, direction: Direction, index: int) -> None:
+        """See `Relay.cut_at_message`."""
+        for relay in self._relays:
+            relay.cut_at_message(direction, index)
+
+    def swallow_from_message(self, direction: Direction, index: int) -> None:
+        """See `Relay.swallow_from_message`."""
+        for relay in self._relays:
+            relay.swallow_from_message(direction, index)
 
 
 def _send_immediately(sink: socket.socket) -> None:
