@@ -87,6 +87,7 @@ class ArtifactApi:
                 may_begin_late=bool(ctx.options.stream_large_bodies),
                 digests=self._settings.artifact.sha256,
             )
+            self.flows.reads_indexes = self._settings.artifact.debian_epochs
 
     def running(self) -> None:
         """Start the exporter. Not in `load`: if startup fails after that, mitmproxy never calls `done`."""

@@ -13,6 +13,7 @@ from .postgres.dsn import check_dsn, has_password, public_name
 from .retention.housekeeping import Housekeeping
 from .rows.entry import AccessLogEntry
 from .rows.entry_builder import load_remotes
+from .rows.epochs import MAX_INDEX_BYTES, is_package_index
 from .run import Run
 from .settings import Settings, SettingsError, data_folder, load_settings, resolve_dsn
 from .status_file import ProxyStatus, StatusFile, delete_dead, read_statuses
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "MAX_INDEX_BYTES",
     "RESPONSE_FIELDS",
     "AccessLogEntry",
     "DatabaseUnavailable",
@@ -46,6 +48,7 @@ __all__ = [
     "forget_killed",
     "has_password",
     "insert_access_log_batch",
+    "is_package_index",
     "load_remotes",
     "load_settings",
     "proxy_statuses",
@@ -93,7 +96,9 @@ class Exporter:
         if not self._buffer.seen % _CHECK_ENTRIES:
             self._writer.ensure_running()
         encoded = encode(exchange)
-        if self._buffer.put(encoded, exchange.started_at):
+        # Without sha256, a body is an index of packages, and the row can do without it.
+        needs_body = self._settings.artifact.sha256
+        if self._buffer.put(encoded, exchange.started_at, needs_body=needs_body):
             self._journal.put(encoded[0])
             return True
         self._journal.count_drop()

@@ -67,7 +67,7 @@ class Exchange(msgspec.Struct, frozen=True, gc=False, array_like=True):
     response_bytes: int | None
     tls_version: str | None
     response_source: str | None
-    body: bytes | None  # complete response body, only if the writer must hash it
+    body: bytes | None  # complete response body, only if it is hashed, or has epochs
     sha256: bytes | None  # of a streamed response body, only if enabled
     requested_url: RequestedUrl | None = (
         None  # only if it differs from what was fetched, and is known

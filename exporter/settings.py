@@ -93,6 +93,9 @@ class ArtifactSettings(_Section, frozen=True):
     """Optional details of artifacts."""
 
     sha256: bool = False  # of complete status 200 bodies; costs about 0.6 ms per MB
+    debian_epochs: bool = (
+        True  # from the indexes that pass; the worker reads each once, in up to 1 s
+    )
 
 
 class RemotesSettings(_Section, frozen=True):

@@ -10,7 +10,7 @@ from mitmproxy.net.http import url
 
 from addon.flow.outcome import outcome
 from addon.flow.streaming import body_bytes, body_digest
-from exporter import RESPONSE_FIELDS, Exchange
+from exporter import MAX_INDEX_BYTES, RESPONSE_FIELDS, Exchange, is_package_index
 
 if TYPE_CHECKING:
     from mitmproxy import http
@@ -52,10 +52,13 @@ _TUNNEL_MODES = ("regular", "upstream")
 _CLIENT_LEFT = "connection closed early"
 
 
-def capture(flow: http.HTTPFlow, state: FlowState, *, with_body: bool = False) -> Exchange:
+def capture(
+    flow: http.HTTPFlow, state: FlowState, *, with_body: bool = False, with_indexes: bool = False
+) -> Exchange:
     """The facts of a flow that has ended. The result holds no reference to the flow.
 
-    Nor to its body, unless `with_body` asks for it, to compute a digest.
+    Nor to its body, unless `with_body` asks for it, to compute a digest, or `with_indexes` asks for
+    those of Debian packages, to read epochs.
     """
     request, response, client = flow.request.data, flow.response, flow.client_conn
     # Unless it was connected for this flow, the server is only known from the original of a replay.
@@ -63,7 +66,13 @@ def capture(flow: http.HTTPFlow, state: FlowState, *, with_body: bool = False) -
     host, requested_url = _addressed(flow, state)
     end = _ordinary_end(flow, state) or _end(flow, state)
     status_code, error_type, error, ended_at, head_at, request_bytes, response_bytes, source = end
-    body, sha256 = _body(flow, status_code, error) if with_body else (None, None)
+    body = sha256 = None
+    if with_body:
+        body, sha256 = _body(flow, status_code, error)
+    elif with_indexes and is_package_index(request.path):
+        body, _ = _body(flow, status_code, error)
+        if body is not None and len(body) > MAX_INDEX_BYTES:
+            body = None
     # In the order of the fields: msgspec takes 1 us longer if they are named.
     return Exchange(
         _import_id(flow) if state.is_import else flow.id,

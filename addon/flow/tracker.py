@@ -45,6 +45,7 @@ class FlowTracker:
         self.count_unreadable: Callable[[float], None] | None = None
         self.filter: flowfilter.TFilter | None = None
         self.streaming = Streaming()
+        self.reads_indexes = False  # of Debian packages
         self.failures = 0
         self._open: dict[http.HTTPFlow, FlowState] = {}
         self._unused_connections: set[str] = set()  # ids of upstream connections
@@ -259,7 +260,12 @@ class FlowTracker:
             state.opened_connection = True
         try:
             if self.log_access is not None and (self.filter is None or self.filter(flow)):
-                exchange = capture(flow, state, with_body=self.streaming.digests)
+                exchange = capture(
+                    flow,
+                    state,
+                    with_body=self.streaming.digests,
+                    with_indexes=self.reads_indexes,
+                )
                 if state.is_import and self.wait_for_room is not None:
                     # mitmproxy blocks its event loop while it reads a file, so a wait delays nobody.
                     self.wait_for_room(exchange)

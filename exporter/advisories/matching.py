@@ -143,6 +143,11 @@ class Judge:
         if self._ignores_local and "+" in version:
             candidates.append(version.partition("+")[0])
         verdicts = set(map(self._judge_candidate, candidates))
+        if verdicts == {Verdict.UNAFFECTED} and self._scheme.has_epoch:
+            # Somebody may have listed a version as the file name has it, which omits the epoch.
+            _, epoch, rest = version.partition(":")
+            if epoch and rest in self._texts:
+                return Verdict.POSSIBLE
         return verdicts.pop() if len(verdicts) == 1 else Verdict.POSSIBLE
 
     def _names_local(self) -> bool:

@@ -13,6 +13,7 @@ from ..settings import SettingsError
 from .cache_status import CacheStatus, read_cache_status
 from .downloads import Download, Downloads
 from .entry import AccessLogEntry
+from .epochs import is_package_index
 from .images import Images
 from .packages.identity import UNKNOWN, Identity, Remotes, RemotesError, authority_of
 from .redaction import PathPatterns, redact
@@ -39,6 +40,7 @@ from .text import (
 if TYPE_CHECKING:
     from ..exchange import Exchange, SocketAddress
     from ..settings import Settings
+    from .epochs import Epochs
     from .images import Client
 
 # Longer values go past the caches, because they seldom repeat.
@@ -67,8 +69,12 @@ class _Target(NamedTuple):
 class EntryBuilder:
     """Builds rows by one set of settings. Use it in one thread only."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Raises SettingsError if the user's remotes file is wrong."""
+    def __init__(self, settings: Settings, epochs: Epochs | None = None) -> None:
+        """Without `epochs`, versions have only the epochs that their file names have.
+
+        Raises SettingsError if the user's remotes file is wrong.
+        """
+        self._epochs = epochs
         self._remotes = load_remotes(settings)
         self._redirects = Redirects()
         self._images = Images()
@@ -232,6 +238,8 @@ class EntryBuilder:
         has_xet_hash = _field(x.response_fields, b"x-xet-hash") is not None
         if has_xet_hash or identity.rule is not None:
             identity = self._references.link(client, path, identity, has_xet_hash=has_xet_hash)
+        if self._epochs is not None:
+            identity = _with_epoch(self._epochs, x, f"{host}:{x.port}", identity)
         if identity.purl is None and self._redirects and not _is_page(x):
             identity = self._redirects.find(host, x.port, x.target) or identity
         if x.status_code in REDIRECTS and identity.artifact_kind is not None:
@@ -256,6 +264,19 @@ class EntryBuilder:
                 content_range=_field(x.response_fields, b"content-range"),
             )
         )
+
+
+def _with_epoch(epochs: Epochs, x: Exchange, authority: str, identity: Identity) -> Identity:
+    """The identity of a Debian package with its epoch, if an index gave one. Reads an index's body."""
+    if x.body is not None and is_package_index(x.target):
+        epochs.add(authority, x.target, x.body)
+    version, purl = identity.version, identity.purl
+    if identity.ecosystem != "deb" or version is None or purl is None or ":" in version:
+        return identity
+    epoch = epochs.find(authority, x.target)
+    if epoch is None:
+        return identity
+    return identity._replace(version=f"{epoch}:{version}", purl=purl.replace("@", f"@{epoch}:", 1))
 
 
 def load_remotes(settings: Settings) -> Remotes:

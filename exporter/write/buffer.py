@@ -63,11 +63,15 @@ class Buffer:
         self._wake_bytes = bounds.max_bytes // _WAKE_BYTES_SHARE
         self._taken_bytes = bounds.max_bytes // _TAKEN_BYTES_SHARE
 
-    def put(self, encoded: Encoded, started_at: float) -> bool:
+    def put(self, encoded: Encoded, started_at: float, *, needs_body: bool = True) -> bool:
         """Append, or drop and count when full; False if dropped. Never blocks, never raises.
 
-        `started_at`: epoch seconds.
+        `started_at`: epoch seconds. A body that is not needed may take half of what is free, so that the
+        entries after it find room; a larger one is left out.
         """
+        payload, body = encoded
+        if body is not None and not needs_body and not self.has_room(2 * len(body)):
+            encoded = payload, None
         entries, size = self._entries, memory_bytes(encoded)
         if not self.has_room(size):
             # Drop the newest entry, not the oldest: waiting entries keep their place.

@@ -6,6 +6,7 @@ the event loop gives it back.
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from typing import TYPE_CHECKING
@@ -23,6 +24,11 @@ class Channel:
     def __init__(self, end: socket.socket) -> None:
         """Takes over the socket, whose timeouts apply to each call of the system."""
         self._socket = end
+
+    @property
+    def has_message(self) -> bool:
+        """Whether `receive` would find a message, or its beginning, or the other end closed."""
+        return bool(select.select([self._socket], [], [], 0)[0])
 
     def send(self, message: bytes) -> None:
         """Send a message. Raises BlockingIOError if the other end does not read in time."""

@@ -20,6 +20,7 @@ import msgspec
 
 from ..gil import yielding_gil
 from ..rows.entry_builder import EntryBuilder
+from ..rows.epochs import Epochs
 from .channel import Channel
 from .copy_batch import CopyBatch
 from .encoding import decode
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from .encoding import Encoded
 
 _PORTION_BYTES = 1024 * 1024  # of exchanges; copied in about 0.2 ms. A usual batch is smaller.
+# For indexes of Debian packages, in each batch: the proxy waits 2 s for its rows.
+_INDEX_SECONDS = 1.2
 _GC_THRESHOLD = 100_000  # rows hold no reference cycles, so frequent collections find nothing
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -126,9 +129,14 @@ def main() -> None:
         digest, settings = pickle.loads(channel.receive())  # noqa: S301 - from the proxy that started us
         if digest != code_digest():
             sys.exit("the code on disk is not what the proxy has loaded; restart the proxy")
-        builder = EntryBuilder(settings)
+        epochs = Epochs()
+        builder = EntryBuilder(settings, epochs if settings.artifact.debian_epochs else None)
         gc.freeze()
         gc.set_threshold(_GC_THRESHOLD)
         while True:
-            entries, unreadable = build_rows(builder, receive_exchanges(channel))
+            exchanges = receive_exchanges(channel)
+            epochs.allow(_INDEX_SECONDS)
+            entries, unreadable = build_rows(builder, exchanges)
             channel.send(pickle.dumps(BuildResult(CopyBatch.of(entries), unreadable)))
+            while epochs.has_work and not channel.has_message:
+                epochs.step()

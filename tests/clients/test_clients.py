@@ -374,8 +374,8 @@ def test_apt_downloads_match_the_printed_uris(setup: ClientSetup, tmp_path: Path
         name, version, _ = unquote(found["file"]).split("_")
         file = unquote(found["url"].rpartition("/")[2])
         assert (home / found["file"]).stat().st_size == int(found["size"])
-        # The requested file name has no epoch, so the row has none either.
-        expected[Artifact(name, version.rpartition(":")[2], file, int(found["size"]))] += 1
+        assert ":" not in unquote(file)  # the epoch is from the index
+        expected[Artifact(name, version, file, int(found["size"]))] += 1
     rows = recording.rows("Debian APT-HTTP/")
     by_row = Counter(
         {
@@ -386,7 +386,7 @@ def test_apt_downloads_match_the_printed_uris(setup: ClientSetup, tmp_path: Path
     assert by_row == expected
     assert len(expected) == len(debs)
     assert setup.artifacts("pkg:deb/%") == {
-        "pkg:deb/acme/demo-tool@3.0-1%2Bb1?arch=all": (1, debs[0].stat().st_size, BUILD),
+        "pkg:deb/acme/demo-tool@1:3.0-1%2Bb1?arch=all": (1, debs[0].stat().st_size, BUILD),
         "pkg:deb/acme/libdemo%2B%2B1@2.0~rc1%2Bdfsg-2?arch=amd64": (
             1,
             debs[1].stat().st_size,

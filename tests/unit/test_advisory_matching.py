@@ -142,6 +142,13 @@ def test_an_unknown_epoch_is_possible_where_it_matters(key: str) -> None:
     assert verdicts(about(key, "introduced 0", "fixed 2.0-1"), "2.5-1") == [_UNAFFECTED]
 
 
+def test_a_listed_version_without_the_epoch_of_the_row_is_possible() -> None:
+    affected = about("deb/docker/docker-ce", versions=("25.0.2-1", "1:25.0.3-1"))
+    assert verdicts(affected, "25.0.2-1", "5:25.0.2-1", "5:25.0.3-1", "1:25.0.3-1") == [
+        *(_AFFECTED, _POSSIBLE, _UNAFFECTED, _AFFECTED)
+    ]
+
+
 def test_more_epochs_than_are_tried_leave_a_version_possible() -> None:
     versions = tuple(f"{epoch}:1.0-1" for epoch in range(1, 30))
     affected = about("deb/debian/curl", versions=versions)

@@ -35,6 +35,16 @@ def sized(number: int, size: int) -> Exchange:
     return replace(bare, target=b"/" * (size - memory_bytes(encode(bare)) - 2))
 
 
+def test_a_body_that_is_not_needed_leaves_half_of_the_free_room() -> None:
+    buffer = Buffer(BufferSettings(max_bytes=65_536), wake_entries=8)
+    fits, is_large = (encode(make_exchange(n, body=b"x" * 25_000)) for n in range(2))
+
+    assert buffer.put(fits, 0.0, needs_body=False)
+    assert buffer.put(is_large, 0.0, needs_body=False)
+
+    assert [*buffer.take(8), *buffer.take(8)] == [fits, (is_large[0], None)]
+
+
 @pytest.mark.parametrize("seed", range(50))
 def test_each_entry_is_taken_once_in_order_or_counted_as_dropped(seed: int) -> None:
     rng = random.Random(seed)

@@ -62,6 +62,24 @@ def make_exchanges(count: int) -> list[Encoded]:
     return [encode(make_exchange(n, **kinds[n % len(kinds)])) for n in range(count)]
 
 
+def test_worker_takes_epochs_from_an_index(row_builder: RowBuilder) -> None:
+    index = b"Package: g++\nVersion: 4:13.2-1\nFilename: pool/main/g/gcc/g++_13.2-1_amd64.deb\n"
+    host = {"host": "deb.debian.example", "port": 80, "scheme": b"http"}
+    path = b"/debian/dists/sid/main/binary-amd64/by-hash/SHA256/" + b"0a" * 32
+    file = b"/debian/pool/main/g/gcc/g%2b%2b_13.2-1_amd64.deb"
+    first = make_exchange(1, **host, target=path, body=index)
+    second = make_exchange(2, **host, target=file)
+
+    for batch in ([first, second], [second]):
+        result = row_builder.build([encode(exchange) for exchange in batch]).result()
+        assert isinstance(result.entries, CopyBatch)  # of the worker
+        entry = list(result.entries)[-1]
+        assert (entry.version, entry.purl) == (
+            "4:13.2-1",
+            "pkg:deb/debian/g%2B%2B@4:13.2-1?arch=amd64",
+        )
+
+
 def build_locally(exchanges: list[Encoded], settings: Settings = _SETTINGS) -> list[AccessLogEntry]:
     """Return the expected entries, built in this process."""
     entry_builder = EntryBuilder(settings)

@@ -14,7 +14,8 @@ from mitmproxy.connection import Client, ConnectionState, Server
 from mitmproxy.flow import Error
 from msgspec.structs import astuple
 
-from addon.flow.capture import _end, _ordinary_end
+from addon.flow import capture as module
+from addon.flow.capture import _end, _ordinary_end, capture
 from addon.flow.state import FlowState
 from addon.flow.tracker import FlowTracker
 from exporter import Settings
@@ -244,6 +245,29 @@ def test_exchange_does_not_keep_the_body() -> None:
     (exchange,) = play(flow, *ENDINGS["response"])
     assert exchange.request_bytes == 1_000_000
     assert memory_bytes(encode(exchange)) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "max_bytes", "body"),
+    [
+        (b"/debian/dists/sid/main/binary-amd64/Packages.xz", 200, 4, b"body"),
+        (b"/debian/dists/sid/main/binary-amd64/by-hash/SHA256/00", 200, 4, b"body"),
+        (b"/debian/dists/sid/main/binary-amd64/Packages.xz", 200, 3, None),
+        (b"/debian/dists/sid/main/binary-amd64/Packages.xz", 404, 4, None),
+        (b"/debian/pool/main/c/curl/curl_8.5.0-1_amd64.deb", 200, 4, None),
+    ],
+)
+def test_exchange_keeps_the_index_of_debian_packages(
+    path: bytes, status: int, max_bytes: int, body: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_INDEX_BYTES", max_bytes)
+    flow = make_flow(path=path)
+    add_response(flow, status)
+    state = FlowState()
+    state.ended = True
+
+    assert capture(flow, state, with_indexes=True).body == body
+    assert capture(flow, state).body is None
 
 
 def test_unused_tunnel_is_logged_after_a_reload() -> None:

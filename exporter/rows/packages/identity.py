@@ -57,7 +57,7 @@ class Identity(NamedTuple):
     artifact_kind: str | None = None  # artifact, index, sidecar, blob, api
     ecosystem: str | None = None  # the purl's type
     package: str | None = None  # namespace/name, normalized as in the purl
-    version: str | None = None  # as in the purl; without parts that the file name omits (epoch)
+    version: str | None = None  # as in the purl; without an epoch, unless the file name has it
     filename: str | None = None  # decoded; for a sidecar, the name of the sidecar
     purl: str | None = None
     rule: str | None = None  # format#number of the rule that matched, counted from 1
