@@ -22,20 +22,21 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
+_PROGRAMS = available()[min(available(), key=int)]  # Debian's, if it is installed
 _wait = functools.partial(eventually, timeout=30)
 _ROWS = "SELECT count(*), count(DISTINCT flow_id) FROM access_log"
 
 
 @pytest.fixture
 def primary() -> Iterator[Postgres]:
-    with Postgres(available()["18"]) as server:
+    with Postgres(_PROGRAMS) as server:
         yield server
 
 
 @pytest.fixture
 def standby(primary: Postgres) -> Iterator[Postgres]:
     """A streaming standby of `primary`."""
-    with Postgres(available()["18"], primary) as server:
+    with Postgres(_PROGRAMS, primary) as server:
         _until_streaming(primary)
         yield server
 
