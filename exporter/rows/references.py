@@ -27,6 +27,7 @@ _ASKS = (
     ("/info/lfs/objects/batch", "huggingface", XET),
     ("/xet-read-token/", "huggingface", XET),
 )
+_ASKING_FORMATS = frozenset(name for _, name, _ in _ASKS)
 
 type Client = tuple[str | None, str | None]  # address and proxy user
 
@@ -56,7 +57,9 @@ class References:
         format_name = (identity.rule or "").partition("#")[0]
         if format_name in {GIT_LFS, XET}:
             return self._of_object((client, format_name), identity)
-        asked = XET if has_xet_hash else _store(path, format_name)
+        asked = XET if has_xet_hash else None
+        if asked is None and format_name in _ASKING_FORMATS:
+            asked = _store(path, format_name)
         if asked is not None:
             self._remember((client, asked), identity)
         return identity

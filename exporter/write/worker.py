@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _PORTION_BYTES = 1024 * 1024  # of exchanges; copied in about 0.2 ms. A usual batch is smaller.
 # For indexes of Debian packages, in each batch: the proxy waits 2 s for its rows.
 _INDEX_SECONDS = 1.2
+_MAX_CACHED_BYTES = 1024  # a usual exchange has 400
 _GC_THRESHOLD = 100_000  # rows hold no reference cycles, so frequent collections find nothing
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -67,7 +68,8 @@ def build_rows(builder: EntryBuilder, exchanges: Iterable[Encoded]) -> BuildResu
     entries, unreadable = [], []
     for encoded in yielding_gil(exchanges):
         try:
-            entries.append(builder.build(decode(encoded)))
+            is_small = len(encoded[0]) <= _MAX_CACHED_BYTES
+            entries.append(builder.build(decode(encoded), cacheable=is_small))
         except Exception as e:  # noqa: BLE001 - any bug in our code
             unreadable.append(BuildFailure.of(e))
     return BuildResult(entries, unreadable)
