@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -57,7 +58,7 @@ def database_name(postgres: Postgres | Cluster) -> Iterator[str]:
 
     On a cluster, it has a distributed log.
     """
-    name = f"pooled_{next(_numbers)}"
+    name = f"pooled_{os.getpid()}_{next(_numbers)}"  # other processes use the same cluster
     if isinstance(postgres, Cluster):
         with postgres.database(name):
             yield name
