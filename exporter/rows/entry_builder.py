@@ -235,7 +235,7 @@ class EntryBuilder:
         has_xet_hash = _field(x.response_fields, b"x-xet-hash") is not None
         if has_xet_hash or identity.rule is not None:
             identity = self._references.link(client, path, identity, has_xet_hash=has_xet_hash)
-        if self._epochs is not None:
+        if self._epochs is not None and (identity.ecosystem == "deb" or x.body is not None):
             identity = _with_epoch(self._epochs, x, f"{host}:{x.port}", identity)
         if identity.purl is None and self._redirects and not _is_page(x):
             identity = self._redirects.find(host, x.port, x.target) or identity
