@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.archive.parquet import ArchiveError
 from exporter.postgres.citus import DistributionError, check_coordinator
 from exporter.postgres.connection import describe
 from exporter.postgres.locks import HOUSEKEEPING, SharedSessionError, only_session
 from exporter.read.human import plural, size
 from exporter.read.selection import SelectionError, parse_duration
 from exporter.read.session import DATABASE_ERRORS, open_database
-from exporter.retention.days import DependentsError, LogInUseError, owns_log
-from exporter.retention.prune import oldest_kept, prunable
+from exporter.retention.days import LogInUseError, owns_log
+from exporter.retention.prune import KeptDaysError, oldest_kept, prunable
 from exporter.retention.steps import keep_in_order
 from exporter.settings import MAX_KEPT_DAYS
 
@@ -70,7 +69,7 @@ def prune(settings: Settings, keep: str | None, archive: Path | None, *, dry_run
                             "A proxy or another `artifactapi prune` is at it already; try again later."
                         )
                     total = _show(keep_in_order(connection, settings.database, before, archive))
-    except (ArchiveError, DependentsError, DistributionError, SharedSessionError) as e:
+    except (KeptDaysError, DistributionError, SharedSessionError) as e:
         raise click.ClickException(str(e)) from None
     except LogInUseError as e:
         raise click.ClickException(f"Try again later: {e}.") from None

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from ..archive.parquet import ArchiveError
 from ..postgres.citus import is_worker
 from ..postgres.connection import Deadline, DeadlineExceededError, connect, describe, reachable
 from ..postgres.faults import Fault, classify
 from ..postgres.locks import HOUSEKEEPING, SharedSessionError, only_session
 from ..postgres.schema import SchemaError, ensure_schema
-from .days import DependentsError, LogInUseError, create_days_ahead, owns_log
-from .prune import oldest_kept
+from .days import LogInUseError, create_days_ahead, owns_log
+from .prune import KeptDaysError, oldest_kept
 from .steps import keep_in_order
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ class Housekeeping:
             try:
                 self._keep_in_order()
                 self._last_problem = ""
-            except (SchemaError, LogInUseError, DependentsError, ArchiveError) as e:
+            except (SchemaError, LogInUseError, KeptDaysError) as e:
                 self._report(str(e))
             except SharedSessionError:
                 self._report(

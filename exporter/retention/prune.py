@@ -8,16 +8,35 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psycopg
 
 from ..archive.files import archive_day
+from ..archive.parquet import ArchiveError
 from ..postgres.locks import short_lock_waits
-from .days import check_dependents, detach, drop, left_partitions, old_partitions, unmark
+from .days import (
+    DependentsError,
+    check_dependents,
+    detach,
+    drop,
+    left_partitions,
+    old_partitions,
+    unmark,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from psycopg import Connection
 
     from .days import Partition
+
+
+class KeptDaysError(Exception):
+    """Some days could not be removed; the others were. The message is one sentence."""
+
+    def __init__(self, problems: Sequence[tuple[str, Exception]]) -> None:
+        """`problems`: at least one name of a partition, and why it is still there."""
+        (first, reason), *others = problems
+        more = f" and {len(others)} more" if others else ""
+        super().__init__(f"{first}{more} could not be removed: {reason}")
 
 
 class PrunedPartition(NamedTuple):
@@ -50,7 +69,7 @@ def prune(
 ) -> Iterator[PrunedPartition]:
     """Remove each partition that holds only rows from before this time; yield it afterwards.
 
-    Proxies and readers go on meanwhile. If interrupted at any point, the next call continues: a row is
+    If one cannot be archived or dropped, it stays, and the others leave. Proxies and readers go on meanwhile. If interrupted at any point, the next call continues: a row is
     in access_log, in a partition that was detached for this, or in the archive. The totals of each day
     stay in its rollup.
 
@@ -60,31 +79,43 @@ def prune(
         archive: Folder for the rows; None deletes them.
 
     Raises:
-        LogInUseError: A long transaction uses the log.
-        DependentsError: Something that somebody created needs a partition, which is still there.
-        ArchiveError: A day could not be archived; it is still in the table, or detached.
+        KeptDaysError: At the end. Days could not be archived, or something that somebody created needs them; they are
+            still in the table, or detached.
+        LogInUseError: A long transaction uses the log, which keeps every day.
         psycopg.Error: A lock was not available within a second, or the server reported another error.
     """
+    problems: list[tuple[str, Exception]] = []
     with short_lock_waits(connection):
         unmark(connection)  # what a run left that was killed
         for partition in _candidates(connection, before):
-            check_dependents(connection, partition)
-            if archive is not None:
-                contents = partition.contents(connection)
-                _archive(connection, partition, archive)
-            if partition.state != "detached":
-                try:
-                    detach(connection, partition)
-                except psycopg.Error:
-                    if not connection.closed:
-                        unmark(connection)
-                    raise
-                if archive is not None and partition.contents(connection) != contents:
-                    _archive(connection, partition, archive)  # rows that arrived in between
-            rows = drop(connection, partition)
+            try:
+                rows = _remove(connection, partition, archive)
+            except (ArchiveError, DependentsError) as e:
+                problems.append((partition.name, e))
+                continue
             yield PrunedPartition(
                 partition.name, partition.from_at, partition.until_at, rows, partition.bytes
             )
+    if problems:
+        raise KeptDaysError(problems)
+
+
+def _remove(connection: Connection[Any], partition: Partition, archive: Path | None) -> int:
+    """Archive, detach and drop a partition; return the number of its rows."""
+    check_dependents(connection, partition)
+    if archive is not None:
+        contents = partition.contents(connection)
+        _archive(connection, partition, archive)
+    if partition.state != "detached":
+        try:
+            detach(connection, partition)
+        except psycopg.Error:
+            if not connection.closed:
+                unmark(connection)
+            raise
+        if archive is not None and partition.contents(connection) != contents:
+            _archive(connection, partition, archive)  # rows that arrived in between
+    return drop(connection, partition)
 
 
 def _candidates(connection: Connection[Any], before: datetime) -> list[Partition]:

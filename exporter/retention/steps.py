@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..postgres.indexes import build_missing_indexes
-from .prune import PrunedPartition, prune
+from .prune import KeptDaysError, PrunedPartition, prune
 from .rollups import merge_months, roll_up
 from .text_indexes import build_text_indexes
 
@@ -36,15 +36,22 @@ def keep_in_order(
         archive: Folder for the removed rows; None deletes them.
 
     Raises:
-        LogInUseError, DependentsError, ArchiveError, psycopg.Error: See `prune`.
+        KeptDaysError: At the end, after all other steps. See `prune`.
+        LogInUseError, psycopg.Error: See `prune`.
     """
     for _ in build_missing_indexes(connection):
         pass
     for _ in roll_up(connection):
         pass
+    kept: KeptDaysError | None = None
     if before is not None:
-        yield from prune(connection, before, archive)
+        try:
+            yield from prune(connection, before, archive)
+        except KeptDaysError as e:
+            kept = e
     for _ in merge_months(connection):  # pruned days have a new rollup
         pass
     for _ in build_text_indexes(connection, settings):  # of the days that stay
         pass
+    if kept is not None:
+        raise kept

@@ -15,12 +15,10 @@ import pytest
 
 from exporter import Settings
 from exporter.archive.files import archived_days, rows_in_archive, verify_day
-from exporter.archive.parquet import ArchiveError
 from exporter.postgres.connection import connect
 from exporter.postgres.locks import HOUSEKEEPING, only_session
 from exporter.postgres.schema import ensure_schema, grants, schema_name
 from exporter.retention.days import (
-    DependentsError,
     LogInUseError,
     Partition,
     create_days_ahead,
@@ -29,7 +27,7 @@ from exporter.retention.days import (
     owns_log,
 )
 from exporter.retention.housekeeping import Housekeeping
-from exporter.retention.prune import oldest_kept, prunable, prune
+from exporter.retention.prune import KeptDaysError, oldest_kept, prunable, prune
 from exporter.retention.rollups import roll_up
 from exporter.settings import RetentionSettings
 from tests.support.access_log import temporary_schema, write_entries
@@ -385,11 +383,11 @@ def test_day_that_a_view_needs_stays(owner: psycopg.Connection, any_dsn: str) ->
     before = FIRST_DAY + timedelta(days=1)
     owner.execute("CREATE VIEW mine AS SELECT * FROM access_log_20231114")
     owner.execute("CREATE VIEW theirs AS SELECT * FROM access_log")
-    with pytest.raises(DependentsError, match=r"access_log_20231114 .* because view mine depends"):
+    with pytest.raises(KeptDaysError, match=r"access_log_20231114 .* because view mine depends"):
         prune_all(owner, before)
     done = call("--dsn", any_dsn, "prune", "--keep", "90d")
     assert (done.returncode, "let it read access_log" in done.stderr) == (1, True)
-    assert rows(owner, "SELECT count(*) FROM access_log") == [(30,)]
+    assert rows(owner, "SELECT count(*) FROM access_log") == [(10,)]  # the other days left
     owner.execute("DROP VIEW mine")
     assert prune_all(owner, before) == [("14", 10)]
 
@@ -569,6 +567,23 @@ def test_row_that_arrives_while_another_is_deleted_is_archived(
 
 def test_day_stays_if_it_cannot_be_archived(owner: psycopg.Connection, tmp_path: Path) -> None:
     (tmp_path / "archive").write_text("a file")
-    with pytest.raises(ArchiveError):
+    with pytest.raises(KeptDaysError, match="access_log_20231114 and 1 more could not be removed"):
         list(prune(owner, FIRST_DAY + timedelta(days=2), tmp_path / "archive"))
     assert rows(owner, "SELECT count(*) FROM access_log") == [(30,)]
+
+
+def test_day_that_cannot_be_archived_does_not_hold_up_the_others(
+    owner: psycopg.Connection, any_dsn: str, tmp_path: Path
+) -> None:
+    list(prune(owner, FIRST_DAY + timedelta(days=1), tmp_path))
+    (file,) = tmp_path.glob("day=2023-11-14/*.parquet")
+    file.write_bytes(file.read_bytes()[:-100])
+    write_entries(any_dsn, fetch(77))
+    done = call("--dsn", any_dsn, "prune", "--keep", "1d", "--archive", str(tmp_path))
+    assert done.returncode == 1
+    assert "access_log_20231114 could not be removed: " in done.stderr
+    assert "is damaged" in done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["2023-11-15", "2023-11-16"]
+    assert rows(owner, _DAYS) == [("2023-11-14",)]
+    # The steps after the prune ran too.
+    assert rows(owner, "SELECT count(*) FROM access_log_rollup_month") == [(1,)]
