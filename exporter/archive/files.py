@@ -13,8 +13,9 @@ import os
 import re
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
+from uuid import UUID  # noqa: TC003 - msgspec reads the annotations
 
-from msgspec import json
+from msgspec import DecodeError, Struct, ValidationError, json
 from psycopg import sql
 
 from ..gil import yielding_gil
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 _DAY_FOLDER = re.compile(r"day=(\d{4}-\d\d-\d\d)", re.ASCII)
 _LOCK_NAME = ".lock"
+_OWNER_NAME = "artifactapi.json"  # says which log the archive belongs to
 _NAME_DIGITS = 16
 _NAME = "access_log-{}"
 
@@ -60,8 +62,9 @@ _TRANSACTION_SETTINGS = """
 _SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
 _LAST_ARRIVAL = sql.SQL("SELECT max(logged_at) FROM {rows} AS entry")
 _KEY_TABLE = """
-    CREATE TEMP TABLE archived_key (started_at timestamptz, flow_id uuid) ON COMMIT DROP
+    CREATE TEMP TABLE IF NOT EXISTS archived_key (started_at timestamptz, flow_id uuid) ON COMMIT DROP
 """
+_FORGET_KEYS = "TRUNCATE pg_temp.archived_key"
 _COPY_KEYS = "COPY pg_temp.archived_key FROM STDIN"
 _ROWS = sql.SQL(
     "(SELECT * FROM {relation} AS entry WHERE started_at >= {start} AND started_at < {end})"
@@ -79,6 +82,12 @@ _COPY_ROWS = sql.SQL(
 
 class ArchiveBusyError(ArchiveError):
     """Another process is writing to the archive. Try again later."""
+
+
+class _Owner(Struct, frozen=True):
+    """The log whose rows an archive has."""
+
+    log_id: UUID
 
 
 class ArchivedDay(NamedTuple):
@@ -142,7 +151,7 @@ def archive_day(
         if _hold_exactly(records, columns, total):
             return ArchivedDay(day, total.rows, 0, None, 0)
         if paths:
-            _copy_keys(connection, paths)
+            load_keys(connection, paths)
             rows = _NEW_ROWS.format(**names)
             digest = postgres_digest(connection, columns, rows)
         if not digest.rows:
@@ -152,6 +161,43 @@ def archive_day(
             record = FileRecord(columns, digest, _last_arrival(connection, rows))
             file = _write(connection, query, record, day_folder)
             return ArchivedDay(day, total.rows, digest.rows, file, file.stat().st_size)
+
+
+def claim_archive(folder: Path, log_id: UUID) -> None:
+    """Remember in the archive that it belongs to this log, or check that it does. Call it before `archive_day`.
+
+    Two logs in one folder could not be told apart again.
+
+    Raises:
+        ArchiveBusyError: another process is writing to the archive.
+        ArchiveError: it belongs to another log, or the folder cannot be used.
+    """
+    path = folder / _OWNER_NAME
+    with _locked(folder), _disk_errors(folder):
+        if path.exists():
+            if _owner(path) != log_id:
+                raise ArchiveError(
+                    f"The archive {folder} has the days of another log; name another folder, or remove {path} if that"
+                    " log no longer exists."
+                )
+            return
+        partial = path.with_suffix(PARTIAL)
+        try:
+            partial.write_bytes(json.encode(_Owner(log_id)) + b"\n")
+            sync_file(partial)
+            partial.rename(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        _sync_folder(folder)
+
+
+def _owner(path: Path) -> UUID:
+    try:
+        return json.decode(path.read_bytes(), type=_Owner).log_id
+    except (DecodeError, ValidationError):
+        raise ArchiveError(
+            f"{path} does not say which log the archive belongs to; remove it if the archive is of this log."
+        ) from None
 
 
 def archived_days(folder: Path) -> list[date]:
@@ -189,6 +235,28 @@ def verify_day(folder: Path, day: date) -> list[ArchivedFile]:
     return [ArchivedFile(path, check_file(path).digest.rows, path.stat().st_size) for path in paths]
 
 
+def load_keys(connection: Connection[Any], paths: list[Path]) -> None:
+    """Send the keys of archived rows to the server, which can compare any number of them.
+
+    They are in the table pg_temp.archived_key until the transaction ends, in which it must be called.
+
+    Raises:
+        ArchiveError: DuckDB is not installed, or a file is damaged.
+        psycopg.Error: The server reported an error, such as that the role may not create temporary tables.
+    """
+    key = [ArchiveColumn(KEY[0], "timestamp with time zone"), ArchiveColumn(KEY[1], "uuid")]
+    connection.execute(_KEY_TABLE)
+    connection.execute(_FORGET_KEYS)
+    with (
+        engine() as reader,
+        connection.cursor() as cursor,
+        cursor.copy(_COPY_KEYS) as copy,
+    ):
+        for lines in yielding_gil(copy_lines(reader, key, files_relation(paths), {})):
+            copy.write(lines)
+    connection.execute("ANALYZE pg_temp.archived_key")
+
+
 def _day(name: str) -> date | None:
     """Return the day that a folder is for; None: it is for something else."""
     found = _DAY_FOLDER.fullmatch(name)
@@ -221,20 +289,6 @@ def _hold_exactly(
     if any([(c.name, c.type) for c in record.columns] != names for record in records):
         return False
     return sum((record.digest for record in records), NO_ROWS) == digest
-
-
-def _copy_keys(connection: Connection[Any], paths: list[Path]) -> None:
-    """Send the keys of archived rows to the server, which can compare any number of them."""
-    key = [ArchiveColumn(KEY[0], "timestamp with time zone"), ArchiveColumn(KEY[1], "uuid")]
-    connection.execute(_KEY_TABLE)
-    with (
-        engine() as reader,
-        connection.cursor() as cursor,
-        cursor.copy(_COPY_KEYS) as copy,
-    ):
-        for lines in yielding_gil(copy_lines(reader, key, files_relation(paths), {})):
-            copy.write(lines)
-    connection.execute("ANALYZE pg_temp.archived_key")
 
 
 def _write(

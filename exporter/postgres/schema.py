@@ -74,6 +74,7 @@ _READER_RELATIONS = (
     "access_log_daily",
     "access_log_daily_fetches",
     "access_log_pruned",
+    "access_log_repeated",
     "artifact",
     "artifact_by_node",
     "access_log_fetches",
@@ -99,6 +100,7 @@ _READER_FUNCTIONS = (
     "access_log_duration_bucket",
     "access_log_has_grown",
     "access_log_size",
+    "access_log_id",
 )
 
 

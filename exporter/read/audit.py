@@ -163,6 +163,7 @@ def _ledgers(evidence: Evidence, days: Days, span: TimeSpan) -> dict[str, _NodeL
         of(it.node).expected[it.day] += it.rows
         if it.lost:
             of(it.node).expected_lost[it.origin_run_id, it.day] += it.lost
+    _leave_out_repeated(ledgers, evidence)
     for gap in evidence.gaps:
         if days.overlap(gap.from_day, gap.to_day):
             of(gap.node).gaps.append(gap)
@@ -174,6 +175,14 @@ def _ledgers(evidence: Evidence, days: Days, span: TimeSpan) -> dict[str, _NodeL
             of(node).has_archive = evidence.has_archive
     _add_runs(of, evidence, span, {it.origin_run_id for it in counted})
     return ledgers
+
+
+def _leave_out_repeated(ledgers: Mapping[str, _NodeLedger], evidence: Evidence) -> None:
+    """Expect rows once that were written again after they had left the table."""
+    for (node, day), rows in evidence.repeated.items():
+        if node in ledgers and day in ledgers[node].expected:
+            expected = ledgers[node].expected
+            expected[day] = max(0, expected[day] - rows)
 
 
 def _add_runs(

@@ -17,7 +17,7 @@ from .selection import Selection
 from .session import read_only
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from psycopg import Connection
@@ -45,6 +45,7 @@ _GAPS = """
 _PRUNED = (
     "SELECT coalesce(node, ''), day, sum(requests)::bigint FROM access_log_pruned GROUP BY 1, 2"
 )
+_REPEATED = "SELECT node, day, sum(requests)::bigint FROM access_log_repeated GROUP BY 1, 2"
 _PARTITIONS = """
     SELECT partition_oid::bigint, from_at, until_at, greatest(reltuples, 0)::bigint
     FROM access_log_partitions JOIN pg_class ON pg_class.oid = partition_oid
@@ -147,6 +148,7 @@ class Evidence(NamedTuple):
     pruned: dict[NodeDay, int]
     now: datetime
     has_archive: bool = False  # `table` includes the rows that are only in the archive
+    repeated: Mapping[NodeDay, int] = {}  # rows that `counted` has twice
 
 
 def collect(
@@ -179,6 +181,7 @@ def collect(
         gaps = [GapSum(*row) for row in connection.execute(_GAPS)]
         (now,) = connection.execute("SELECT now()").fetchone() or (datetime.now(UTC),)
         pruned = pruned_rows(connection)
+        repeated = {(node, day): rows for node, day, rows in connection.execute(_REPEATED)}
         found = partitions(connection, days)
         done, total = 0, sum(partition.rows for partition in found)
         table: Counter[NodeDay] = Counter()
@@ -189,7 +192,7 @@ def collect(
         progress(total, total)
         if loader:
             table.update(_archived_rows(loader, days, {day for _, day in table}))
-    return Evidence(runs, counted, gaps, dict(table), pruned, now, archive is not None)
+    return Evidence(runs, counted, gaps, dict(table), pruned, now, archive is not None, repeated)
 
 
 def _archived_rows(loader: ArchiveLoader, days: Days, days_in_table: set[date]) -> Counter[NodeDay]:

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from psycopg import sql
 
+from ..archive.files import files_of_day
 from ..postgres.citus import in_sequence, is_distributed
+from .repeats import counted_files, remove_repeats
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from psycopg import Connection
 
 DAYS_AHEAD = 3  # partitions that exist before their day begins
@@ -63,7 +67,9 @@ _SHORT_SECONDS = 1.0  # a batch takes less
 _CHECKS = 20  # during that time
 _OWNS = "SELECT pg_has_role(relowner, 'MEMBER') FROM pg_class WHERE oid = 'access_log'::regclass"
 _ROLL_UP = "SELECT access_log_roll_up(%s::regclass, %s, %s)"
-_MARK_PRUNED = "UPDATE access_log_rollup SET pruned_at = now() WHERE rollup_id = %s"
+_MARK_PRUNED = """
+    UPDATE access_log_rollup SET pruned_at = now(), archive_files = %s WHERE rollup_id = %s
+"""
 
 
 class LogInUseError(Exception):
@@ -212,19 +218,43 @@ def _check_short_use(connection: Connection[Any]) -> None:
         )
 
 
-def drop(connection: Connection[Any], partition: Partition) -> int:
-    """Roll up and drop a detached partition in one transaction; return the number of its rows."""
+def drop(connection: Connection[Any], partition: Partition, archive: Path | None) -> int:
+    """Roll up and drop a detached partition in one transaction; return the number of its rows.
+
+    Rows that had left the table before and came again do not count.
+
+    Args:
+        connection: As the owner of the tables.
+        partition: The partition.
+        archive: The folder that has its rows; None: they are in no archive.
+
+    Raises:
+        ArchiveError: A file of one of its days is damaged.
+        psycopg.Error: The server reported an error.
+    """
     with connection.transaction():
         in_sequence(connection)
         connection.execute(sql.SQL("LOCK TABLE {}").format(partition.table))
+        if archive is not None:
+            for day in partition.days:
+                remove_repeats(connection, partition.table, day, archive)
         rows = partition.count_rows(connection)
         if rows:
             name = partition.table.as_string(connection)
             for day in partition.days:
+                files = _new_files(connection, day, archive)
                 at = datetime(day.year, day.month, day.day, tzinfo=UTC)
                 ((rollup,),) = connection.execute(
                     _ROLL_UP, (name, at, at + timedelta(days=1))
                 ).fetchall()
-                connection.execute(_MARK_PRUNED, (rollup,))
+                connection.execute(_MARK_PRUNED, (files, rollup))
         connection.execute(sql.SQL("DROP TABLE {}").format(partition.table))
     return rows
+
+
+def _new_files(connection: Connection[Any], day: date, archive: Path | None) -> list[str]:
+    """Return the names of the files of a day whose rows no totals of pruned rows count yet."""
+    if archive is None:
+        return []
+    counted = counted_files(connection, day, archive)
+    return [path.name for path in files_of_day(archive, day) if path not in counted]

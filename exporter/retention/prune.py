@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
 
-from ..archive.files import archive_day
+from ..archive.files import archive_day, claim_archive
 from ..archive.parquet import ArchiveError
+from ..postgres.citus import in_sequence
 from ..postgres.locks import short_lock_waits
 from .days import (
     DependentsError,
@@ -19,6 +20,7 @@ from .days import (
     old_partitions,
     unmark,
 )
+from .repeats import remove_repeats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,14 +31,18 @@ if TYPE_CHECKING:
     from .days import Partition
 
 
+_LOG_ID = "SELECT access_log_id()"
+
+
 class KeptDaysError(Exception):
-    """Some days could not be removed; the others were. The message is one sentence."""
+    """Some days, or rows of them, could not be removed; others were. The message is one sentence."""
 
     def __init__(self, problems: Sequence[tuple[str, Exception]]) -> None:
-        """`problems`: at least one name of a partition, and why it is still there."""
+        """`problems`: at least one name of what is still there, and why."""
         (first, reason), *others = problems
         more = f" and {len(others)} more" if others else ""
         super().__init__(f"{first}{more} could not be removed: {reason}")
+        self.problems = list(problems)
 
 
 class PrunedPartition(NamedTuple):
@@ -69,9 +75,9 @@ def prune(
 ) -> Iterator[PrunedPartition]:
     """Remove each partition that holds only rows from before this time; yield it afterwards.
 
-    If one cannot be archived or dropped, it stays, and the others leave. Proxies and readers go on meanwhile. If interrupted at any point, the next call continues: a row is
-    in access_log, in a partition that was detached for this, or in the archive. The totals of each day
-    stay in its rollup.
+    If one cannot be archived or dropped, it stays, and the others leave. Proxies and readers go on meanwhile.
+    If interrupted at any point, the next call continues: a row is in access_log, in a partition that was detached for
+    this, or in the archive. The totals of each day stay in its rollup.
 
     Args:
         connection: In autocommit mode; its role must own the tables.
@@ -104,6 +110,7 @@ def _remove(connection: Connection[Any], partition: Partition, archive: Path | N
     """Archive, detach and drop a partition; return the number of its rows."""
     check_dependents(connection, partition)
     if archive is not None:
+        _remove_repeats(connection, partition, archive)
         contents = partition.contents(connection)
         _archive(connection, partition, archive)
     if partition.state != "detached":
@@ -115,14 +122,24 @@ def _remove(connection: Connection[Any], partition: Partition, archive: Path | N
             raise
         if archive is not None and partition.contents(connection) != contents:
             _archive(connection, partition, archive)  # rows that arrived in between
-    return drop(connection, partition)
+    return drop(connection, partition, archive)
 
 
 def _candidates(connection: Connection[Any], before: datetime) -> list[Partition]:
     return [*left_partitions(connection), *old_partitions(connection, before)]
 
 
+def _remove_repeats(connection: Connection[Any], partition: Partition, archive: Path) -> None:
+    """So that only new rows are archived. Those that arrive later are removed before the partition is dropped."""
+    for day in partition.days:
+        with connection.transaction():
+            in_sequence(connection)
+            remove_repeats(connection, partition.table, day, archive)
+
+
 def _archive(connection: Connection[Any], partition: Partition, folder: Path) -> None:
     """Archive each day of the partition."""
+    ((log_id,),) = connection.execute(_LOG_ID).fetchall()
+    claim_archive(folder, log_id)
     for day in partition.days:
         archive_day(connection, partition.table, day, folder)

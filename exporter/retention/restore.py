@@ -21,17 +21,16 @@ from ..archive.parquet import (
 from ..postgres.citus import in_sequence
 from ..postgres.locks import HOUSEKEEPING, only_transaction
 from .days import left_partitions
+from .repeats import pruned_rollups, remove_repeats
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from psycopg import Connection
 
+    from .repeats import PrunedRollup
+
 _MAX_COMPARED = 12  # rollups of pruned rows of one day; usually one
-_PRUNED = """
-    SELECT rollup_id, requests FROM access_log_rollup
-    WHERE pruned_at IS NOT NULL AND from_at = %s AND until_at = %s
-"""
 # Rollups of rows that are in the table notice new rows by their logged_at, which restored ones keep.
 _DELETE_STALE = """
     DELETE FROM access_log_rollup WHERE pruned_at IS NULL AND from_at < %s AND until_at > %s
@@ -91,6 +90,7 @@ def restore_day(connection: Connection[Any], folder: Path, day: date) -> Restore
         _check_free(connection, day)
         paths = files_of_day(folder, day)  # from here on, no prune adds one
         records = [check_file(path) for path in paths]
+        remove_repeats(connection, sql.Identifier("access_log"), day, folder)
         generated = {name for (name,) in connection.execute(_GENERATED)}
         columns = [
             column
@@ -117,7 +117,8 @@ def restore_day(connection: Connection[Any], folder: Path, day: date) -> Restore
         start = datetime(day.year, day.month, day.day, tzinfo=UTC)
         if inserted:
             connection.execute(_DELETE_STALE, (start + timedelta(days=1), start))
-        counted_twice = not _remove_rollups(connection, start, rows)
+        sizes = {path.name: record.digest.rows for path, record in zip(paths, records, strict=True)}
+        counted_twice = not _remove_rollups(connection, day, sizes)
     return RestoredDay(rows, inserted, counted_twice)
 
 
@@ -135,19 +136,35 @@ def _check_free(connection: Connection[Any], day: date) -> None:
             )
 
 
-def _remove_rollups(connection: Connection[Any], start: datetime, rows: int) -> bool:
+def _remove_rollups(connection: Connection[Any], day: date, sizes: dict[str, int]) -> bool:
     """Remove the totals of rows that are in the table again. Return whether none of those rows is left in them.
 
     Each time that rows of the day left the table made one rollup. Those that are in no file left it without an
     archive; their rollups have to stay.
+
+    Args:
+        connection: In the transaction that inserted the rows.
+        day: The day (UTC).
+        sizes: The number of rows of each file, by its name.
     """
-    rollups = connection.execute(_PRUNED, (start, start + timedelta(days=1))).fetchall()
-    if not rollups:
-        return True
+    rollups = pruned_rollups(connection, day)
+    recorded = {it.id: set(it.files) for it in rollups if it.files is not None}
+    restored = [number for number, files in recorded.items() if files and files <= sizes.keys()]
+    connection.execute(_DELETE_ROLLUPS, (restored,))
+    if any(files & sizes.keys() for number, files in recorded.items() if number not in restored):
+        return False  # others of its files are missing
+    known = set().union(*recorded.values())
+    rest = sum(rows for name, rows in sizes.items() if name not in known)
+    unrecorded = [it for it in rollups if it.files is None]
+    return not rest or not unrecorded or _remove_unrecorded(connection, unrecorded, rest)
+
+
+def _remove_unrecorded(connection: Connection[Any], rollups: list[PrunedRollup], rows: int) -> bool:
+    """The same for totals of earlier versions, which did not record the files: those that are together so many rows."""
     sizes = range(len(rollups), 0, -1) if len(rollups) <= _MAX_COMPARED else (len(rollups),)
     for size in sizes:
         for chosen in itertools.combinations(rollups, size):
-            if sum(requests for _, requests in chosen) == rows:
-                connection.execute(_DELETE_ROLLUPS, ([number for number, _ in chosen],))
+            if sum(it.requests for it in chosen) == rows:
+                connection.execute(_DELETE_ROLLUPS, ([it.id for it in chosen],))
                 return True
     return False

@@ -34,13 +34,6 @@ _DUE_DAYS = """
     AND access_log_has_grown(day, day + interval '24 hours', '-infinity')
     ORDER BY day
 """
-# What an earlier version made of days that began at another hour, after a change of the clock. Citus takes only
-# functions here that are immutable.
-_DELETE_SHIFTED = """
-    DELETE FROM access_log_rollup
-    WHERE pruned_at IS NULL AND until_at - from_at = interval '24 hours'
-    AND (from_at AT TIME ZONE 'UTC')::time <> '00:00'
-"""
 # The same for shorter spans, since the end of the last longer one that is or was due.
 _DUE_PARTS = """
     SELECT part, part + %(step)s
@@ -137,9 +130,6 @@ def roll_up(connection: Connection[Any]) -> Iterator[Span]:
     Raises:
         psycopg.Error: The server reported an error.
     """
-    with connection.transaction():
-        in_sequence(connection)
-        connection.execute(_DELETE_SHIFTED)
     due = connection.execute(_DUE_DAYS, (_DAY_REST,)).fetchall()
     for parts in (_HOURS, _QUARTERS):
         due += connection.execute(_DUE_PARTS, parts).fetchall()

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from psycopg import sql
+
+from ..archive.parquet import ArchiveError
+from ..postgres.citus import in_sequence
 from ..postgres.indexes import build_missing_indexes
 from .prune import KeptDaysError, PrunedPartition, prune
+from .repeats import late_days, remove_repeats
 from .rollups import merge_months, roll_up
 from .text_indexes import build_text_indexes
 
@@ -41,17 +46,31 @@ def keep_in_order(
     """
     for _ in build_missing_indexes(connection):
         pass
+    repeats = [] if archive is None else _remove_repeats(connection, archive)
     for _ in roll_up(connection):
         pass
-    kept: KeptDaysError | None = None
+    problems: list[tuple[str, Exception]] = []
     if before is not None:
         try:
             yield from prune(connection, before, archive)
         except KeptDaysError as e:
-            kept = e
+            problems = e.problems
     for _ in merge_months(connection):  # pruned days have a new rollup
         pass
     for _ in build_text_indexes(connection, settings):  # of the days that stay
         pass
-    if kept is not None:
-        raise kept
+    if problems or repeats:
+        raise KeptDaysError([*problems, *repeats])
+
+
+def _remove_repeats(connection: Connection[Any], archive: Path) -> list[tuple[str, Exception]]:
+    """Remove rows that had left the table before, before they are rolled up. Return what failed."""
+    problems: list[tuple[str, Exception]] = []
+    for day in late_days(connection):
+        try:
+            with connection.transaction():
+                in_sequence(connection)
+                remove_repeats(connection, sql.Identifier("access_log"), day, archive)
+        except ArchiveError as e:
+            problems.append((f"Rows of {day} that the archive may have already", e))
+    return problems

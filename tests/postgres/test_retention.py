@@ -14,10 +14,10 @@ import psycopg
 import pytest
 
 from exporter import Settings
-from exporter.archive.files import archived_days, rows_in_archive, verify_day
+from exporter.archive.files import archive_day, archived_days, rows_in_archive, verify_day
 from exporter.postgres.connection import connect
 from exporter.postgres.locks import HOUSEKEEPING, only_session
-from exporter.postgres.schema import ensure_schema, grants, schema_name
+from exporter.postgres.schema import MIGRATIONS, ensure_schema, grants, schema_name
 from exporter.retention.days import (
     LogInUseError,
     Partition,
@@ -28,8 +28,13 @@ from exporter.retention.days import (
 )
 from exporter.retention.housekeeping import Housekeeping
 from exporter.retention.prune import KeptDaysError, oldest_kept, prunable, prune
+from exporter.retention.restore import restore_day
 from exporter.retention.rollups import roll_up
-from exporter.settings import RetentionSettings
+from exporter.retention.steps import keep_in_order
+from exporter.run import Run
+from exporter.settings import DatabaseSettings, RetentionSettings
+from exporter.write.database import Database
+from exporter.write.ledger import RunCounts, RunLedger
 from tests.support.access_log import temporary_schema, write_entries
 from tests.support.citus import CLUSTER_DSN
 from tests.support.command import call
@@ -181,6 +186,7 @@ def test_no_change_of_the_clock_moves_a_day(any_dsn: str) -> None:
         connection.execute(
             "SELECT access_log_roll_up('access_log', %s, %s)", (day, day + timedelta(days=1))
         )
+        connection.execute((MIGRATIONS / "017_archived_rows.sql").read_bytes())
         days = [start + timedelta(days=n) for n in range(6)]
         assert [span.from_at for span in roll_up(connection)] == days
         daily, fetches = rows(connection, _DAILY_FROM_ROWS), rows(connection, _FETCHES_FROM_ROWS)
@@ -540,7 +546,7 @@ def test_archived_days_leave_and_every_row_is_in_a_file(
     archive = tmp_path / "archive"
     assert [it.rows for it in prune(owner, before, archive)] == [10, 10]
     write_entries(any_dsn, fetch(5), fetch(77))  # one of them is in the archive already
-    assert [it.rows for it in prune(owner, before, archive)] == [2]
+    assert [it.rows for it in prune(owner, before, archive)] == [1]
 
     assert archived_days(archive) == [FIRST_DAY.date(), FIRST_DAY.date() + timedelta(days=1)]
     assert rows_in_archive(archive, FIRST_DAY.date()) == 11
@@ -565,6 +571,121 @@ def test_row_that_arrives_while_another_is_deleted_is_archived(
     assert rows_in_archive(tmp_path, FIRST_DAY.date()) == 11
 
 
+@pytest.fixture
+def ledger(any_dsn: str) -> Iterator[Database]:
+    """A writer with a ledger."""
+    counts = RunLedger(Run.start("gate"), lambda: RunCounts(0, 0, 0, 0, 0))
+    database = Database(DatabaseSettings(dsn=any_dsn), ledger=counts)
+    database.open()
+    yield database
+    database.close()
+
+
+_BATCH = [fetch(n, f"pkg:pypi/demo@{n % 3}.0", node="gate") for n in range(10)]
+_LATER = [fetch(n, node="gate") for n in range(50, 60)]
+_ARTIFACTS = (
+    "SELECT purl, fetches, bytes, first_seen, last_seen, first_user FROM artifact ORDER BY 1"
+)
+
+
+@pytest.mark.parametrize("again", [_BATCH, [*_BATCH[:4], *_LATER]])
+def test_rows_that_are_written_again_after_they_left_count_once(
+    any_dsn: str, ledger: Database, tmp_path: Path, again: list[AccessLogEntry]
+) -> None:
+    """As from a spool, if the answer to their batch was lost."""
+    late = [entry for entry in again if entry not in _BATCH]
+    before = FIRST_DAY + timedelta(days=1)
+    settings = DatabaseSettings(dsn=any_dsn)
+    with connect(any_dsn, settings) as connection:
+        assert ledger.write(_BATCH) == []
+        artifacts = rows(connection, _ARTIFACTS)
+        assert [it.rows for it in keep_in_order(connection, settings, before, tmp_path)] == [10]
+        assert ledger.write(again) == []
+
+        # Without a prune, the rollups and the table come right.
+        assert list(keep_in_order(connection, settings, None, tmp_path)) == []
+        total = 10 + len(late)
+        assert rows(connection, "SELECT count(*) FROM access_log") == [(len(late),)]
+        assert rows(connection, "SELECT sum(requests) FROM access_log_daily") == [(total,)]
+        if not late:
+            assert rows(connection, _ARTIFACTS) == artifacts
+        assert rows(connection, "SELECT sum(fetches) FROM artifact") == [(total,)]
+        for arguments in ((), ("--archive", str(tmp_path))):
+            audit = call("--dsn", any_dsn, "audit", *arguments)
+            assert f"{total} requests seen" in audit.stdout, audit
+            assert "missing" not in audit.stdout, audit
+
+        # A prune alone does it too.
+        assert ledger.write(again) == []
+        assert [it.rows for it in prune(connection, before, tmp_path)] == [len(late)]
+        assert rows(connection, "SELECT sum(requests) FROM access_log_pruned") == [(total,)]
+        assert rows(connection, "SELECT sum(requests) FROM access_log_daily") == [(total,)]
+        assert rows(connection, "SELECT sum(fetches) FROM artifact") == [(total,)]
+        assert rows_in_archive(tmp_path, FIRST_DAY.date()) == total
+
+        # A day that is restored is no repetition.
+        assert ledger.write(again) == []
+        restored = restore_day(connection, tmp_path, FIRST_DAY.date())
+        assert (restored.rows, restored.inserted, restored.counted_twice) == (total, total, False)
+        assert list(keep_in_order(connection, settings, None, tmp_path)) == []
+        assert rows(connection, "SELECT count(*) FROM access_log") == [(total,)]
+        assert rows(connection, "SELECT sum(requests) FROM access_log_daily") == [(total,)]
+        audit = call("--dsn", any_dsn, "audit")
+        assert f"{total} requests seen; {total} rows found" in audit.stdout, audit
+        assert [it.rows for it in prune(connection, before, tmp_path)] == [total]
+        assert rows(connection, "SELECT sum(requests) FROM access_log_daily") == [(total,)]
+
+
+def test_archive_of_another_log_is_refused(
+    owner: psycopg.Connection, any_postgres: Postgres, tmp_path: Path
+) -> None:
+    before = FIRST_DAY + timedelta(days=1)
+    list(prune(owner, before, tmp_path))
+    (tmp_path / "artifactapi.json").unlink()  # an archive of an earlier version
+    assert [it.rows for it in prune(owner, before + timedelta(days=1), tmp_path)] == [10]
+    with (
+        temporary_schema(any_postgres) as other_dsn,
+        connect(other_dsn, DatabaseSettings()) as other,
+    ):
+        write_entries(other_dsn, fetch(1))
+        with pytest.raises(KeptDaysError, match=rf"{tmp_path} has the days of another log"):
+            list(prune(other, before, tmp_path))
+        assert rows(other, "SELECT count(*) FROM access_log") == [(1,)]
+        (tmp_path / "artifactapi.json").write_text("{}")
+        with pytest.raises(KeptDaysError, match="does not say which log"):
+            list(prune(other, before, tmp_path))
+    assert rows_in_archive(tmp_path, FIRST_DAY.date()) == 10
+
+
+def test_rows_that_an_interrupted_prune_has_archived_are_not_taken_for_repeated_ones(
+    owner: psycopg.Connection, any_dsn: str, tmp_path: Path
+) -> None:
+    before = FIRST_DAY + timedelta(days=1)
+    list(prune(owner, before, tmp_path))
+    write_entries(any_dsn, fetch(77), fetch(78))
+    archive_day(owner, "access_log_20231114", FIRST_DAY.date(), tmp_path)  # and killed
+    list(keep_in_order(owner, DatabaseSettings(dsn=any_dsn), None, tmp_path))
+    assert rows(owner, "SELECT count(*) FROM access_log") == [(22,)]
+    assert [it.rows for it in prune(owner, before, tmp_path)] == [2]
+    assert rows(owner, "SELECT sum(requests) FROM access_log_pruned") == [(12,)]
+
+
+def test_rows_that_an_earlier_version_pruned_are_known_too(
+    owner: psycopg.Connection, any_dsn: str, tmp_path: Path
+) -> None:
+    before = FIRST_DAY + timedelta(days=1)
+    list(prune(owner, before, tmp_path))
+    owner.execute("UPDATE access_log_rollup SET archive_files = NULL")
+    write_entries(any_dsn, fetch(3), fetch(77))
+    assert [it.rows for it in prune(owner, before, tmp_path)] == [1]
+    assert rows(owner, "SELECT sum(requests) FROM access_log_pruned") == [(11,)]
+    write_entries(any_dsn, fetch(3), fetch(77))
+    assert [it.rows for it in prune(owner, before, tmp_path)] == [0]
+    done = restore_day(owner, tmp_path, FIRST_DAY.date())
+    assert (done.inserted, done.counted_twice) == (11, False)
+    assert rows(owner, "SELECT count(*) FROM access_log_pruned") == [(0,)]
+
+
 def test_day_stays_if_it_cannot_be_archived(owner: psycopg.Connection, tmp_path: Path) -> None:
     (tmp_path / "archive").write_text("a file")
     with pytest.raises(KeptDaysError, match="access_log_20231114 and 1 more could not be removed"):
@@ -581,7 +702,7 @@ def test_day_that_cannot_be_archived_does_not_hold_up_the_others(
     write_entries(any_dsn, fetch(77))
     done = call("--dsn", any_dsn, "prune", "--keep", "1d", "--archive", str(tmp_path))
     assert done.returncode == 1
-    assert "access_log_20231114 could not be removed: " in done.stderr
+    assert "access_log_20231114 and 1 more could not be removed: " in done.stderr
     assert "is damaged" in done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["2023-11-15", "2023-11-16"]
     assert rows(owner, _DAYS) == [("2023-11-14",)]
