@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from psycopg import sql
 
-from .locks import short_lock_waits
+from .locks import locking_out_writers, short_lock_waits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,7 +74,7 @@ def build_missing_indexes(connection: Connection[Any]) -> Iterator[str]:
     point, the next call continues. The connection must be in autocommit mode and its role must own the tables.
 
     Raises:
-        psycopg.Error: A lock was not available within a second, or the server reported another error.
+        psycopg.Error: A lock was not available in time, or the server reported another error.
     """
     with short_lock_waits(connection):
         found = connection.execute(_MISSING, (list(_REPLACED.values()),)).fetchall()
@@ -85,7 +85,10 @@ def build_missing_indexes(connection: Connection[Any]) -> Iterator[str]:
         for old, new in _REPLACED.items():
             row = connection.execute(_IS_VALID, (new,)).fetchone()
             if row is not None and row[0]:
-                connection.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(sql.Identifier(old)))
+                with locking_out_writers(connection):
+                    connection.execute(
+                        sql.SQL("DROP INDEX IF EXISTS {}").format(sql.Identifier(old))
+                    )
 
 
 def _build(connection: Connection[Any], missing: _Missing) -> None:
@@ -103,11 +106,12 @@ def _build(connection: Connection[Any], missing: _Missing) -> None:
         )
         + sql.SQL(cast("Any", definition))  # as PostgreSQL wrote it
     )
-    connection.execute(
-        sql.SQL("ALTER INDEX {} ATTACH PARTITION {}").format(
-            sql.Identifier(missing.index_name), name
+    with locking_out_writers(connection):
+        connection.execute(
+            sql.SQL("ALTER INDEX {} ATTACH PARTITION {}").format(
+                sql.Identifier(missing.index_name), name
+            )
         )
-    )
 
 
 def _build_of_artifacts(connection: Connection[Any]) -> Iterator[str]:
@@ -125,4 +129,5 @@ def _build_of_artifacts(connection: Connection[Any]) -> Iterator[str]:
             definition = sql.SQL(_DEFINITIONS[name])
             connection.execute(definition.format(sql.Identifier(name), table))
         if is_without_node:
-            connection.execute(sql.SQL(_REPLACE_KEY).format(table))
+            with locking_out_writers(connection):
+                connection.execute(sql.SQL(_REPLACE_KEY).format(table))

@@ -59,6 +59,18 @@ def short_lock_waits(connection: Connection[Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def locking_out_writers(connection: Connection[Any]) -> Iterator[None]:
+    """A transaction for a short statement that needs a lock which keeps writers out.
+
+    While it waits for the lock, for half a second at most, they wait behind it: behind an autovacuum too, which
+    PostgreSQL would only interrupt after a second. With what the statement does then, that is less than a second.
+    """
+    with connection.transaction():
+        connection.execute("SET LOCAL lock_timeout = '500ms'")
+        yield
+
+
+@contextlib.contextmanager
 def only_session(connection: Connection[Any], work: str) -> Iterator[bool]:
     """Yield whether no other session does this work, by name, in the current schema.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ _INDEXES = """
     SELECT indexrelid::regclass::text, indisvalid FROM pg_index
     WHERE indrelid = 'access_log'::regclass ORDER BY 1
 """
+_OLD_INDEX = "access_log_package_idx"
 _SMALL_ONLY = [
     ("access_log_logged_at_idx", True),
     ("access_log_package_version_idx", True),
@@ -82,6 +84,23 @@ def test_old_days_get_small_indexes_while_a_proxy_writes(any_dsn: str) -> None:
             " GROUP BY tablename"
         ).fetchall()
         assert counts == [(4,)] * 3
+
+
+@pytest.mark.usefixtures("first_schema")
+@pytest.mark.not_on_citus("the log on the cluster is there already, and distributed")
+def test_old_index_waits_behind_an_autovacuum_for_less_than_a_second(any_dsn: str) -> None:
+    """Writers wait behind it meanwhile."""
+    with psycopg.connect(any_dsn, autocommit=True) as owner, psycopg.connect(any_dsn) as vacuum:
+        assert "access_log_20231114" in list(build_missing_indexes(owner))
+        owner.execute(f"CREATE INDEX {_OLD_INDEX} ON access_log (package, version, started_at)")
+        vacuum.execute("LOCK TABLE access_log_20231114 IN SHARE UPDATE EXCLUSIVE MODE")
+        started = time.monotonic()
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            list(build_missing_indexes(owner))
+        assert time.monotonic() - started < 1
+        vacuum.rollback()
+        assert list(build_missing_indexes(owner)) == []
+        assert owner.execute(_INDEXES).fetchall() == _SMALL_ONLY
 
 
 @pytest.mark.parametrize(
