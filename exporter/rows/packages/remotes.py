@@ -417,7 +417,9 @@ def _check_references(formats: Mapping[str, _Format], remotes: Sequence[_RemoteD
     """Check what depends on all files: formats must exist, and vendors must be set where needed."""
     for name, each in formats.items():
         target = each.alias_of
-        if target is not None and (target not in formats or formats[target].alias_of is not None):
+        if target in {None, CERTAIN}:
+            continue
+        if target not in formats or formats[target].alias_of is not None:
             each.node.report(
                 f"format {name} refers to {target}, expected the name of a format with rules"
             )
@@ -502,7 +504,8 @@ def _rule_sets(formats: Mapping[str, _Format]) -> RuleSets:
     def by_format(level: str) -> dict[str, RuleSet]:
         sets = {n: RuleSet(f.rules_from(level)) for n, f in formats.items() if f.alias_of is None}
         aliases = {n: f.alias_of for n, f in formats.items() if f.alias_of is not None}
-        return sets | {name: sets[target] for name, target in aliases.items()} | common
+        sets |= common
+        return sets | {name: sets[target] for name, target in aliases.items()}
 
     def of_all(level: str, *, unnamed: bool = False) -> RuleSet:
         rules = [r for f in formats.values() for r in f.rules_from(level, unnamed=unnamed)]
