@@ -26,6 +26,7 @@ from exporter.read.export import (
 )
 from exporter.read.gaps import find_gaps, gap_lines
 from exporter.read.human import printable_json
+from exporter.read.left_days import left_days_notice
 from exporter.read.lines import header, line
 from exporter.read.report import make_report
 from exporter.read.report_text import report_text
@@ -269,6 +270,10 @@ def export(
             "parquet needs --output FILE, and the other formats use standard output."
         )
     with errors_in_one_sentence(), open_database(settings.for_reading()) as connection:
+        if archive is None:
+            notice = left_days_notice(connection, selection, settings.retention.archive)
+            if notice:
+                click.echo(notice, err=True)
         if output is not None:
             rows = write_parquet(connection, selection, output, archive=archive)
             click.echo(f"{rows} {'row' if rows == 1 else 'rows'} written to {output}.", err=True)

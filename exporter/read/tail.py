@@ -14,6 +14,7 @@ from psycopg import sql
 from ..postgres.connection import describe
 from . import time_search
 from .archived import LOADED_ROWS, with_archive
+from .left_days import left_days_notice
 from .newest import BY_ARRIVAL, NewestRows, Row, columns, newest, single_time
 from .session import DATABASE_ERRORS, is_temporary, open_database, read_only
 
@@ -130,8 +131,8 @@ def tail(
         count: Maximum number of newest rows.
         following: Whether to continue with new rows.
         as_json: Whether to fill in `Row.json`.
-        notify: Called with one sentence if the search was incomplete, when the database becomes
-            unavailable, and when it is available again.
+        notify: Called with one sentence if the search was incomplete or days are only in files, when the
+            database becomes unavailable, and when it is available again.
         archive: The folder of archived days to search as well. New rows come from the table.
 
     Raises:
@@ -150,8 +151,9 @@ def tail(
                         connection, selection, count, as_json=as_json, archive=archive
                     )
                     yield tuple(reversed(found.rows))
-                    if found.searched_back_to is not None:
-                        notify(_search_limit(found.searched_back_to))
+                    has_all = archive is not None or len(found.rows) == count
+                    for notice in _notices(connection, settings, selection, found, has_all=has_all):
+                        notify(notice)
                 if not following:
                     return
                 if is_unavailable:
@@ -231,6 +233,23 @@ def _newest_with_archive(
 
 def _arrival(row: Row) -> tuple[datetime, datetime]:
     return row.logged_at, row.started_at
+
+
+def _notices(
+    connection: DeadlineConnection,
+    settings: Settings,
+    selection: Selection,
+    found: NewestRows,
+    *,
+    has_all: bool,
+) -> Iterator[str]:
+    """Say what the first rows leave out. `has_all`: none of it can be rows that are only in files."""
+    if found.searched_back_to is not None:
+        yield _search_limit(found.searched_back_to)
+    elif not has_all:
+        notice = left_days_notice(connection, selection, settings.retention.archive)
+        if notice:
+            yield notice
 
 
 def _search_limit(searched_back_to: datetime) -> str:

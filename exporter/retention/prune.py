@@ -21,6 +21,7 @@ from .days import (
     unmark,
 )
 from .repeats import remove_repeats
+from .rollups import Span, roll_up_leaving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -113,6 +114,9 @@ def _remove(connection: Connection[Any], partition: Partition, archive: Path | N
         _remove_repeats(connection, partition, archive)
         contents = partition.contents(connection)
         _archive(connection, partition, archive)
+    if partition.state == "attached":
+        starts = [datetime(day.year, day.month, day.day, tzinfo=UTC) for day in partition.days]
+        roll_up_leaving(connection, [Span(start, start + timedelta(days=1)) for start in starts])
     if partition.state != "detached":
         try:
             detach(connection, partition)

@@ -10,7 +10,7 @@ import psycopg
 from ..postgres.citus import in_sequence
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from psycopg import Connection
 
@@ -113,6 +113,11 @@ _MERGES = (
     """,
 )
 _ROLL_UP = "SELECT access_log_roll_up('access_log', %s, %s)"
+_COUNTS = """
+    SELECT (SELECT count(*) FROM access_log WHERE started_at >= %(from_at)s AND started_at < %(until_at)s),
+           (SELECT requests FROM access_log_rollup
+            WHERE from_at = %(from_at)s AND until_at = %(until_at)s AND pruned_at IS NULL)
+"""
 
 
 class Span(NamedTuple):
@@ -135,13 +140,31 @@ def roll_up(connection: Connection[Any]) -> Iterator[Span]:
         due += connection.execute(_DUE_PARTS, parts).fetchall()
     for span in map(Span._make, due):
         yield span
-        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ  # one snapshot
-        try:
-            with connection.transaction():
-                in_sequence(connection)
-                connection.execute(_ROLL_UP, span)
-        finally:
-            connection.isolation_level = None
+        _roll_up_span(connection, span)
+
+
+def roll_up_leaving(connection: Connection[Any], spans: Iterable[Span]) -> None:
+    """Roll up days of the table that are about to be detached, unless their rollups count all their rows.
+
+    So reports count them between the moments in which they are detached and dropped.
+
+    Raises:
+        psycopg.Error: The server reported an error.
+    """
+    for span in spans:
+        ((rows, counted),) = connection.execute(_COUNTS, span._asdict()).fetchall()
+        if rows and rows != counted:
+            _roll_up_span(connection, span)
+
+
+def _roll_up_span(connection: Connection[Any], span: Span) -> None:
+    connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ  # one snapshot
+    try:
+        with connection.transaction():
+            in_sequence(connection)
+            connection.execute(_ROLL_UP, span)
+    finally:
+        connection.isolation_level = None
 
 
 def merge_months(connection: Connection[Any]) -> Iterator[datetime]:

@@ -34,7 +34,7 @@ from exporter.read.selection import FILTER_NAMES, Selection
 from exporter.read.session import open_database
 from exporter.read.tail import tail
 from exporter.retention import restore
-from exporter.retention.days import detach, old_partitions
+from exporter.retention.days import detach, drop, old_partitions
 from exporter.retention.prune import prune
 from exporter.retention.restore import DayBusyError, restore_day
 from exporter.retention.rollups import roll_up
@@ -529,6 +529,46 @@ def test_totals_count_a_day_that_is_restored_after_late_rows(
     with open_database(Settings().with_dsn(log.dsn)) as reader:
         assert make_report(reader, selection, NOW).requests == 601
     assert totals(connection)[0] == (day, count + 1)
+
+
+def test_reports_count_a_day_between_its_detachment_and_its_removal(
+    two_days: tuple[AccessLog, psycopg.Connection], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, connection = two_days
+    counted = []
+
+    def drop_later(*arguments: Any) -> int:
+        selection = Selection(since=NOW - timedelta(days=10), until=NOW)
+        with open_database(Settings().with_dsn(log.dsn)) as reader:
+            counted.append(make_report(reader, selection, NOW).requests)
+        return drop(*arguments)
+
+    monkeypatch.setattr("exporter.retention.prune.drop", drop_later)
+    assert len(list(prune(connection, NOW, tmp_path))) == 2
+    assert counted == [600, 600]
+
+
+def test_commands_say_that_older_days_are_in_files(
+    two_days: tuple[AccessLog, psycopg.Connection], tmp_path: Path
+) -> None:
+    log, connection = two_days
+    notice = "Days until 2026-05-29 (UTC) have left the table; add --archive DIR"
+    assert "have left" not in call(log.dsn, "tail", "-n", "1000").stderr
+    assert len(list(prune(connection, NOW - timedelta(days=1), tmp_path))) == 1
+    for incomplete in (
+        ("tail", "-n", "1000"),
+        ("tail", "--since", "2026-05-29"),
+        ("export", "csv"),
+    ):
+        assert notice in call(log.dsn, *incomplete).stderr, incomplete
+    complete: list[tuple[str, ...]] = [
+        ("tail", "-n", "3"),
+        ("tail", "--since", "2026-05-30T00:00Z"),
+        ("tail", "-n", "1000", "--archive", str(tmp_path)),
+        ("export", "csv", "--archive", str(tmp_path)),
+    ]
+    for arguments in complete:
+        assert "have left" not in call(log.dsn, *arguments).stderr, arguments
 
 
 def test_restore_reads_the_files_that_a_prune_wrote_just_before(
