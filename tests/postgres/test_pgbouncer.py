@@ -32,6 +32,7 @@ from tests.support.wait import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.support.postgres import Postgres
 
@@ -190,6 +191,7 @@ def test_housekeeping_needs_a_connection_to_postgresql_itself(
     database_name: str,
     direct: psycopg.Connection,
     caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
 ) -> None:
     """In transaction mode, its locks and settings of a session would stay in other proxies' sessions."""
     old = make_entry(1)
@@ -214,9 +216,23 @@ def test_housekeeping_needs_a_connection_to_postgresql_itself(
     with connect(pooled, settings.database) as session:
         assert _rows(session, "SHOW lock_timeout") == [("0",)]
 
-    done = call("--dsn", itself, "prune", "--keep", "1d")
+    archive = ("--archive", str(tmp_path))
+    done = call("--dsn", itself, "prune", "--keep", "1d", *archive)
     assert (done.returncode, done.stdout.splitlines()[-1][:5]) == (0, "1 row"), done
     assert _rows(direct, _ROWS) == [(0, 0)]
+
+    # These need only transactions.
+    day = old.started_at[:10]
+    for arguments, text in (
+        (("tail", *archive), "registry.example"),
+        (("restore", "--day", day, *archive), "1 row of "),
+        (("restore", "--day", day, *archive), "0 rows of "),
+        (("prune", "--keep", "1d", "--dry-run"), "1 row from before "),
+    ):
+        done = call("--dsn", pooled, *arguments)
+        assert (done.returncode, text in done.stdout) == (0, True), done
+    assert _rows(direct, _ROWS) == [(1, 1)]
+    assert _rows(direct, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [(0,)]
 
 
 def test_commands_that_read_work_through_pgbouncer(
