@@ -6,6 +6,7 @@ import random
 import sys
 from typing import Any
 
+import msgspec
 import pytest
 
 from exporter import Settings
@@ -37,6 +38,21 @@ class _Name(str):
     __slots__ = ()
 
 
+class _Bytes(bytes):
+    __slots__ = ()
+
+
+class _Number(int):
+    __slots__ = ()
+
+
+class _Seconds(float):
+    __slots__ = ()
+
+
+_TOKEN = "AKIAIOSFODNN7EXAMPLE"
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -47,6 +63,20 @@ class _Name(str):
         {"host": _Name("odd.example"), "body": b"x"},
         {"port": 2**70, "status_code": -(2**70)},
         {"client": ("192.0.2.1\udcff", 2**64)},
+        {"host": f"\udcff{_TOKEN}", "proxy_user": f"\udce9{_TOKEN}"},
+        {"requested_url": (b"https", f"\udcff{_TOKEN}.example", 443, b"/")},
+        {"host": "\udcff" * 255, "proxy_user": "\udcff" * 256, "error": "\udcff" * 600},
+        {"flow_id": "\ud800\udcff"},
+        {"started_at": 10**30, "ended_at": 10**30, "head_at": None},
+        {"started_at": -(10**30), "ended_at": None, "head_at": 1.0},
+        {"target": _Bytes(b"/a?b=c"), "flow_id": _Name("x"), "port": _Number(443)},
+        {"started_at": _Seconds(1.5e9), "response_fields": ((_Bytes(b"age"), _Bytes(b"5")),)},
+        # Of other types than the fields of an exchange, but the row can be made all the same.
+        {"method": "GET", "http_version": "HTTP/1.1", "tls_version": b"TLSv1.3"},
+        {"client": "", "server": "/run/upstream.sock"},
+        {"client": (b"\x00abstract",), "server": b"\x00abstract"},
+        {"client": ("192.0.2.1", None), "server": ("192.0.2.2", 1.5)},
+        {"port": True, "status_code": 200.0, "host": "caf\udce9.example"},
     ],
 )
 def test_values_that_messagepack_cannot_hold_give_the_same_row(changes: dict[str, Any]) -> None:
@@ -60,6 +90,34 @@ def test_values_that_messagepack_cannot_hold_give_the_same_row(changes: dict[str
 def test_a_value_of_no_known_type_is_an_error() -> None:
     with pytest.raises(TypeError):
         encode(make_exchange(1, host=object()))
+
+
+def test_no_row_has_a_secret_after_bytes_that_are_not_utf_8() -> None:
+    exchange = make_exchange(1, host=f"\udcff{_TOKEN}", error=f"cannot use \udcff{_TOKEN}")
+    row = EntryBuilder(Settings(node="test")).build(decode(encode(exchange)))
+    assert row.host == r"\xffREDACTED"
+    assert row.error == r"cannot use \xffREDACTED"
+
+
+def test_a_body_is_bytes() -> None:
+    assert encode(make_exchange(1, body=bytearray(b"body")))[1] == b"body"
+    with pytest.raises(TypeError):
+        encode(make_exchange(1, body="body"))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\x00",
+        b"\x91\x00",
+        b"\x80",
+        msgspec.msgpack.encode([msgspec.msgpack.Ext(7, b"")] * 26),
+    ],
+)
+def test_what_is_no_exchange_is_an_error(payload: bytes) -> None:
+    with pytest.raises((msgspec.MsgspecError, TypeError)):
+        decode((payload, None))
 
 
 @pytest.mark.parametrize("length", [0, 10, 500, 20_000])
