@@ -112,6 +112,8 @@ def _ordinary_end(flow: http.HTTPFlow, state: FlowState) -> _End | None:
         or flow.error is not None
         or flow.websocket is not None
         or not state.ended
+        or state.cut_by_shutdown
+        or state.orphaned
         or state.is_connect
         or state.is_import
         or state.answered_by_addon

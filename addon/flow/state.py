@@ -23,6 +23,7 @@ class FlowState:
     # What the client asked for, before addons change it: URL, authority of HTTP/2 and 3, header fields.
     asked: Asked | None = None
     is_import = False  # read from a file
+    has_whole_request = False  # only of a flow from a file: the next hook is `request`, or it was
     is_connect = False  # a CONNECT request
     refused_by_mitmproxy = False  # a request that mitmproxy's validation did not accept
     is_tunnel = False  # a CONNECT request that was granted

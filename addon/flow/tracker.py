@@ -55,7 +55,7 @@ class FlowTracker:
         """A flow begins. A flow that is not live and has no client comes from a file."""
         self._open[flow] = state = FlowState()
         if self.begin is not None:
-            self.begin(flow.timestamp_created)
+            self.begin(_created_at(flow))
         asked = flow.request.data
         state.asked = (
             (asked.scheme, asked.host, asked.port, asked.path),
@@ -64,8 +64,6 @@ class FlowTracker:
         )
         if not (flow.live or flow.client_conn.connected):
             state.is_import = True
-            # One that was saved without a response has no other hook of its own.
-            state.ended = flow.response is None and flow.error is None
         elif (
             flow.error is not None
         ):  # only mitmproxy's validation of the request runs before this hook
@@ -100,7 +98,7 @@ class FlowTracker:
         """A client requests a tunnel."""
         self._open[flow] = state = FlowState()
         if self.begin is not None:
-            self.begin(flow.timestamp_created)
+            self.begin(_created_at(flow))
         state.is_connect = True
 
     def http_connected(self, flow: http.HTTPFlow) -> None:
@@ -158,7 +156,7 @@ class FlowTracker:
             elif state.is_connect:
                 self._finish_if_killed(flow, state)
             elif state.is_import:
-                continue
+                self._finish_if_unanswered(flow, state)
             elif flow.response is not None and not state.has_response_head:
                 state.answered_by_addon = True
             else:
@@ -194,7 +192,7 @@ class FlowTracker:
     def oldest_open_at(self) -> float | None:
         """When the oldest open flow began (epoch seconds); None: none is open. Any thread may call it."""
         oldest = next(iter(self._open.copy()), None)
-        return None if oldest is None else oldest.timestamp_created
+        return None if oldest is None else _created_at(oldest)
 
     @property
     def open_count(self) -> int:
@@ -231,6 +229,16 @@ class FlowTracker:
         if flow.error is not None and flow.error.msg == Error.KILLED_MESSAGE:
             del self._open[flow]
             self._log(flow, state)
+
+    def _finish_if_unanswered(self, flow: http.HTTPFlow, state: FlowState) -> None:
+        """A flow that was saved without a response ends with its `request` hook.
+
+        We have no such hook, because each takes time in each flow. The second update is the one after it.
+        """
+        if state.has_whole_request and flow.response is None and flow.error is None:
+            state.ended = True
+            self._finish(flow, state)
+        state.has_whole_request = True
 
     def _count_message(self, flow: http.HTTPFlow, state: FlowState) -> None:
         messages = flow.websocket.messages if flow.websocket is not None else ()
@@ -274,9 +282,17 @@ class FlowTracker:
                 self.skip()
         except Exception:
             if self.count_unreadable is not None:
-                self.count_unreadable(flow.timestamp_created)
+                self.count_unreadable(_created_at(flow))
             self.failures += 1
             if self.failures == 1:
                 logger.warning(
                     "artifactapi: a flow could not be read; it is recorded as a gap.", exc_info=True
                 )
+
+
+def _created_at(flow: http.HTTPFlow) -> float:
+    """When a flow began, epoch seconds. mitmproxy does not check this value of a file, so it may be anything."""
+    try:
+        return float(flow.timestamp_created)
+    except (TypeError, ValueError, OverflowError):
+        return 0.0

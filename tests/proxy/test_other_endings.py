@@ -196,6 +196,18 @@ def test_flow_killed_by_user(web: LoggedProxy, upstream: RawUpstream, message: s
     assert Ending.from_row(web.row_for_agent(agent)) == (None, "killed", 0, None, None)
 
 
+def test_response_that_nobody_received(web: LoggedProxy, upstream: RawUpstream) -> None:
+    """The client leaves while its response is intercepted."""
+    agent = web.new_agent()
+    page = MitmwebClient(web.proxy.web_url)
+    with web.client() as client:
+        client.request("GET", f"{upstream.url}/ok?hold-response=", f"User-Agent: {agent}")
+        held = eventually(page.intercepted)
+    row = web.row_for_agent(agent)
+    page.call(f"/flows/{held}/resume", {})
+    assert Ending.from_row(row) == (None, "_OTHER", 0, None, None)
+
+
 def test_response_changed_by_user(web: LoggedProxy, upstream: RawUpstream) -> None:
     agent = web.new_agent()
     page = MitmwebClient(web.proxy.web_url)
@@ -247,6 +259,20 @@ def test_replay_from_file(postgres: Postgres, recording: Path, tmp_path: Path) -
         (None, "upstream_closed", 0, None, None),
         (200, None, 0, rows[3]["response_bytes"], "upstream"),
     ]
+
+
+def test_intercepted_response_at_shutdown(postgres: Postgres, tmp_path: Path) -> None:
+    intercept = ("--set", "intercept=~s")
+    with (
+        RawUpstream() as upstream,
+        logged_proxy(postgres, tmp_path, *intercept, program="mitmweb") as proxied,
+        proxied.client() as client,
+    ):
+        client.request("GET", f"{upstream.url}/ok")
+        eventually(MitmwebClient(proxied.proxy.web_url).intercepted)
+        proxied.proxy.terminate()
+        (row,) = proxied.wait_rows(1, "true")
+    assert Ending.from_row(row) == (None, "shutdown", 0, None, None)
 
 
 def test_open_flows_are_logged_at_shutdown(postgres: Postgres, tmp_path: Path) -> None:
@@ -341,11 +367,14 @@ def test_large_import_drops_no_row(postgres: Postgres, tmp_path: Path) -> None:
 
 
 def write_flows(file: Path, count: int) -> None:
-    """Write a flow file with mitmproxy's own writer; every tenth flow has a response and an error."""
+    """Write a flow file with mitmproxy's own writer.
+
+    Every tenth flow has a response and an error, and as many have neither.
+    """
     with file.open("wb") as stream:
         writer = FlowWriter(stream)  # type: ignore[no-untyped-call]
         for index in range(count):
-            flow = tflow.tflow(resp=True, err=index % 10 == 0)
+            flow = tflow.tflow(resp=index % 10 != 1, err=index % 10 == 0)
             flow.request.timestamp_start = 1_700_000_000.0 + index
             flow.client_conn.state = ConnectionState.CLOSED
             writer.add(flow)

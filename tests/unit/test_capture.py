@@ -168,7 +168,10 @@ def test_any_flow_becomes_one_exchange_and_one_row(
             value.encode()
 
 
-@pytest.mark.parametrize("attribute", ["", "is_connect", "is_import", "answered_by_addon"])
+@pytest.mark.parametrize(
+    "attribute",
+    ["", "is_connect", "is_import", "answered_by_addon", "cut_by_shutdown", "orphaned"],
+)
 @pytest.mark.parametrize("status", [101, 200, 304, 502])
 def test_ordinary_ends_are_those_of_every_flow(attribute: str, status: int) -> None:
     found = 0
@@ -189,6 +192,47 @@ def test_ordinary_ends_are_those_of_every_flow(attribute: str, status: int) -> N
         assert end in (None, _end(flow, state))
         found += end is not None
     assert found == (1 if not attribute and status != 101 else 0)
+
+
+def test_a_saved_flow_without_a_response_ends_with_its_request() -> None:
+    """Whatever other addons do with it until then."""
+    flow = make_flow()
+    flow.live = None  # type: ignore[assignment]
+    flow.client_conn.state = ConnectionState.CLOSED
+    logged: list[Exchange] = []
+    tracker = FlowTracker()
+    tracker.log_access = lambda exchange: logged.append(exchange) or True  # type: ignore[func-returns-value]
+    tracker.requestheaders(flow)
+    tracker.update([flow])
+    assert not logged
+    flow.request.path = "/changed"
+    tracker.update([flow])
+    (exchange,) = logged
+    assert exchange.target == b"/changed"
+    assert exchange.requested_url == (b"http", "h.example", 80, b"/")
+    tracker.update([flow])
+    tracker.end_all()
+    assert logged == [exchange]
+
+
+@pytest.mark.parametrize("created_at", [None, "yesterday", 10**400, 1])
+def test_a_saved_flow_may_have_been_created_at_any_time(created_at: Any) -> None:
+    flow = make_flow()
+    flow.live = None  # type: ignore[assignment]
+    flow.client_conn.state = ConnectionState.CLOSED
+    flow.timestamp_created = created_at
+    begun: list[object] = []
+    logged: list[Exchange] = []
+    tracker = FlowTracker()
+    tracker.begin = begun.append
+    tracker.log_access = lambda exchange: logged.append(exchange) or True  # type: ignore[func-returns-value]
+    tracker.requestheaders(flow)
+    begun.append(tracker.oldest_open_at())
+    for _ in range(2):
+        tracker.update([flow])
+    assert len(logged) == 1
+    assert begun == 2 * [1.0 if created_at == 1 else 0.0]
+    assert {type(at) for at in begun} == {float}
 
 
 def test_megabyte_values_are_cut_and_marked() -> None:
