@@ -118,11 +118,17 @@ class Exporter:
         self._writer.oldest_open_at = oldest_open_at
 
     def wait_for_room(self, exchange: Exchange) -> bool:
-        """Wait until the buffer has room for an exchange; False if the writer makes no progress.
+        """Wait until the buffer has room for an exchange.
 
-        Only for flows read from a file. A proxied request must never wait.
+        False if it is larger than the buffer, or if the writer makes no progress. Only for flows read from
+        a file: a proxied request must never wait.
         """
-        pause, size = threading.Event(), memory_bytes(encode(exchange))
+        pause, (payload, body) = threading.Event(), encode(exchange)
+        size, max_bytes = memory_bytes((payload, body)), self._buffer.bounds.max_bytes
+        if size > max_bytes and not self._settings.artifact.sha256:
+            size = memory_bytes((payload, None))  # the buffer leaves out a body that is not needed
+        if size > max_bytes:
+            return False
         bytes_out, changed_at = self._buffer.bytes_out, time.monotonic()
         while not self._buffer.has_room(size):
             if self._buffer.bytes_out != bytes_out:

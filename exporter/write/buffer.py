@@ -38,7 +38,7 @@ class Buffer:
         self.bytes_in = 0
         self.taken = 0
         self.bytes_out = 0
-        self.unplaced_drops = 0  # drops whose times are not kept
+        self.unplaced_drops = 0  # drops whose times are not kept, or are none
         self._drops: deque[tuple[Reason, float]] = deque()
         # Oldest first: one decompacted batch, the compacted ones, the newest entries.
         self._expanded: deque[Encoded] = deque()
@@ -98,7 +98,7 @@ class Buffer:
 
     def _drop(self, reason: Reason, started_at: float) -> None:
         self.dropped += 1
-        if len(self._drops) < _MAX_DROPS:
+        if len(self._drops) < _MAX_DROPS and isinstance(started_at, int | float):
             self._drops.append((reason, started_at))
         else:
             self.unplaced_drops += 1

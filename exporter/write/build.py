@@ -132,7 +132,7 @@ class RowBuilder:
         try:
             self._worker.send(pending.exchanges)
             self._pending = pending
-        except (OSError, WorkerError) as e:
+        except Exception as e:  # noqa: BLE001 - the exchanges are not lost, whatever a bug of ours raises
             self._give_up(e)
 
     def _answer(self, pending: PendingRows) -> BuildResult | None:
@@ -172,6 +172,8 @@ class Worker:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
+            for end in (ours, theirs):  # an addon may have called socket.setdefaulttimeout
+                end.setblocking(True)
             for option, timeout in (
                 (socket.SO_SNDTIMEO, (_STALL_SECONDS, 0)),
                 (socket.SO_RCVTIMEO, (0, _POLL_MICROSECONDS)),

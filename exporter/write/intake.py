@@ -123,7 +123,7 @@ class Intake:
             exchanges += taken
         self._ready, self._pending = (), None
         self._builder.close()
-        return starts + [timestamp(decode(exchange).started_at) for exchange in exchanges]
+        return [*starts, *map(_started_at, exchanges)]
 
     def _start_building(self) -> None:
         exchanges = self._buffer.take(self.batch.max_entries)
@@ -138,3 +138,11 @@ class Intake:
         self._pending = None
         self._progress.count_unreadable(unreadable)
         return entries
+
+
+def _started_at(encoded: Encoded) -> str:
+    """When this exchange started; now if it cannot be read, because it is lost and counts all the same."""
+    try:
+        return timestamp(decode(encoded).started_at)
+    except Exception:  # noqa: BLE001 - as in build_rows
+        return timestamp(time.time())

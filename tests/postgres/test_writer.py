@@ -228,6 +228,26 @@ def test_stop_counts_buffered_rows_as_dropped_when_time_runs_out() -> None:
     assert (status["seen"], status["dropped"], status["waiting"]) == (50_000, 50_000, 0)
 
 
+@pytest.mark.slow
+def test_stop_counts_what_cannot_be_read_when_time_runs_out() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent_server:
+        port = silent_server.getsockname()[1]
+        exporter = Exporter(
+            settings(
+                f"host=127.0.0.1 port={port} user=nobody",
+                spool=SpoolSettings(max_bytes=0),
+                shutdown=ShutdownSettings(drain_seconds=0.4),
+            )
+        )
+        for number in range(20_000):
+            changes = {} if number % 1000 else {"started_at": None}
+            exporter.log_access(make_exchange(number, **changes))
+        assert not exporter.stop()
+    status = exporter.status()
+    assert status["waiting"] == 0
+    assert status["dropped"] + status["rejected"] == 20_000
+
+
 def test_stop_counts_unspooled_rows_as_dropped_when_time_runs_out() -> None:
     unreachable_dsn = "host=127.0.0.1 port=1 user=nobody"
     exporter = Exporter(settings(unreachable_dsn, shutdown=ShutdownSettings(drain_seconds=0.2)))
@@ -239,6 +259,20 @@ def test_stop_counts_unspooled_rows_as_dropped_when_time_runs_out() -> None:
     assert status["waiting"] == 0
     assert status["spooled"] > 0
     assert status["spooled"] + status["dropped"] == 60_000
+
+
+def test_import_waits_for_no_room_that_there_cannot_be() -> None:
+    buffer = BufferSettings(max_bytes=65_536)
+    exporter = Exporter(settings("host=127.0.0.1 port=1 user=nobody", buffer=buffer))
+    try:
+        started = time.monotonic()
+        index = make_exchange(1, target=b"/debian/dists/sid/main/Packages", body=b"x" * 100_000)
+        assert exporter.wait_for_room(index)  # without its body
+        assert exporter.log_access(index)
+        assert not exporter.wait_for_room(make_exchange(2, target=b"x" * 100_000))
+        assert time.monotonic() - started < 5
+    finally:
+        exporter.stop()
 
 
 def test_stop_is_bounded_while_the_table_is_locked(dsn: str, query: Query) -> None:

@@ -45,6 +45,14 @@ def test_a_body_that_is_not_needed_leaves_half_of_the_free_room() -> None:
     assert [*buffer.take(8), *buffer.take(8)] == [fits, (is_large[0], None)]
 
 
+def test_a_drop_counts_whatever_its_time_is() -> None:
+    buffer = Buffer(BufferSettings(max_entries=1), wake_entries=1)
+    for started_at in (1.0, 2.0, None, "3.0"):
+        buffer.put(encode(make_exchange()), started_at)  # type: ignore[arg-type]
+    assert (buffer.seen, buffer.dropped, buffer.unplaced_drops) == (4, 3, 2)
+    assert buffer.take_drops() == [("buffer_full", 2.0)]
+
+
 @pytest.mark.parametrize("seed", range(50))
 def test_each_entry_is_taken_once_in_order_or_counted_as_dropped(seed: int) -> None:
     rng = random.Random(seed)
