@@ -133,10 +133,12 @@ class Epochs:
         self._read_stanzas(root, rest + b"\n")
 
     def _read_stanzas(self, root: str, text: bytes) -> None:
-        for found in _EPOCH.finditer(text):
-            start = text.rfind(b"\n\n", 0, found.start() + 1) + 1
+        end = 0  # of the last stanza: each is looked at once, whatever a server sends
+        while found := _EPOCH.search(text, end):
+            start = max(text.rfind(b"\n\n", end, found.start() + 1) + 1, end)
             end = text.find(b"\n\n", found.end())
-            file = _FILE.search(text, max(start, 0), end if end >= 0 else len(text))
+            end = len(text) if end < 0 else end
+            file = _FILE.search(text, start, end)
             if file is not None:
                 name = file[1].decode("utf-8", "surrogateescape")
                 self._epochs[hash(f"{root}/{name}")] = found[1].decode()

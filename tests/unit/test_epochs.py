@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -132,6 +133,14 @@ def test_waiting_indexes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert epochs.find(HOST, VIM) == "2"
     assert epochs.find("other.example:80", VIM) is None
+
+
+def test_no_text_takes_more_than_linear_time() -> None:
+    """The worker would not answer meanwhile, and any server can send such a text."""
+    started = time.process_time()
+    epochs = read(INDEX, b"Package: x" + b"\nVersion: 1:1" * 70_000 + b"\n\n" + STANZAS)
+    assert time.process_time() - started < 2  # 0.02 s; in quadratic time, minutes
+    assert [epochs.find(HOST, file) for file in (VIM, GPP, CURL)] == ["2", "4", None]
 
 
 def test_text_that_is_no_index_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
