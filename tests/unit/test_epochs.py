@@ -94,6 +94,7 @@ def test_paths_of_indexes(target: bytes, root: bytes | None) -> None:
         b"\xfd7zXZ\x00 but not really",
         b"\xff" * 5000,
     ],
+    ids=["empty", "page", "cut xz", "damaged gzip", "no xz", "no text"],
 )
 def test_damaged_index_is_no_error(body: bytes) -> None:
     epochs = read(INDEX, body)
