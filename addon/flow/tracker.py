@@ -125,9 +125,13 @@ class FlowTracker:
         tunnel = self._unused_tunnels.get(data.context.client.id)
         self._discard_tunnel(data.context.client)
         if self.log_access is not None and self.filter is None:
+            started_at = data.context.client.timestamp_start
             if self.begin is not None:
-                self.begin(data.context.client.timestamp_start)
-            self.log_access(capture_tls_failure(data, tunnel))
+                self.begin(started_at)
+            try:
+                self.log_access(capture_tls_failure(data, tunnel))
+            except Exception as e:  # noqa: BLE001 - it is logged
+                self._count_unreadable(started_at, e)
 
     def client_disconnected(self, client: Client) -> None:
         """End the flows that no hook ended, after a grace period for hooks that are still to come."""
@@ -280,14 +284,18 @@ class FlowTracker:
                 self.log_access(exchange)
             elif self.skip is not None:
                 self.skip()
-        except Exception:
-            if self.count_unreadable is not None:
-                self.count_unreadable(_created_at(flow))
-            self.failures += 1
-            if self.failures == 1:
-                logger.warning(
-                    "artifactapi: a flow could not be read; it is recorded as a gap.", exc_info=True
-                )
+        except Exception as e:  # noqa: BLE001 - it is logged
+            self._count_unreadable(_created_at(flow), e)
+
+    def _count_unreadable(self, began_at: float, error: Exception) -> None:
+        """Count a flow that could not be read, and log the first such error. `began_at`: epoch seconds."""
+        if self.count_unreadable is not None:
+            self.count_unreadable(began_at)
+        self.failures += 1
+        if self.failures == 1:
+            logger.warning(
+                "artifactapi: a flow could not be read; it is recorded as a gap.", exc_info=error
+            )
 
 
 def _created_at(flow: http.HTTPFlow) -> float:

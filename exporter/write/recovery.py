@@ -179,7 +179,7 @@ def _converted(payload: bytes, fields: tuple[str, ...]) -> bytes:
     """An exchange that another version has recorded, with the fields of this one; empty: it is damaged."""
     try:
         values: dict[str, Any] = dict(zip(fields, msgspec.msgpack.decode(payload), strict=True))
-    except (msgspec.MsgspecError, TypeError, ValueError):
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
         return b""
     return msgspec.msgpack.encode([values.get(name) for name in _FIELDS])
 

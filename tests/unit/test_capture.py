@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from mitmproxy import ctx, http, options
 from mitmproxy.connection import Client, ConnectionState, Server
 from mitmproxy.flow import Error
+from mitmproxy.proxy.context import Context
+from mitmproxy.tls import TlsData
 from msgspec.structs import astuple
 
 from addon.flow import capture as module
@@ -233,6 +235,23 @@ def test_a_saved_flow_may_have_been_created_at_any_time(created_at: Any) -> None
     assert len(logged) == 1
     assert begun == 2 * [1.0 if created_at == 1 else 0.0]
     assert {type(at) for at in begun} == {float}
+
+
+def test_a_tls_failure_that_cannot_be_read_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    tunnel = make_flow(method=b"CONNECT")
+    tunnel.metadata["proxyauth"] = {"name": "of another addon"}
+    client = tunnel.client_conn
+    client.timestamp_start = 5.0
+    unreadable: list[float] = []
+    tracker = FlowTracker()
+    tracker.log_access = lambda _: pytest.fail("it was logged")
+    tracker.count_unreadable = unreadable.append
+    tracker.http_connect(tunnel)
+    tracker.http_connected(tunnel)
+    tracker.tls_failed_client(TlsData(client, Context(client, options.Options())))
+    assert unreadable == [5.0]
+    assert tracker.open_count == 0
+    assert "could not be read" in caplog.text
 
 
 def test_megabyte_values_are_cut_and_marked() -> None:

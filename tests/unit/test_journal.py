@@ -239,6 +239,21 @@ def test_fields_of_another_version_are_found_by_name(journal: Journal) -> None:
     assert list(fewer.exchanges()) == [(b"", None)]
 
 
+def test_odd_values_of_another_version_are_kept_and_damaged_ones_are_empty(
+    journal: Journal,
+) -> None:
+    exchange = make_exchange(1, host="caf\udce9.example", error="\ud800")
+    record(journal, exchange)
+    journal.put(b"\x91" * 100_000)  # a list in a list in a list
+    content = content_of(journal)
+    identity = read_identity(content)
+    assert identity
+    names = ["cut_by" if name == "sha256" else name for name in identity.fields]
+    kept, damaged = JournalContent(content, replace(identity, fields=tuple(names))).exchanges()
+    assert decode(kept) == exchange
+    assert damaged == (b"", None)
+
+
 def test_client_cannot_forge_an_exchange(journal: Journal) -> None:
     """A URL that holds a record of another journal, and then one of a released exchange."""
     record(journal, make_exchange(0, port=0))
