@@ -45,8 +45,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Space is used and freed by segments, which costs nothing per exchange. One holds the largest exchange.
-_SEGMENT_BYTES = 128 * 1024
+# Space is used and freed by segments, which costs nothing per exchange. One holds the largest exchange, which
+# has 142,567 bytes, unless `journal.max_bytes` is too small for that.
+_SEGMENT_BYTES = 160 * 1024
 _MIN_SEGMENTS, _MAX_SEGMENTS = 4, 64
 _pack = RECORD.pack
 _RECORD_BYTES = RECORD.size
