@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import subprocess
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ import pytest
 from exporter import Settings
 from exporter.archive.files import archive_day, archived_days, rows_in_archive, verify_day
 from exporter.postgres.connection import connect
+from exporter.postgres.embedded import programs
 from exporter.postgres.locks import HOUSEKEEPING, only_session
 from exporter.postgres.schema import MIGRATIONS, ensure_schema, grants, schema_name
 from exporter.retention.days import (
@@ -34,6 +36,7 @@ from exporter.retention.steps import keep_in_order
 from exporter.run import Run
 from exporter.settings import DatabaseSettings, RetentionSettings
 from exporter.write.database import Database
+from exporter.write.insert import COLUMNS
 from exporter.write.ledger import RunCounts, RunLedger
 from tests.support.access_log import temporary_schema, write_entries
 from tests.support.citus import CLUSTER_DSN
@@ -61,6 +64,12 @@ _DAILY_FROM_ROWS = """
            status_code / 100 AS status_class, cache_status, count(*),
            coalesce(sum(response_bytes), 0)::bigint, count(*) FILTER (WHERE access_log_failed(status_code))
     FROM access_log GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5
+"""
+# Where pg_dump is at the rows of a day.
+_DUMPED = """
+    SELECT DISTINCT nspname::text FROM pg_stat_activity JOIN pg_locks USING (pid)
+    JOIN pg_class ON relation = pg_class.oid JOIN pg_namespace ON relnamespace = pg_namespace.oid
+    WHERE application_name = 'pg_dump' AND query LIKE 'COPY %access_log_2023%' AND relname = 'access_log_20231114'
 """
 _DAILY = "SELECT * FROM access_log_daily ORDER BY 1, 2, 3, 4, 5"
 _FETCHES_FROM_ROWS = """
@@ -323,6 +332,31 @@ def test_nothing_is_detached_while_a_long_transaction_uses_the_log(
 
     assert prune_all(owner, before) == [("14", 11)]
     assert rows(owner, "SELECT count(*) FROM access_log") == [(21,)]
+
+
+@pytest.mark.not_on_citus("pg_dump needs a partition in which all rows are on one node")
+def test_a_dump_and_a_writer_go_on_while_a_day_is_to_leave(
+    owner: psycopg.Connection, any_dsn: str
+) -> None:
+    """Nobody reads what pg_dump writes, so that it stops in the middle of the rows, with its locks."""
+    copied = ", ".join(column for column in COLUMNS if column != "flow_id")
+    owner.execute(
+        f"INSERT INTO access_log (flow_id, {copied}) SELECT gen_random_uuid(), {copied} "
+        "FROM access_log_20231114 CROSS JOIN generate_series(1, 4000)"
+    )
+    schema = schema_name(owner)
+    command = [programs() / "pg_dump", "--dbname", any_dsn, "--schema", schema, "--data-only"]
+    before = FIRST_DAY + timedelta(days=1)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as dump:
+        eventually(lambda: rows(owner, _DUMPED) == [(schema,)])
+        with pytest.raises(LogInUseError, match="perhaps a pg_dump"):
+            prune_all(owner, before)
+        write_entries(any_dsn, make_entry(500), make_entry(500 + DAY_MS))
+        assert dump.poll() is None
+        text, errors = dump.communicate()
+    assert (dump.returncode, errors) == (0, b"")
+    assert text.count(b"registry.example") == 40_030
+    assert prune_all(owner, before) == [("14", 40_011)]
 
 
 @pytest.mark.not_on_citus("a DEFAULT partition hinders only DETACH CONCURRENTLY")
