@@ -345,7 +345,7 @@ def test_a_dump_and_a_writer_go_on_while_a_day_is_to_leave(
         "FROM access_log_20231114 CROSS JOIN generate_series(1, 4000)"
     )
     schema = schema_name(owner)
-    command = [programs() / "pg_dump", "--dbname", any_dsn, "--schema", schema, "--data-only"]
+    command = [str(programs() / "pg_dump"), "-d", any_dsn, "--schema", schema, "--data-only"]
     before = FIRST_DAY + timedelta(days=1)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as dump:
         eventually(lambda: rows(owner, _DUMPED) == [(schema,)])
