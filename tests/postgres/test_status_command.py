@@ -62,7 +62,7 @@ def test_figures_of_a_proxy_that_logs(dsn: str) -> None:
     ]
     assert "; last write 20" in lines[3]
     assert " on average; 95 % within " in lines[4]
-    assert lines[5].startswith("  space           memory 0 B of 58.7 MB, disk 0 B of 268.4 MB, ")
+    assert lines[5].startswith("  space           memory 0 B of 50.3 MB, disk 0 B of 268.4 MB, ")
     assert call("status").returncode == 0
     (line,) = call("status", "--json").stdout.splitlines()
     figures = json.loads(line)

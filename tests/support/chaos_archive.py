@@ -118,10 +118,11 @@ class ArchiveChaos:
 
     def add_late_rows(self) -> None:
         """Write rows for three days that may have left the log, and rows of them that were written before."""
-        for day in self.rng.sample(self.days, min(3, len(self.days))):
+        days = self.rng.sample(self.days, min(3, len(self.days)))
+        for day in days:
             self.insert(day, self.rng.randrange(1, 40))
-        again = self.rng.sample(sorted(self._written), min(20, len(self._written)))
-        self._write([self._written[flow_id] for flow_id in again])
+        written = [row for row in self._written.values() if row[0].date() in days]
+        self._write(self.rng.sample(written, min(20, len(written))))
 
     def insert(self, day: date, count: int) -> None:
         """Write new rows of a day."""
