@@ -13,7 +13,7 @@ from msgspec.structs import astuple, replace
 
 from ..exchange import Exchange
 
-# An exchange without its body, and its body, which only the computation of a digest needs.
+# An exchange without its body, and its body, which only a digest or the epochs of an index need.
 type Encoded = tuple[bytes, bytes | None]
 
 _OVERHEAD_BYTES = 160  # of the two objects, their tuple and its place in a queue, rounded up

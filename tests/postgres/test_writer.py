@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import stat
 import time
@@ -29,7 +30,7 @@ from tests.support.samples import make_exchange
 from tests.support.wait import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from exporter import AccessLogEntry
@@ -209,17 +210,22 @@ def test_stop_without_postgres_and_spool_is_bounded_and_counts_lost_rows() -> No
     assert (status["seen"], status["dropped"], status["waiting"]) == (300, 300, 0)
 
 
-@pytest.mark.slow
-def test_stop_counts_buffered_rows_as_dropped_when_time_runs_out() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent_server:
-        port = silent_server.getsockname()[1]
-        exporter = Exporter(
+@contextlib.contextmanager
+def exporter_of_silent_server(drain_seconds: float) -> Iterator[Exporter]:
+    """Yield an exporter without a spool, whose server accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield Exporter(
             settings(
-                f"host=127.0.0.1 port={port} user=nobody",
+                f"host=127.0.0.1 port={server.getsockname()[1]} user=nobody",
                 spool=SpoolSettings(max_bytes=0),
-                shutdown=ShutdownSettings(drain_seconds=0.5),
+                shutdown=ShutdownSettings(drain_seconds=drain_seconds),
             )
         )
+
+
+@pytest.mark.slow
+def test_stop_counts_buffered_rows_as_dropped_when_time_runs_out() -> None:
+    with exporter_of_silent_server(drain_seconds=0.5) as exporter:
         for number in range(50_000):
             wheel = b"/packages/demo_%d-1.0-py3-none-any.whl" % number
             exporter.log_access(make_exchange(number, host="pypi.example", target=wheel))
@@ -230,15 +236,7 @@ def test_stop_counts_buffered_rows_as_dropped_when_time_runs_out() -> None:
 
 @pytest.mark.slow
 def test_stop_counts_what_cannot_be_read_when_time_runs_out() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent_server:
-        port = silent_server.getsockname()[1]
-        exporter = Exporter(
-            settings(
-                f"host=127.0.0.1 port={port} user=nobody",
-                spool=SpoolSettings(max_bytes=0),
-                shutdown=ShutdownSettings(drain_seconds=0.4),
-            )
-        )
+    with exporter_of_silent_server(drain_seconds=0.4) as exporter:
         for number in range(20_000):
             changes = {} if number % 1000 else {"started_at": None}
             exporter.log_access(make_exchange(number, **changes))
