@@ -121,11 +121,11 @@ def test_explanation_ends_with_the_identity() -> None:
         ("https://pypi.example/./simple/attrs", "path: /simple/attrs"),
         (
             "https://repo1.maven.example/maven2/org/x/maven-metadata.xml",
-            "  maven#6: then does not match 'x', which must start with 'org' and go on",
+            "  maven#7: then does not match 'x', which must start with 'org' and go on",
         ),
         (
             "https://repo1.maven.example/maven2/org/x-y/maven-metadata.xml",
-            "  maven#5: a value for its purl is missing, or a filter rejects it",
+            "  maven#6: a value for its purl is missing, or a filter rejects it",
         ),
     ],
 )

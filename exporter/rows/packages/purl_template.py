@@ -58,7 +58,7 @@ def _dots(group: str) -> str | None:
 
 def _rooted(group: str) -> str | None:
     """Reject folders of a Maven group that may begin before it, such as de/mirror/org/apache."""
-    return None if re.search(r"/(?:com|io|net|org|maven2)/", f"{group}/") else group
+    return None if re.search(r"(?i)/(?:com|io|net|org|maven2)/", f"{group}/") else group
 
 
 _NUGET_VERSION = re.compile(
