@@ -23,12 +23,18 @@ SECTION = "mitmdump, by part"
 EXPLANATION = """\
 Where the CPU time of one small request goes, measured inside mitmdump: in our hooks (minus the time of empty
 ones), in our threads, and in full garbage collections, which look at everything that is loaded; and, to compare,
-in mitmproxy's AddonManager, which asks each of its 36 addons at each of the 8 events of a request. Hooks and
+in hooks that read, encode and keep the bare facts and decide nothing, which no log can undercut in Python, and in
+mitmproxy's AddonManager, which asks each of its 36 addons at each of the 8 events of a request. Hooks and
 collections are timed by the clock, since reading the CPU time takes as long as a short hook. Other load on the
 machine disturbs these figures less than a ratio of whole processes, but they leave out what they cannot see: that
 our code and data push those of mitmproxy out of the CPU's caches."""
 _HERE = Path(__file__).parent
-_EMPTY, _OURS = "empty hooks", "artifactapi"
+_EMPTY, _LEAST, _OURS = "empty hooks", "bare facts", "artifactapi"
+_SCRIPTS = {
+    _EMPTY: _HERE / "empty_hooks.py",
+    _LEAST: _HERE / "least_hooks.py",
+    _OURS: SCRIPT,
+}
 _REQUESTS = 256  # of a turn: two batches
 _SETTLE_SECONDS = 2.5  # a batch waits for up to two seconds
 _UNIT = "us of CPU per request"
@@ -47,7 +53,7 @@ def measure(workspace: Workspace) -> list[Figure]:
             name: _Process(
                 stack.enter_context(_start(workspace, name, script)), _sums(workspace, name)
             )
-            for name, script in ((_EMPTY, _HERE / "empty_hooks.py"), (_OURS, SCRIPT))
+            for name, script in _SCRIPTS.items()
         }
         for keep in (False, True):
             kind = f"{'kept' if keep else 'new'} connections"
@@ -77,6 +83,7 @@ def _round(
         "the whole request with empty hooks": us * used[_EMPTY]["threads"]["MainThread"],
         "of it, mitmproxy's AddonManager with all addons": us * used[_EMPTY]["all addons"],
         "our hooks": us * (used[_OURS]["hooks"] - used[_EMPTY]["hooks"]),
+        "hooks that keep the bare facts": us * (used[_LEAST]["hooks"] - used[_EMPTY]["hooks"]),
         "our writer thread": us * threads["artifactapi-writer"],
         "our other threads": us
         * sum(
