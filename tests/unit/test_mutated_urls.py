@@ -81,3 +81,10 @@ def test_mutated_urls_have_no_other_package(mutate: Callable[[str, random.Random
 
     assert different == []
     assert same > 50
+
+
+def test_a_snapshot_in_another_case_is_no_artifact() -> None:
+    """Not in the table, because upper case would make it a version again."""
+    identity = REMOTES.identify("repo1.maven.example", "/maven2/g/a/1-Snapshot/maven-metadata.xml")
+
+    assert (identity.artifact_kind, identity.purl) == ("index", None)
