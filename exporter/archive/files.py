@@ -11,13 +11,14 @@ import contextlib
 import fcntl
 import os
 import re
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID  # noqa: TC003 - msgspec reads the annotations
 
 from msgspec import DecodeError, Struct, ValidationError, json
 from psycopg import sql
 
+from ..day import day_span
 from ..gil import yielding_gil
 from .columns import (
     KEY,
@@ -141,9 +142,8 @@ def archive_day(
         connection.execute(_TRANSACTION_SETTINGS)
         table = relation if isinstance(relation, sql.Identifier) else sql.Identifier(relation)
         columns = table_columns(connection, table)
-        start = datetime(day.year, day.month, day.day, tzinfo=UTC)
-        names: dict[str, sql.Composable] = {"relation": table}
-        names |= {"start": sql.Literal(start), "end": sql.Literal(start + timedelta(days=1))}
+        start, end = map(sql.Literal, day_span(day))
+        names: dict[str, sql.Composable] = {"relation": table, "start": start, "end": end}
         rows = _ROWS.format(**names)
         digest = total = postgres_digest(connection, columns, rows)
         paths = _files(day_folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
 import psycopg
@@ -27,6 +27,7 @@ from ..archive.parquet import (
     files_relation,
     read_records,
 )
+from ..day import midnight
 from ..postgres.connection import describe
 from ..postgres.schema import schema_name
 from .selection import Selection
@@ -83,10 +84,6 @@ _FUNCTIONS = """
 """
 
 
-def _midnight(day: date) -> datetime:
-    return datetime(day.year, day.month, day.day, tzinfo=UTC)
-
-
 class ArchivedSpan(NamedTuple):
     """A day of the archive."""
 
@@ -97,7 +94,7 @@ class ArchivedSpan(NamedTuple):
     @property
     def start(self) -> datetime:
         """Midnight in UTC."""
-        return _midnight(self.day)
+        return midnight(self.day)
 
     @property
     def end(self) -> datetime:
@@ -124,8 +121,8 @@ def archived_spans(folder: Path, selection: Selection) -> list[ArchivedSpan]:
     wanted = [
         day
         for day in archived_days(folder)
-        if (selection.since is None or _midnight(day) + _DAY > selection.since)
-        and (selection.until is None or _midnight(day) < selection.until)
+        if (selection.since is None or midnight(day) + _DAY > selection.since)
+        and (selection.until is None or midnight(day) < selection.until)
     ]
     paths = {day: files_of_day(folder, day) for day in wanted}
     records = iter(read_records([path for day in wanted for path in paths[day]]))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psycopg import sql
 
+from ..day import day_span, midnight
 from .archived import with_archive
 from .selection import Selection
 from .session import read_only
@@ -132,10 +133,10 @@ class Days(NamedTuple):
     @property
     def bounds(self) -> dict[str, Any]:
         """The span as parameters `since` and `until` (exclusive) of a query."""
-        until = None
-        if self.last is not None and self.last < date.max:
-            until = _midnight(self.last + timedelta(days=1))
-        return {"since": _midnight(self.first) or "-infinity", "until": until or "infinity"}
+        return {
+            "since": midnight(self.first) if self.first else "-infinity",
+            "until": day_span(self.last)[1] if self.last and self.last < date.max else "infinity",
+        }
 
 
 class Evidence(NamedTuple):
@@ -238,10 +239,6 @@ def count_rows(
             day = sql.SQL("{}::date").format(sql.Literal(partition.from_at.astimezone(UTC).date()))
     for node, of_day, rows in connection.execute(_COUNT.format(day=day, where=where), values):
         yield (node, of_day), rows
-
-
-def _midnight(day: date | None) -> datetime | None:
-    return None if day is None else datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
 def _later(bound: Any, at: datetime) -> datetime:

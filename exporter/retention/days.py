@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from psycopg import sql
 
 from ..archive.files import files_of_day
+from ..day import day_span
 from ..postgres.citus import in_sequence, is_distributed
 from .repeats import counted_files, remove_repeats
 
@@ -243,10 +244,7 @@ def drop(connection: Connection[Any], partition: Partition, archive: Path | None
             name = partition.table.as_string(connection)
             for day in partition.days:
                 files = _new_files(connection, day, archive)
-                at = datetime(day.year, day.month, day.day, tzinfo=UTC)
-                ((rollup,),) = connection.execute(
-                    _ROLL_UP, (name, at, at + timedelta(days=1))
-                ).fetchall()
+                ((rollup,),) = connection.execute(_ROLL_UP, (name, *day_span(day))).fetchall()
                 connection.execute(_MARK_PRUNED, (files, rollup))
         connection.execute(sql.SQL("DROP TABLE {}").format(partition.table))
     return rows

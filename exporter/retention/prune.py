@@ -9,6 +9,7 @@ import psycopg
 
 from ..archive.files import archive_day, claim_archive
 from ..archive.parquet import ArchiveError
+from ..day import day_span
 from ..postgres.citus import in_sequence
 from ..postgres.locks import short_lock_waits
 from .days import (
@@ -115,8 +116,7 @@ def _remove(connection: Connection[Any], partition: Partition, archive: Path | N
         contents = partition.contents(connection)
         _archive(connection, partition, archive)
     if partition.state == "attached":
-        starts = [datetime(day.year, day.month, day.day, tzinfo=UTC) for day in partition.days]
-        roll_up_leaving(connection, [Span(start, start + timedelta(days=1)) for start in starts])
+        roll_up_leaving(connection, [Span(*day_span(day)) for day in partition.days])
     if partition.state != "detached":
         try:
             detach(connection, partition)

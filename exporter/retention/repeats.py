@@ -7,13 +7,14 @@ their day has left, only the files of the archive know the key.
 from __future__ import annotations
 
 import itertools
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psycopg import sql
 
 from ..archive.files import files_of_day, load_keys
 from ..archive.parquet import check_file
+from ..day import day_span
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,7 +76,7 @@ class PrunedRollup(NamedTuple):
 
 def pruned_rollups(connection: Connection[Any], day: date) -> list[PrunedRollup]:
     """Return the totals of a day's pruned rows. Raises psycopg.Error."""
-    return [PrunedRollup(*row) for row in connection.execute(_PRUNED, _span(day))]
+    return [PrunedRollup(*row) for row in connection.execute(_PRUNED, day_span(day))]
 
 
 def late_days(connection: Connection[Any]) -> list[date]:
@@ -104,7 +105,7 @@ def remove_repeats(
     paths = counted_files(connection, day, archive)
     if not paths:
         return 0
-    start, end = _span(day)
+    start, end = day_span(day)
     load_keys(connection, paths)
     names = {
         "table": table,
@@ -168,8 +169,3 @@ def _record(connection: Connection[Any], day: date, rows: list[tuple[Any, ...]])
             columns = map(list, zip(*fetches.values(), strict=True))
             unknown = [None] * len(fetches)  # remote and user of the first fetch, which stays
             connection.execute(_TAKE_BACK, (node, list(fetches), unknown, unknown, *columns))
-
-
-def _span(day: date) -> tuple[datetime, datetime]:
-    start = datetime(day.year, day.month, day.day, tzinfo=UTC)
-    return start, start + timedelta(days=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psycopg import sql
@@ -18,12 +17,14 @@ from ..archive.parquet import (
     engine,
     files_relation,
 )
+from ..day import day_span
 from ..postgres.citus import in_sequence
 from ..postgres.locks import HOUSEKEEPING, only_transaction
 from .days import left_partitions
 from .repeats import pruned_rollups, remove_repeats
 
 if TYPE_CHECKING:
+    from datetime import date
     from pathlib import Path
 
     from psycopg import Connection
@@ -114,9 +115,9 @@ def restore_day(connection: Connection[Any], folder: Path, day: date) -> Restore
                 inserted += connection.execute(_INSERT.format(columns=names)).rowcount
                 connection.execute("TRUNCATE pg_temp.restored")
         rows = sum(record.digest.rows for record in records)
-        start = datetime(day.year, day.month, day.day, tzinfo=UTC)
         if inserted:
-            connection.execute(_DELETE_STALE, (start + timedelta(days=1), start))
+            start, end = day_span(day)
+            connection.execute(_DELETE_STALE, (end, start))
         sizes = {path.name: record.digest.rows for path, record in zip(paths, records, strict=True)}
         counted_twice = not _remove_rollups(connection, day, sizes)
     return RestoredDay(rows, inserted, counted_twice)

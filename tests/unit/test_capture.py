@@ -43,11 +43,17 @@ def context() -> Iterator[None]:
         yield
 
 
+def tracker_into(logged: list[Exchange]) -> FlowTracker:
+    """Return a tracker that appends what it logs."""
+    tracker = FlowTracker()
+    tracker.log_access = lambda exchange: logged.append(exchange) or True  # type: ignore[func-returns-value]
+    return tracker
+
+
 def play(flow: http.HTTPFlow, *hooks: str) -> list[Exchange]:
     """Fire these hooks in order and return the exchanges that are logged."""
     logged: list[Exchange] = []
-    tracker = FlowTracker()
-    tracker.log_access = lambda exchange: logged.append(exchange) or True  # type: ignore[func-returns-value]
+    tracker = tracker_into(logged)
     for hook in hooks:
         getattr(tracker, hook, lambda _: None)(flow)
         tracker.update([flow])
@@ -78,6 +84,14 @@ def make_flow(**changes: Any) -> http.HTTPFlow:
     }
     flow.request = http.Request(**(request | changes))
     flow.live = True
+    return flow
+
+
+def make_saved_flow() -> http.HTTPFlow:
+    """Return a flow as mitmproxy reads it from a file."""
+    flow = make_flow()
+    flow.live = None  # type: ignore[assignment]
+    flow.client_conn.state = ConnectionState.CLOSED
     return flow
 
 
@@ -200,12 +214,9 @@ def test_ordinary_ends_are_those_of_every_flow(attribute: str, status: int) -> N
 
 def test_a_saved_flow_without_a_response_ends_with_its_request() -> None:
     """Whatever other addons do with it until then."""
-    flow = make_flow()
-    flow.live = None  # type: ignore[assignment]
-    flow.client_conn.state = ConnectionState.CLOSED
+    flow = make_saved_flow()
     logged: list[Exchange] = []
-    tracker = FlowTracker()
-    tracker.log_access = lambda exchange: logged.append(exchange) or True  # type: ignore[func-returns-value]
+    tracker = tracker_into(logged)
     tracker.requestheaders(flow)
     tracker.update([flow])
     assert not logged
@@ -221,9 +232,7 @@ def test_a_saved_flow_without_a_response_ends_with_its_request() -> None:
 
 @pytest.mark.parametrize("created_at", [None, "yesterday", 10**400, 1])
 def test_a_saved_flow_may_have_been_created_at_any_time(created_at: Any) -> None:
-    flow = make_flow()
-    flow.live = None  # type: ignore[assignment]
-    flow.client_conn.state = ConnectionState.CLOSED
+    flow = make_saved_flow()
     flow.timestamp_created = created_at
     begun: list[object] = []
     logged: list[Exchange] = []
@@ -337,8 +346,7 @@ def test_exchange_keeps_the_index_of_debian_packages(
 
 def test_unused_tunnel_is_logged_after_a_reload() -> None:
     logged: list[Exchange] = []
-    before, after = FlowTracker(), FlowTracker()
-    after.log_access = lambda exchange: logged.append(exchange) or True  # type: ignore[func-returns-value]
+    before, after = FlowTracker(), tracker_into(logged)
     idle, used = make_flow(method=b"CONNECT"), make_flow(method=b"CONNECT")
     for tunnel in (idle, used):
         before.http_connect(tunnel)
